@@ -1,0 +1,179 @@
+#!/usr/bin/python3
+"""End-to-end test: the set of nginx's failed upstream requests and the set of finrace's verdicts are equal.
+
+Real nginx with upstream keep-alive stands in front of a real upstream; many clients send POSTs near the upstream's idle
+timer. finrace watches the whole host. The truth is nginx's error log, matched with finrace's records by the upstream
+connection (all four of address and port) and time within a second; how that is exact is told in proxy_lab.py. A capture
+on the proxy's side is the second witness: each verdict's cause must fit the sequence numbers on the wire.
+
+Exit code: 0 all passed, 1 something failed (the logs are kept and named), 2 usage or environment.
+"""
+
+import argparse
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+import proxy_lab  # noqa: E402
+from proxy_lab import Lab, LabError, Paint, Verdict  # noqa: E402
+
+FEWEST_RACES = 10  # fewer, and the test has proved nothing
+ROWS_SHOWN = 20
+
+
+class Checks:
+    def __init__(self, paint: Paint):
+        self.paint, self.passed, self.failed = paint, 0, 0
+
+    def __call__(self, good: bool, name: str, detail: str = "", rows=()):
+        self.passed, self.failed = self.passed + bool(good), self.failed + (not good)
+        mark = self.paint.good("pass") if good else self.paint.bad("FAIL")
+        print(f"  {mark}  {name:<58} {detail}", flush=True)
+        if not good:
+            for row in list(rows)[:ROWS_SHOWN]:
+                print(f"          {row}")
+            if len(list(rows)) > ROWS_SHOWN:
+                print(f"          and {len(list(rows)) - ROWS_SHOWN} more")
+
+
+def describe(exchange) -> str:
+    connection = exchange.connection
+    where = f"{connection[0]}:{connection[1]}" if connection else "?"
+    return (f"{exchange.id} at {exchange.time:.3f} from {where}: client got {exchange.status}; nginx: "
+            f"{exchange.error or 'no error'}; wire: {exchange.evidence.text if exchange.evidence else 'nothing'}")
+
+
+def describe_verdict(verdict: Verdict, exchanges) -> str:
+    """With what the other witnesses say about that connection at that time."""
+    near = [exchange for exchange in exchanges if exchange.connection == verdict.connection]
+    near.sort(key=lambda exchange: abs(exchange.time - verdict.time))
+    local = verdict.connection
+    return (f"verdict {verdict} at {verdict.time:.3f} on {local[0]}:{local[1]} -> {local[2]}:{local[3]}: "
+            f"{verdict.get('finrace.message', '')} || nearest: {describe(near[0]) if near else 'no request at all'}")
+
+
+def run(arguments, checks: Checks) -> None:
+    with Lab(arguments.upstream, clients=arguments.clients, keep_alive=arguments.keep_alive, family=arguments.family,
+             delay=arguments.delay, delay_line=arguments.delay_line, seed=arguments.seed) as lab:
+        lab.keep_directory = True  # until it is known that nothing failed
+        try:
+            judge(arguments, checks, lab)
+            lab.keep_directory = checks.failed > 0 or arguments.keep_logs
+        except (KeyboardInterrupt, SystemExit):
+            lab.keep_directory = False
+            raise
+        finally:
+            if lab.keep_directory:
+                print(f"logs: {lab.directory}", file=sys.stderr)
+
+
+def judge(arguments, checks: Checks, lab: Lab) -> None:
+    records = None
+    if arguments.finrace is not None:
+        options = ["--backend", arguments.backend]
+        if arguments.attach:
+            options += ["--attach", arguments.attach]
+        records = lab.start_finrace(arguments.finrace, options)
+    rounds = lab.warm_up(records)
+    print(f"  upstream closes after {lab.idle_timeout * 1e3:.1f} ms of idleness, round trip {lab.round_trip * 1e3:.1f} ms "
+          f"({rounds} warm-up round{'s' if rounds > 1 else ''})", flush=True)
+    lab.race(arguments.requests)
+    lab.settle()
+
+    code = None
+    if records is not None:
+        alive = lab.finrace.process.poll() is None
+        code = lab.finrace.stop()
+        checks(alive and code == 0, "finrace ran to the end and SIGINT ended it with 0",
+               f"exit {code}" + ("" if alive else ", before SIGINT"), lab.finrace.last_words().splitlines())
+    missed = lab.capture_losses()
+    checks(missed == 0, "the capture is complete", f"{missed} packets missed")
+    trouble = lab.gather()
+    failures = lab.failures
+    raced = [exchange for exchange in lab.exchanges if exchange.race]
+    checks(len(raced) == arguments.requests, "every request near the timer was sent", f"{len(raced)}")
+    checks(not trouble, "client, nginx's logs and the wire agree", f"{len(trouble)} differences", trouble)
+    checks(len(failures) >= FEWEST_RACES, f"at least {FEWEST_RACES} requests raced",
+           f"{len(failures)} of {len(raced)} failed")
+    kinds = Counter(exchange.evidence.kind for exchange in failures if exchange.evidence)
+    print("  on the wire: " + (", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) or "nothing"))
+    print("  nginx's log: " + "; ".join(f"{count} x {text}" for text, count in
+                                        Counter(exchange.error for exchange in failures).most_common()))
+    if records is None:
+        print(checks.paint.bad("  finrace did not run (--finrace none): only the lab itself was tested"))
+        return
+
+    verdicts, foreign = lab.verdicts(records)
+    print("  finrace:     " + "; ".join(f"{count} x {text}" for text, count in
+                                        Counter(map(str, verdicts)).most_common()))
+    learned = records.learned(lab.address, proxy_lab.PORT_UPSTREAM)
+    checks(learned is not None and abs(learned[0] - lab.idle_timeout * 1e3) <= max(50, lab.idle_timeout * 50),
+           "finrace learned the upstream's idle timeout",
+           f"{learned[0]:.0f} ms from {learned[1]} closes, the wire says {lab.idle_timeout * 1e3:.0f} ms" if learned else
+           "no finrace.upstream record with it")
+    pairs, missing, extra = proxy_lab.match(failures, verdicts)
+    checks(not missing, "every failed request has its verdict", f"{len(pairs)} of {len(failures)}",
+           ["no verdict for " + describe(exchange) for exchange in missing])
+    checks(not extra, "no verdict without a failed request", f"{len(extra)} beside the {len(pairs)}",
+           [describe_verdict(verdict, lab.exchanges) for verdict in extra])
+    checks(not foreign, "no verdict on the clients' own connections", f"{len(foreign)}", map(str, foreign))
+    wrong = [(exchange, verdict, why) for exchange, verdict in pairs
+             if (why := proxy_lab.disagreement(exchange, verdict)) is not None]
+    checks(not wrong, "every cause fits the wire, every crossing is proven", f"{len(pairs) - len(wrong)} of {len(pairs)}",
+           [f"{verdict}: {why}; {describe(exchange)}" for exchange, verdict, why in wrong])
+    unproven = [verdict for verdict in verdicts if verdict.get("finrace.incomplete")]
+    checks(not unproven, "no verdict is incomplete", f"{len(unproven)}", map(str, unproven))
+    health = records.named("finrace.health")
+    lost = records.lost_events()
+    checks(bool(health) and lost == 0, "no event was lost", f"{lost} lost, {len(health)} health records")
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return value
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--finrace", default=str(proxy_lab.ROOT / "build/finrace"),
+                        help="the binary; 'none' tests the lab alone, and says so (default: build/finrace)")
+    parser.add_argument("--backend", choices=["trace", "cgroup", "auto"], default="auto")
+    parser.add_argument("--attach", choices=["fentry", "kprobe", "auto"])
+    parser.add_argument("--upstream", choices=["uvicorn", "lingering", "reset", "local-uvicorn"], default="uvicorn")
+    parser.add_argument("--family", type=int, choices=[4, 6], default=4)
+    parser.add_argument("--requests", type=positive, default=300)
+    parser.add_argument("--clients", type=positive, default=30)
+    parser.add_argument("--keep-alive", type=positive, default=1, metavar="SECONDS")
+    parser.add_argument("--delay", default="20ms", help="one-way (default: 20ms)")
+    parser.add_argument("--delay-line", type=Path, default=proxy_lab.ROOT / "build/delay-line")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep-logs", action="store_true", help="keep the logs of a run that passed as well")
+    arguments = parser.parse_args()
+    arguments.finrace = None if arguments.finrace == "none" else Path(arguments.finrace).resolve()
+    arguments.delay_line = arguments.delay_line.resolve()
+    return arguments
+
+
+def main() -> int:
+    arguments = parse()
+    proxy_lab.unwind_on_signals()
+    checks = Checks(Paint())
+    attach = f"/{arguments.attach}" if arguments.attach else ""
+    print(f"nginx race: {arguments.upstream} upstream, IPv{arguments.family}, backend {arguments.backend}{attach}, "
+          f"{arguments.requests} POSTs from {arguments.clients} clients", flush=True)
+    try:
+        run(arguments, checks)
+    except (LabError, OSError, ValueError) as error:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print(f"nginx_race: {error}", file=sys.stderr)
+        return 2
+    print(f"{checks.passed} passed, {checks.failed} failed")
+    return 1 if checks.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
