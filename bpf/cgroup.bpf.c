@@ -1,0 +1,565 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+/*
+ * Backend "cgroup": sock_ops and cgroup_skb on the root of the cgroup v2 hierarchy. Stable kernel interface
+ * only: no BTF, no kprobes, no reading of kernel memory, so it runs where tracing programs are refused.
+ *
+ * sock_ops tells every change of state of the connections that began after the tracer, with snd_una and
+ * snd_nxt as they then are. The packet programs add what it can't tell: when a request was sent, and the
+ * header of an RST. For connections older than the tracer (sock_ops stays silent on those) the packets
+ * are all there is.
+ */
+#include "emit.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+#define ALLOW 1
+#define SOCK_STREAM 1
+#define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_IPV6 0x86DD
+#define IPV6_HEADER_BYTES 40
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+/* Word by word: the verifier refuses the wider loads that the compiler would make of this. */
+#define WORD(address, i) (*(volatile __u32 *)&(address)[i])
+#define COPY_ADDRESS(to, from)                             \
+	do {                                               \
+		__u32 *words = (__u32 *)(to);              \
+		words[0] = WORD(from, 0);                  \
+		words[1] = WORD(from, 1);                  \
+		words[2] = WORD(from, 2);                  \
+		words[3] = WORD(from, 3);                  \
+	} while (0)
+
+/* What the loader's listing of sockets told of a connection older than the tracer; by socket cookie. */
+struct adoptable {
+	__u64 last_receive_ns;
+	__u64 last_send_ns;
+	__u32 flags; /* enum connection_flag */
+	__u32 pid;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20); /* set by the loader */
+	__type(key, __u64);
+	__type(value, struct adoptable);
+} adoptables SEC(".maps");
+
+__s64 adoptables_left; /* 0: no socket without accounting needs to be looked up */
+
+const volatile bool have_coarse_clock; /* bpf_ktime_get_coarse_ns(), Linux 5.11 */
+const volatile bool have_release_hook; /* cgroup/sock_release and socket storage in it */
+
+/* Exact enough for idle times (one tick), and cheaper than the precise clock; never ahead of it. */
+static __always_inline __u64 coarse_now(void)
+{
+	return have_coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
+}
+
+static __always_inline __u16 observed_here(void)
+{
+	return OBSERVED_RESET_HEADER | (have_release_hook ? OBSERVED_CLOSE_CALL : 0);
+}
+
+/* ------------------------------------------------------------------ sock_ops: states */
+
+static __always_inline void view_sock_ops(struct socket_view *view, struct bpf_sock_ops *ctx,
+					  const struct connection *c, int fin_counted)
+{
+	__u64 received = ctx->bytes_received;
+
+	view->now_ns = bpf_ktime_get_ns();
+	view->last_receive_ns = 0;
+	/* tcp_rcv_nxt_update() counts the FIN's sequence number among the bytes. */
+	view->bytes_received = received - (received && fin_counted ? 1 : 0);
+	view->send_next = ctx->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
+	view->acknowledged = ctx->snd_una;
+}
+
+static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct connection *c,
+					  const struct socket_view *view, __u8 kind, __u8 old_state, __u8 new_state)
+{
+	struct event *e = event_begin(c, view, kind, old_state, new_state, observed_here());
+	__u64 acked;
+
+	if (!e)
+		return;
+	if (ctx->family == AF_INET) {
+		__u32 local = ctx->local_ip4, peer = ctx->remote_ip4;
+
+		e->family = 4;
+		__builtin_memcpy(e->local_address, &local, sizeof(local));
+		__builtin_memcpy(e->peer_address, &peer, sizeof(peer));
+	} else {
+		e->family = 6;
+		COPY_ADDRESS(e->local_address, ctx->local_ip6);
+		COPY_ADDRESS(e->peer_address, ctx->remote_ip6);
+	}
+	e->local_port = ctx->local_port;
+	e->peer_port = bpf_ntohl(ctx->remote_port);
+	acked = ctx->bytes_acked;
+	if (acked && (c->flags & CONNECTION_CLIENT))
+		acked--;
+	if (acked && (c->flags & CONNECTION_LOCAL_FIN) && ctx->snd_una == ctx->snd_nxt)
+		acked--;
+	e->bytes_sent = acked;
+	e->srtt_us = ctx->srtt_us >> 3;
+	e->retransmits = ctx->total_retrans;
+	event_end(e);
+}
+
+static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct connection *c = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct socket_view view = {};
+	__u32 pid;
+
+	if (!c) {
+		count_loss(LOSS_TABLE_FULL);
+		return;
+	}
+	pid = c->pid; /* left there by cgroup/connect */
+	__builtin_memset(c, 0, sizeof(*c));
+	c->pid = pid;
+	connection_start(c, next_connection_id(), bpf_ktime_get_ns(), CONNECTION_CLIENT | CONNECTION_STATE_CALLBACKS,
+			 TCP_STATE_SYN_SENT);
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (report_states) {
+		view_sock_ops(&view, ctx, c, 0);
+		emit_sock_ops(ctx, c, &view, EVENT_STATE, TCP_STATE_CLOSE, TCP_STATE_SYN_SENT);
+	}
+}
+
+static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct connection *c = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct socket_view view = {};
+
+	if (!c) {
+		count_loss(LOSS_TABLE_FULL);
+		return;
+	}
+	connection_start(c, next_connection_id(), bpf_ktime_get_ns(), CONNECTION_STATE_CALLBACKS,
+			 TCP_STATE_ESTABLISHED);
+	connection_established(c, c->opened_ns);
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	view_sock_ops(&view, ctx, c, 0);
+	emit_sock_ops(ctx, c, &view, EVENT_OPENED, TCP_STATE_SYN_RECV, TCP_STATE_ESTABLISHED);
+}
+
+static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u8 old_state, __u8 new_state)
+{
+	struct connection *c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	struct socket_view view = {};
+	__u8 kind = 0;
+	int fin;
+
+	if (!c || c->flags & CONNECTION_IGNORED)
+		return;
+	fin = new_state == TCP_STATE_CLOSE_WAIT || new_state == TCP_STATE_CLOSING || c->flags & CONNECTION_PEER_FIN;
+	view_sock_ops(&view, ctx, c, fin);
+	switch (new_state) {
+	case TCP_STATE_ESTABLISHED:
+		connection_established(c, view.now_ns);
+		kind = EVENT_OPENED;
+		break;
+	case TCP_STATE_CLOSE_WAIT:
+	case TCP_STATE_CLOSING:
+		connection_peer_fin(c, &view);
+		kind = EVENT_PEER_FIN;
+		break;
+	case TCP_STATE_FIN_WAIT1:
+	case TCP_STATE_LAST_ACK:
+		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_FIN);
+		kind = EVENT_LOCAL_FIN;
+		break;
+	case TCP_STATE_CLOSE:
+		kind = old_state == TCP_STATE_SYN_SENT ? EVENT_OPEN_FAILED : EVENT_CLOSED;
+		break;
+	default:
+		kind = report_states ? EVENT_STATE : 0;
+		break;
+	}
+	c->state = new_state;
+	if (kind)
+		emit_sock_ops(ctx, c, &view, kind, old_state, new_state);
+	if (new_state == TCP_STATE_CLOSE)
+		bpf_sk_storage_delete(&connections, sk);
+}
+
+SEC("sockops")
+int cgroup_states(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk)
+		return ALLOW;
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		on_connect(ctx, sk);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		if (follow_accepted)
+			on_accept(ctx, sk);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		on_state(ctx, sk, ctx->args[0], ctx->args[1]);
+		break;
+	}
+	return ALLOW;
+}
+
+/* ------------------------------------------------------------------ cgroup_skb: packets */
+
+struct segment {
+	__u32 seq;
+	__u32 ack;
+	__u32 payload;
+	__u8 flags;
+};
+
+/* In place, without a copy; the stack has pulled the TCP header into the linear part on both paths. */
+static __always_inline int parse_segment(struct __sk_buff *skb, struct segment *segment)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__u32 ip_bytes;
+	__u8 *tcp;
+
+	if (skb->protocol == bpf_htons(ETHERTYPE_IPV4)) {
+		__u8 *ip = data;
+
+		if (data + 20 > end)
+			return -1;
+		ip_bytes = (ip[0] & 0x0f) * 4;
+	} else {
+		__u8 *ip = data;
+
+		if (data + IPV6_HEADER_BYTES > end || ip[6] != IPPROTO_TCP)
+			return -1; /* extension headers */
+		ip_bytes = IPV6_HEADER_BYTES;
+	}
+	tcp = data + ip_bytes;
+	if ((void *)(tcp + 20) > end)
+		return -1;
+	segment->seq = bpf_ntohl(*(__be32 *)(tcp + 4));
+	segment->ack = bpf_ntohl(*(__be32 *)(tcp + 8));
+	segment->flags = tcp[13];
+	segment->payload = skb->len - ip_bytes - (tcp[12] >> 4) * 4;
+	return 0;
+}
+
+static __always_inline void view_tcp(struct socket_view *view, struct bpf_tcp_sock *tp, const struct connection *c,
+				     __u64 now_ns)
+{
+	__u64 received = tp->bytes_received;
+
+	view->now_ns = now_ns;
+	view->last_receive_ns = 0;
+	view->bytes_received = received - (received && c->flags & CONNECTION_PEER_FIN ? 1 : 0);
+	view->send_next = tp->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
+	view->acknowledged = tp->snd_una;
+}
+
+/* Out of line: one copy serves both packet programs, and stays out of the way of the packets that make no event. */
+static __noinline int emit_packet(struct bpf_sock *sk, struct connection *c, const struct socket_view *view, __u8 kind)
+{
+	struct bpf_tcp_sock *tp;
+	struct event *e;
+	__u64 acked;
+
+	if (!sk || !c || !view)
+		return 0;
+	tp = bpf_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	e = event_begin(c, view, kind, c->state, c->state, observed_here());
+	if (!e)
+		return 0;
+	if (sk->family == AF_INET) {
+		__u32 local = sk->src_ip4, peer = sk->dst_ip4;
+
+		e->family = 4;
+		__builtin_memcpy(e->local_address, &local, sizeof(local));
+		__builtin_memcpy(e->peer_address, &peer, sizeof(peer));
+	} else {
+		e->family = 6;
+		COPY_ADDRESS(e->local_address, sk->src_ip6);
+		COPY_ADDRESS(e->peer_address, sk->dst_ip6);
+	}
+	e->local_port = sk->src_port;
+	e->peer_port = bpf_ntohs(sk->dst_port);
+	acked = tp->bytes_acked;
+	if (acked && (c->flags & CONNECTION_CLIENT))
+		acked--;
+	e->bytes_sent = acked;
+	e->srtt_us = tp->srtt_us >> 3;
+	e->retransmits = tp->total_retrans;
+	event_end(e);
+	return 0;
+}
+
+/*
+ * A socket without accounting: older than the tracer, or not to be followed. While any of the former are left,
+ * the answer is kept in the socket's storage, so that each socket is looked up once.
+ */
+static __always_inline struct connection *adopt(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+	struct socket_view view = {};
+	struct adoptable *adoptable;
+	struct bpf_tcp_sock *tp;
+	struct connection *c;
+	__u64 cookie;
+
+	if (adoptables_left <= 0 || sk->protocol != IPPROTO_TCP)
+		return NULL;
+	tp = bpf_tcp_sock(sk);
+	if (!tp || sk->state == TCP_STATE_SYN_RECV || sk->state == TCP_STATE_LISTEN)
+		return NULL;
+	c = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!c) {
+		count_loss(LOSS_TABLE_FULL);
+		return NULL;
+	}
+	cookie = bpf_get_socket_cookie(skb);
+	adoptable = bpf_map_lookup_elem(&adoptables, &cookie);
+	if (!adoptable) {
+		c->flags = CONNECTION_IGNORED;
+		return c;
+	}
+	view.now_ns = bpf_ktime_get_ns();
+	view.last_receive_ns = adoptable->last_receive_ns;
+	view.bytes_received = tp->bytes_received;
+	view.send_next = tp->snd_nxt;
+	view.acknowledged = tp->snd_una;
+	if (adoptable->flags & CONNECTION_PEER_FIN && view.bytes_received)
+		view.bytes_received--;
+	connection_adopt(c, next_connection_id(), &view, adoptable->last_send_ns, adoptable->flags, sk->state);
+	c->pid = adoptable->pid;
+	__sync_fetch_and_add(&connections_adopted, 1);
+	if (!bpf_map_delete_elem(&adoptables, &cookie))
+		__sync_fetch_and_add(&adoptables_left, -1);
+	return c;
+}
+
+static __always_inline int states_are_reported(const struct connection *c)
+{
+	return c->flags & CONNECTION_STATE_CALLBACKS;
+}
+
+/* The end of a connection whose states nobody reports: both sides have closed, or one has reset. */
+static __always_inline void end_if_over(struct bpf_sock *sk, struct connection *c, const struct socket_view *view)
+{
+	__u32 both = CONNECTION_PEER_FIN | CONNECTION_LOCAL_FIN;
+
+	if ((c->flags & both) != both && !(c->flags & (CONNECTION_PEER_RESET | CONNECTION_LOCAL_RESET)))
+		return;
+	c->state = TCP_STATE_CLOSE;
+	emit_packet(sk, c, view, EVENT_CLOSED);
+	c->flags = CONNECTION_IGNORED;
+}
+
+SEC("cgroup_skb/egress")
+int cgroup_egress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct socket_view view = {};
+	struct segment segment;
+	struct bpf_tcp_sock *tp;
+	struct connection *c;
+
+	if (!sk)
+		return ALLOW;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return ALLOW;
+	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!c)
+		c = adopt(skb, sk);
+	if (!c || c->flags & CONNECTION_IGNORED)
+		return ALLOW;
+	if (parse_segment(skb, &segment)) {
+		count_loss(LOSS_UNREADABLE);
+		return ALLOW;
+	}
+	if (!segment.payload && !(segment.flags & (TCP_FLAG_BIT_FIN | TCP_FLAG_BIT_RST)))
+		return ALLOW;
+	tp = bpf_tcp_sock(sk);
+	if (!tp)
+		return ALLOW;
+	view_tcp(&view, tp, c, bpf_ktime_get_ns());
+	/* snd_nxt moves on after the segment has left: what lies before it is a retransmission. */
+	if (segment.payload && !sequence_distance(segment.seq, tp->snd_nxt)) {
+		if (connection_begins_exchange(c, view.bytes_received)) {
+			view.send_next = segment.seq;
+			connection_begin_exchange(c, &view);
+			if (c->flags & CONNECTION_SENT_AFTER_FIN) {
+				view.send_next = segment.seq + segment.payload;
+				c->state = sk->state;
+				emit_packet(sk, c, &view, EVENT_SENT_AFTER_FIN);
+			}
+		} else {
+			connection_continue(c, view.now_ns);
+		}
+	}
+	if (segment.flags & TCP_FLAG_BIT_RST) {
+		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
+		emit_packet(sk, c, &view, EVENT_LOCAL_RESET);
+		if (!states_are_reported(c))
+			end_if_over(sk, c, &view);
+	} else if (segment.flags & TCP_FLAG_BIT_FIN && !states_are_reported(c)) {
+		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_FIN);
+		emit_packet(sk, c, &view, EVENT_LOCAL_FIN);
+		end_if_over(sk, c, &view);
+	}
+	return ALLOW;
+}
+
+/* RFC 5961 3.2 as the kernel has it: at rcv_nxt, or (tcp_reset_check()) at the FIN's own number after a FIN. */
+static __always_inline int reset_is_valid(const struct segment *segment, struct bpf_tcp_sock *tp,
+					  const struct connection *c)
+{
+	if (c->state == TCP_STATE_SYN_SENT)
+		return segment->flags & TCP_FLAG_BIT_ACK;
+	return segment->seq == tp->rcv_nxt ||
+	       (c->flags & CONNECTION_PEER_FIN && segment->seq == tp->rcv_nxt - 1);
+}
+
+static __always_inline void on_packet_reset(struct bpf_sock *sk, struct connection *c, struct bpf_tcp_sock *tp,
+					    const struct segment *segment)
+{
+	struct reset_segment reset = {
+		.seq = segment->seq,
+		.ack = segment->ack,
+		.receive_next = tp->rcv_nxt,
+		.flags = segment->flags,
+		.seen = 1,
+	};
+	struct socket_view view;
+
+	if (!reset_is_valid(segment, tp, c))
+		return;
+	view_tcp(&view, tp, c, bpf_ktime_get_ns());
+	connection_peer_reset(c, &view, &reset);
+	if (c->state == TCP_STATE_SYN_SENT)
+		return; /* an open that failed: sock_ops reports it next */
+	emit_packet(sk, c, &view, EVENT_PEER_RESET);
+	if (!states_are_reported(c))
+		end_if_over(sk, c, &view);
+}
+
+static __always_inline void on_packet_fin(struct bpf_sock *sk, struct connection *c, struct bpf_tcp_sock *tp,
+					  const struct segment *segment)
+{
+	struct socket_view view;
+
+	/* In order alone: a FIN ahead of a hole is not processed yet, and comes again with the retransmission. */
+	if (segment->seq != tp->rcv_nxt)
+		return;
+	view_tcp(&view, tp, c, bpf_ktime_get_ns());
+	view.bytes_received += segment->payload;
+	if (segment->payload)
+		view.last_receive_ns = view.now_ns;
+	/* This program runs before tcp_ack(). */
+	if (sequence_distance(view.acknowledged, segment->ack))
+		view.acknowledged = segment->ack;
+	connection_peer_fin(c, &view);
+	emit_packet(sk, c, &view, EVENT_PEER_FIN);
+	if (!states_are_reported(c))
+		end_if_over(sk, c, &view);
+}
+
+SEC("cgroup_skb/ingress")
+int cgroup_ingress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct segment segment;
+	struct bpf_tcp_sock *tp;
+	struct connection *c;
+	__u64 now_ns;
+
+	if (!sk)
+		return ALLOW;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return ALLOW;
+	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!c)
+		c = adopt(skb, sk);
+	if (!c || c->flags & CONNECTION_IGNORED)
+		return ALLOW;
+	if (parse_segment(skb, &segment)) {
+		count_loss(LOSS_UNREADABLE);
+		return ALLOW;
+	}
+	if (segment.payload) {
+		now_ns = coarse_now();
+		if (now_ns > c->last_byte_ns)
+			connection_continue(c, now_ns);
+	}
+	if (!(segment.flags & (TCP_FLAG_BIT_RST | TCP_FLAG_BIT_FIN)) && !(c->flags & CONNECTION_LOCAL_FIN))
+		return ALLOW;
+	tp = bpf_tcp_sock(sk);
+	if (!tp)
+		return ALLOW;
+	if (segment.flags & TCP_FLAG_BIT_RST) {
+		on_packet_reset(sk, c, tp, &segment);
+		return ALLOW;
+	}
+	if (segment.payload && c->flags & CONNECTION_SOCKET_CLOSED && !(c->flags & CONNECTION_DATA_AFTER_CLOSE)) {
+		struct socket_view view;
+
+		c->flags |= CONNECTION_DATA_AFTER_CLOSE;
+		view_tcp(&view, tp, c, bpf_ktime_get_ns());
+		emit_packet(sk, c, &view, EVENT_SEGMENT_AFTER_CLOSE);
+	}
+	/* sock_ops reports the FIN that meets ESTABLISHED and FIN_WAIT1, not the one that meets FIN_WAIT2. */
+	if (segment.flags & TCP_FLAG_BIT_FIN && !(c->flags & CONNECTION_PEER_FIN) &&
+	    (!states_are_reported(c) || sk->state == TCP_STATE_FIN_WAIT2))
+		on_packet_fin(sk, c, tp, &segment);
+	return ALLOW;
+}
+
+/* ------------------------------------------------------------------ process context, where the kernel allows it */
+
+static __always_inline int note_owner(struct bpf_sock_addr *ctx)
+{
+	struct connection *c;
+
+	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP || !ctx->sk)
+		return ALLOW;
+	c = bpf_sk_storage_get(&connections, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (c)
+		c->pid = bpf_get_current_pid_tgid() >> 32;
+	return ALLOW;
+}
+
+SEC("cgroup/connect4")
+int cgroup_connect4(struct bpf_sock_addr *ctx)
+{
+	return note_owner(ctx);
+}
+
+SEC("cgroup/connect6")
+int cgroup_connect6(struct bpf_sock_addr *ctx)
+{
+	return note_owner(ctx);
+}
+
+/* inet_release(), before tcp_close(). */
+SEC("cgroup/sock_release")
+int cgroup_release(struct bpf_sock *ctx)
+{
+	struct connection *c = bpf_sk_storage_get(&connections, ctx, NULL, 0);
+
+	if (c)
+		c->flags |= CONNECTION_SOCKET_CLOSED;
+	return ALLOW;
+}

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/*
+ * The accounting of one connection: what a send, a FIN, an RST or a close does to it. The only place
+ * that says what a segment means. Plain C without helpers, compiled into the kernel programs and into
+ * userspace (tests, captures): whoever calls it says what can be seen of the socket, and when.
+ *
+ * The idea: whether a send begins a new exchange, and how much of the answer has come, both follow from
+ * the count of received bytes at the last send. So a healthy request costs one look at its send and
+ * nothing at all on receive.
+ */
+#ifndef FINRACE_CONNECTION_H
+#define FINRACE_CONNECTION_H
+
+#include "event.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define FINRACE_NS_PER_MS 1000000ULL
+
+/* A BPF program has five arguments a call and no other frame to spare: everything here becomes part of its caller. */
+#define FINRACE_INLINE static inline __attribute__((always_inline))
+
+/* TCP header flags, RFC 9293 3.1, as they stand in the header's 14th byte. */
+enum tcp_header_flag {
+	TCP_FLAG_BIT_FIN = 1 << 0,
+	TCP_FLAG_BIT_SYN = 1 << 1,
+	TCP_FLAG_BIT_RST = 1 << 2,
+	TCP_FLAG_BIT_PSH = 1 << 3,
+	TCP_FLAG_BIT_ACK = 1 << 4,
+};
+
+/* What a source sees of a socket at one moment. FINs count in none of these numbers. */
+struct socket_view {
+	__u64 now_ns;          /* CLOCK_MONOTONIC */
+	__u64 last_receive_ns; /* when payload last came in; 0 if the accounting has been told of it already */
+	__u64 bytes_received;  /* payload received in order */
+	__u32 send_next;       /* sequence number after the last byte written (or, at least, sent) */
+	__u32 acknowledged;    /* sequence number up to which the peer has acknowledged */
+};
+
+/* The header of an RST, and what the receiver expected. */
+struct reset_segment {
+	__u32 seq;
+	__u32 ack;
+	__u32 receive_next; /* the receiver's rcv_nxt before the RST */
+	__u8 flags;         /* enum tcp_header_flag */
+	__u8 seen;          /* 0: the header could not be seen, all else is void */
+};
+
+/* Bytes from sequence number `from` up to `to`, 0 if `to` is not after `from`; RFC 9293 3.4 arithmetic. */
+FINRACE_INLINE __u32 sequence_distance(__u32 from, __u32 to)
+{
+	__s32 distance = (__s32)(to - from);
+
+	return distance > 0 ? (__u32)distance : 0;
+}
+
+FINRACE_INLINE __u32 saturating_ms(__u64 from_ns, __u64 to_ns)
+{
+	__u64 ms;
+
+	if (to_ns <= from_ns)
+		return 0;
+	ms = (to_ns - from_ns) / FINRACE_NS_PER_MS;
+	return ms > 0xffffffffULL ? 0xffffffffU : (__u32)ms;
+}
+
+/* Payload of the response to the current exchange. */
+FINRACE_INLINE __u64 connection_response_bytes(const struct connection *c, __u64 bytes_received)
+{
+	return bytes_received > c->received_before ? bytes_received - c->received_before : 0;
+}
+
+/* A request is under way and nothing of its answer has come. */
+FINRACE_INLINE int connection_awaits_response(const struct connection *c, __u64 bytes_received)
+{
+	return c->exchange > 0 && connection_response_bytes(c, bytes_received) == 0;
+}
+
+/* Bytes of the current exchange's request written so far. */
+FINRACE_INLINE __u32 connection_request_bytes(const struct connection *c, __u32 send_next)
+{
+	return c->exchange ? sequence_distance(c->request_seq, send_next) : 0;
+}
+
+/* Of these, the bytes that the peer has not acknowledged. */
+FINRACE_INLINE __u32 connection_unacked_bytes(const struct connection *c, __u32 send_next, __u32 acknowledged)
+{
+	__u32 unacked = sequence_distance(acknowledged, send_next);
+	__u32 request = connection_request_bytes(c, send_next);
+
+	return unacked < request ? unacked : request;
+}
+
+FINRACE_INLINE __u64 connection_last_byte_ns(const struct connection *c, __u64 last_receive_ns)
+{
+	return last_receive_ns > c->last_byte_ns ? last_receive_ns : c->last_byte_ns;
+}
+
+/* A connection whose first SYN is being sent, or that has just been accepted. */
+FINRACE_INLINE void connection_start(struct connection *c, __u64 id, __u64 now_ns, __u32 flags, __u8 state)
+{
+	c->id = id;
+	c->opened_ns = now_ns;
+	c->last_byte_ns = now_ns;
+	c->flags = flags;
+	c->state = state;
+}
+
+/* The handshake is complete. Idle time before a first request counts from here. */
+FINRACE_INLINE void connection_established(struct connection *c, __u64 now_ns)
+{
+	c->opened_ns = now_ns;
+	c->last_byte_ns = now_ns;
+}
+
+/*
+ * A connection older than the tracer. last_send_ns: when payload was last sent, 0 if unknown. A request that
+ * seems to be under way is taken as an exchange whose first byte was not seen.
+ */
+FINRACE_INLINE void connection_adopt(struct connection *c, __u64 id, const struct socket_view *view, __u64 last_send_ns,
+				    __u32 flags, __u8 state)
+{
+	connection_start(c, id, 0, flags | CONNECTION_ADOPTED, state);
+	if (view->bytes_received)
+		c->flags |= CONNECTION_CARRIED;
+	c->received_before = view->bytes_received;
+	c->last_byte_ns = view->last_receive_ns > last_send_ns ? view->last_receive_ns : last_send_ns;
+	if (!c->last_byte_ns)
+		c->last_byte_ns = view->now_ns;
+	if (sequence_distance(view->acknowledged, view->send_next) || last_send_ns > view->last_receive_ns) {
+		c->flags |= CONNECTION_ADOPTED_IN_EXCHANGE;
+		c->exchange = 1;
+		c->request_ns = last_send_ns ? last_send_ns : view->now_ns;
+		c->request_seq = view->acknowledged;
+	}
+}
+
+/* Whether a send now begins a new exchange: it is the first, or it follows received bytes. */
+FINRACE_INLINE int connection_begins_exchange(const struct connection *c, __u64 bytes_received)
+{
+	return c->exchange == 0 || bytes_received != c->received_before;
+}
+
+/* The first write of a new exchange. `view->send_next` is the sequence number of its first byte. */
+FINRACE_INLINE void connection_begin_exchange(struct connection *c, const struct socket_view *view)
+{
+	__u32 idle_ms = saturating_ms(connection_last_byte_ns(c, view->last_receive_ns), view->now_ns);
+
+	c->exchange++;
+	c->request_ns = view->now_ns;
+	c->request_seq = view->send_next;
+	c->received_before = view->bytes_received;
+	c->last_byte_ns = view->now_ns;
+	c->idle_ms = idle_ms;
+	if (idle_ms > c->longest_idle_ms)
+		c->longest_idle_ms = idle_ms;
+	c->flags &= ~CONNECTION_ADOPTED_IN_EXCHANGE;
+	if (c->flags & CONNECTION_PEER_FIN)
+		c->flags |= CONNECTION_SENT_AFTER_FIN;
+}
+
+/* Payload moved without beginning an exchange: more of the request, or (where receives are seen) of the answer. */
+FINRACE_INLINE void connection_continue(struct connection *c, __u64 now_ns)
+{
+	c->last_byte_ns = now_ns;
+}
+
+/* The peer's FIN, once the kernel has applied its acknowledgement number (tcp_ack runs before tcp_fin). */
+FINRACE_INLINE void connection_peer_fin(struct connection *c, const struct socket_view *view)
+{
+	if (c->flags & CONNECTION_PEER_FIN)
+		return;
+	c->flags |= CONNECTION_PEER_FIN;
+	c->peer_fin_ns = view->now_ns;
+	c->fin_unacked = connection_unacked_bytes(c, view->send_next, view->acknowledged);
+	c->fin_idle_ms = saturating_ms(connection_last_byte_ns(c, view->last_receive_ns), view->now_ns);
+}
+
+/*
+ * A valid RST of the peer. Its ACK never reaches snd_una (tcp_reset runs before tcp_ack), so what it
+ * acknowledges is read from the segment. Its sequence number is what our segment acknowledged: the FIN's
+ * own if that was sent before the FIN had come, one above it if after.
+ */
+FINRACE_INLINE void connection_peer_reset(struct connection *c, const struct socket_view *view,
+					 const struct reset_segment *reset)
+{
+	if (c->flags & CONNECTION_PEER_RESET)
+		return;
+	c->flags |= CONNECTION_PEER_RESET;
+	c->peer_reset_ns = view->now_ns;
+	if (!(c->flags & CONNECTION_PEER_FIN))
+		c->fin_idle_ms = saturating_ms(connection_last_byte_ns(c, view->last_receive_ns), view->now_ns);
+	if (!reset->seen) {
+		c->flags |= CONNECTION_RESET_FLAGS_UNKNOWN;
+		return;
+	}
+	if (reset->flags & TCP_FLAG_BIT_ACK) {
+		__u32 acknowledged = view->acknowledged;
+
+		if (sequence_distance(acknowledged, reset->ack))
+			acknowledged = reset->ack;
+		c->flags |= CONNECTION_RESET_HAS_ACK;
+		c->reset_unacked = connection_unacked_bytes(c, view->send_next, acknowledged);
+	}
+	if (c->flags & CONNECTION_PEER_FIN) {
+		if (reset->seq == reset->receive_next - 1)
+			c->flags |= CONNECTION_RESET_AT_FIN;
+		else if (reset->seq == reset->receive_next)
+			c->flags |= CONNECTION_RESET_BEYOND_FIN;
+	}
+}
+
+/* This host closes its direction: how is CONNECTION_LOCAL_FIN or CONNECTION_LOCAL_RESET. */
+FINRACE_INLINE void connection_local_close(struct connection *c, __u64 now_ns, __u32 how)
+{
+	if (!(c->flags & (CONNECTION_LOCAL_FIN | CONNECTION_LOCAL_RESET))) {
+		c->local_close_ns = now_ns;
+		if (!(c->flags & (CONNECTION_PEER_FIN | CONNECTION_PEER_RESET)))
+			c->flags |= CONNECTION_LOCAL_FIRST;
+	}
+	c->flags |= how;
+}
+
+/*
+ * Whether an event may be the end of a failed exchange, so that somebody should look at it now. Everything
+ * else may wait for the next look at the ring: a healthy connection wakes nobody.
+ */
+FINRACE_INLINE int connection_is_urgent(const struct connection *c, __u8 kind, __u64 bytes_received)
+{
+	switch (kind) {
+	case EVENT_OPEN_FAILED:
+	case EVENT_SENT_AFTER_FIN:
+		return 1;
+	case EVENT_PEER_FIN:
+		return (c->flags & CONNECTION_CLIENT) && connection_awaits_response(c, bytes_received);
+	case EVENT_PEER_RESET:
+		return (c->flags & CONNECTION_CLIENT) != 0;
+	default:
+		return (c->flags & CONNECTION_CLIENT) && c->lost_events;
+	}
+}
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* FINRACE_CONNECTION_H */

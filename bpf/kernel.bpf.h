@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/*
+ * Kernel types and every difference between kernel versions: one function per fact. Only the fields that
+ * finrace reads are declared; CO-RE finds their places in the running kernel (5.10 to 6.18 and later).
+ */
+#ifndef FINRACE_KERNEL_BPF_H
+#define FINRACE_KERNEL_BPF_H
+
+#include <asm/ptrace.h>
+#include <linux/bpf.h>
+#include <stdbool.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "connection.h"
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+
+/* sk_flags: enum sock_flags, include/net/sock.h. Set by tcp_fin() and by nothing else in TCP. */
+#define SOCK_DONE_BIT 1
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct in6_addr_bytes {
+	__u8 bytes[16];
+};
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	struct in6_addr_bytes skc_v6_daddr;
+	struct in6_addr_bytes skc_v6_rcv_saddr;
+	unsigned long skc_flags;
+};
+
+struct bpf_local_storage;
+
+struct sock {
+	struct sock_common __sk_common;
+	int sk_err;
+	__u16 sk_protocol;
+	struct bpf_local_storage *sk_bpf_storage;
+};
+
+struct inet_sock {
+	struct sock sk;
+};
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+	struct {
+		__u32 lrcvtime;
+	} icsk_ack;
+};
+
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	__u64 bytes_received;
+	__u64 bytes_acked;
+	__u32 rcv_nxt;
+	__u32 copied_seq;
+	__u32 snd_una;
+	__u32 write_seq;
+	__u32 lsndtime;
+	__u32 srtt_us;
+	__u32 total_retrans;
+};
+
+struct sk_buff {
+	unsigned int len;
+	unsigned char *head;
+	__u16 transport_header;
+};
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+	__u64 session_id;
+	__u64 seq_num;
+};
+
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+	unsigned int uid;
+};
+
+#pragma clang attribute pop
+
+/* Set by the loader: the length of a jiffy. clock_getres(CLOCK_MONOTONIC_COARSE) tells it (kernel: TICK_NSEC). */
+const volatile __u64 tick_ns = 4000000;
+
+/*
+ * When a 32-bit jiffies stamp of the past was taken, on the monotonic clock; as coarse as the tick. The
+ * kernel keeps the time of the last received payload only so (icsk_ack.lrcvtime, set by
+ * tcp_event_data_recv(), which a FIN without payload does not reach).
+ */
+FINRACE_INLINE __u64 jiffies_to_ns(__u32 stamp, __u64 now_ns)
+{
+	__u64 age = (__u64)((__u32)bpf_jiffies64() - stamp) * tick_ns;
+
+	return age < now_ns ? now_ns - age : 0;
+}
+
+#endif /* FINRACE_KERNEL_BPF_H */

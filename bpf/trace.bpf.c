@@ -1,0 +1,556 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+/*
+ * Backend "trace": the kernel's own TCP functions. Built three times from this one source:
+ *
+ *   trace_storage  fentry, accounting in socket storage          Linux 5.11 and later
+ *   trace_hash     fentry, accounting in a hash table by socket   Linux 5.10
+ *   trace_kprobe   kprobes, accounting in a hash table by socket  where trampolines are missing
+ *
+ * The hot path is one hook: the send. All others run when a connection begins, ends or fails.
+ */
+#include "emit.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+#ifdef FINRACE_KPROBE
+#define HOOK(name, function, ...) \
+	SEC("kprobe/" #function)  \
+	int BPF_KPROBE(name, __VA_ARGS__)
+#define READ(object, field) BPF_CORE_READ(object, field)
+#else
+#define HOOK(name, function, ...) \
+	SEC("fentry/" #function)  \
+	int BPF_PROG(name, __VA_ARGS__)
+#define READ(object, field) ((object)->field)
+#endif
+
+#ifdef FINRACE_SOCKET_STORAGE
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+static __always_inline struct connection *connection_lookup(struct sock *sk)
+{
+	/* One load tells most sockets that are not followed: cheaper than asking for their storage. */
+	if (!sk->sk_bpf_storage)
+		return NULL;
+	return bpf_sk_storage_get(&connections, sk, NULL, 0);
+}
+
+static __always_inline struct connection *connection_create(struct sock *sk)
+{
+	bpf_sk_storage_delete(&connections, sk); /* a socket may connect again */
+	return bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
+static __always_inline void connection_forget(struct sock *sk)
+{
+	bpf_sk_storage_delete(&connections, sk);
+}
+#else
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20); /* set by the loader */
+	__type(key, __u64);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+static __always_inline struct connection *connection_lookup(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	return bpf_map_lookup_elem(&connections, &key);
+}
+
+static __always_inline struct connection *connection_create(struct sock *sk)
+{
+	struct connection empty = {};
+	__u64 key = (__u64)sk;
+
+	if (bpf_map_update_elem(&connections, &key, &empty, BPF_ANY))
+		return NULL;
+	return bpf_map_lookup_elem(&connections, &key);
+}
+
+static __always_inline void connection_forget(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	bpf_map_delete_elem(&connections, &key);
+}
+#endif
+
+/* Ports that a network namespace listens on: tells, for a connection older than the tracer, who opened it. */
+struct listening_port {
+	__u32 netns;
+	__u32 port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct listening_port);
+	__type(value, __u8);
+} listening_ports SEC(".maps");
+
+/* Where tcp_reset() is not handed the segment (before 5.11): the segment that this CPU is about to process. */
+struct segment_at_work {
+	__u64 sk;
+	__u64 skb;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct segment_at_work);
+} segments_at_work SEC(".maps");
+
+const volatile bool reset_has_segment; /* tcp_reset(sk, skb), since 5.11; before: tcp_reset(sk) */
+
+static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
+{
+#ifdef FINRACE_KPROBE
+	return (struct tcp_sock *)sk;
+#else
+	return bpf_skc_to_tcp_sock(sk);
+#endif
+}
+
+/* From process context only: in softirq the current process is a bystander. */
+static __always_inline void set_owner(struct connection *c)
+{
+	c->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(c->comm, sizeof(c->comm));
+}
+
+static __always_inline int received_fin(struct sock *sk)
+{
+	return (READ(sk, __sk_common.skc_flags) >> SOCK_DONE_BIT) & 1;
+}
+
+static __always_inline void view_socket(struct socket_view *view, struct sock *sk, struct tcp_sock *tp,
+					const struct connection *c)
+{
+	__u64 received = READ(tp, bytes_received);
+
+	view->now_ns = bpf_ktime_get_ns();
+	/* tcp_rcv_nxt_update() counts the FIN's sequence number among the bytes. */
+	view->bytes_received = received - (received && received_fin(sk) ? 1 : 0);
+	view->last_receive_ns =
+		view->bytes_received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view->now_ns) : 0;
+	view->send_next = READ(tp, write_seq) - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
+	view->acknowledged = READ(tp, snd_una);
+}
+
+static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct connection *c,
+				 const struct socket_view *view, __u8 kind, __u8 old_state, __u8 new_state)
+{
+	__u16 observed = OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER |
+			 OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS | OBSERVED_CLOSE_CALL;
+	struct event *e = event_begin(c, view, kind, old_state, new_state, observed);
+	__u64 acked, received;
+
+	if (!e)
+		return;
+	if (READ(sk, __sk_common.skc_family) == AF_INET) {
+		__u32 local = READ(sk, __sk_common.skc_rcv_saddr), peer = READ(sk, __sk_common.skc_daddr);
+
+		e->family = 4;
+		__builtin_memcpy(e->local_address, &local, sizeof(local));
+		__builtin_memcpy(e->peer_address, &peer, sizeof(peer));
+	} else {
+		e->family = 6;
+		bpf_core_read(e->local_address, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+		bpf_core_read(e->peer_address, 16, &sk->__sk_common.skc_v6_daddr);
+	}
+	e->local_port = READ(sk, __sk_common.skc_num);
+	e->peer_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
+	e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	e->socket_error = READ(sk, sk_err);
+	/* bytes_acked counts our SYN and, once acknowledged, our FIN. */
+	acked = READ(tp, bytes_acked);
+	if (acked && (c->flags & CONNECTION_CLIENT))
+		acked--;
+	if (acked && (c->flags & CONNECTION_LOCAL_FIN) && READ(tp, snd_una) == READ(tp, write_seq))
+		acked--;
+	e->bytes_sent = acked;
+	received = READ(tp, rcv_nxt) - READ(tp, copied_seq);
+	e->unread_bytes = received && received_fin(sk) ? received - 1 : received;
+	e->srtt_us = READ(tp, srtt_us) >> 3;
+	e->retransmits = READ(tp, total_retrans);
+	event_end(e);
+}
+
+/* Every way to send payload ends in one of two functions, with the socket locked and its backlog processed. */
+static __always_inline int on_send(struct sock *sk)
+{
+	struct connection *c = connection_lookup(sk);
+	struct socket_view view;
+	struct tcp_sock *tp;
+	__u64 received;
+
+	if (!c)
+		return 0;
+	tp = tcp_of(sk);
+	if (!tp)
+		return 0;
+	received = READ(tp, bytes_received);
+	if (c->flags & CONNECTION_PEER_FIN && received)
+		received--;
+	view.now_ns = bpf_ktime_get_ns();
+	if (!connection_begins_exchange(c, received)) {
+		connection_continue(c, view.now_ns);
+		return 0;
+	}
+	view.bytes_received = received;
+	view.last_receive_ns = received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
+	view.send_next = READ(tp, write_seq);
+	view.acknowledged = 0;
+	connection_begin_exchange(c, &view);
+	if (!c->pid)
+		set_owner(c);
+	if (c->flags & CONNECTION_SENT_AFTER_FIN) {
+		view_socket(&view, sk, tp, c);
+		emit(sk, tp, c, &view, EVENT_SENT_AFTER_FIN, c->state, c->state);
+	}
+	return 0;
+}
+
+/* send(), sendmsg(), write(), writev(), MSG_ZEROCOPY, io_uring; from 6.5 also sendfile() and splice(). */
+HOOK(trace_send, tcp_sendmsg_locked, struct sock *sk)
+{
+	return on_send(sk);
+}
+
+/* sendfile() and splice(), and kernel TLS, up to 6.4. */
+HOOK(trace_sendpages, do_tcp_sendpages, struct sock *sk)
+{
+	return on_send(sk);
+}
+
+static __always_inline void on_opening(struct sock *sk, __u8 old_state)
+{
+	struct socket_view view = {};
+	struct connection *c = connection_create(sk);
+	struct tcp_sock *tp = tcp_of(sk);
+
+	if (!c) {
+		count_loss(LOSS_TABLE_FULL);
+		return;
+	}
+	if (!tp)
+		return;
+	connection_start(c, next_connection_id(), bpf_ktime_get_ns(), CONNECTION_CLIENT, TCP_STATE_SYN_SENT);
+	set_owner(c); /* tcp_v4_connect() and tcp_v6_connect() run in the process that connects */
+	if (report_states) {
+		view_socket(&view, sk, tp, c);
+		emit(sk, tp, c, &view, EVENT_STATE, old_state, TCP_STATE_SYN_SENT);
+	}
+}
+
+static __always_inline void on_accepting(struct sock *sk)
+{
+	struct connection *c = connection_create(sk);
+
+	if (!c) {
+		count_loss(LOSS_TABLE_FULL);
+		return;
+	}
+	connection_start(c, next_connection_id(), bpf_ktime_get_ns(), 0, TCP_STATE_SYN_RECV);
+}
+
+/* The tracepoint fires before the socket carries its new state, and after the segment's ACK was applied. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
+{
+	struct socket_view view = {};
+	struct connection *c;
+	struct tcp_sock *tp;
+	__u8 kind = 0;
+
+	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	if (new_state == TCP_STATE_SYN_SENT) {
+		on_opening(sk, old_state);
+		return 0;
+	}
+	if (follow_accepted && old_state == TCP_STATE_SYN_RECV && new_state == TCP_STATE_ESTABLISHED)
+		on_accepting(sk);
+	c = connection_lookup(sk);
+	if (!c)
+		return 0;
+	tp = tcp_of(sk);
+	if (!tp)
+		return 0;
+	view_socket(&view, sk, tp, c);
+
+	switch (new_state) {
+	case TCP_STATE_ESTABLISHED:
+		connection_established(c, view.now_ns);
+		kind = EVENT_OPENED;
+		break;
+	case TCP_STATE_CLOSE_WAIT:
+	case TCP_STATE_CLOSING:
+		connection_peer_fin(c, &view);
+		kind = EVENT_PEER_FIN;
+		break;
+	case TCP_STATE_FIN_WAIT1:
+	case TCP_STATE_LAST_ACK:
+		/* The FIN itself is queued after this: the view above does not count it. */
+		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_FIN);
+		kind = EVENT_LOCAL_FIN;
+		break;
+	case TCP_STATE_CLOSE:
+		/* A FIN that meets FIN_WAIT2 turns the socket straight into a TIME_WAIT one. */
+		if (old_state == TCP_STATE_FIN_WAIT2 && received_fin(sk))
+			connection_peer_fin(c, &view);
+		kind = old_state == TCP_STATE_SYN_SENT ? EVENT_OPEN_FAILED : EVENT_CLOSED;
+		break;
+	default:
+		kind = report_states ? EVENT_STATE : 0;
+		break;
+	}
+	c->state = new_state;
+	if (kind)
+		emit(sk, tp, c, &view, kind, old_state, new_state);
+	if (new_state == TCP_STATE_CLOSE)
+		connection_forget(sk);
+	return 0;
+}
+
+/* The process lets go of its socket. What the kernel then sends (FIN, RST, nothing) shows in the other hooks. */
+HOOK(trace_close, tcp_close, struct sock *sk)
+{
+	struct connection *c = connection_lookup(sk);
+
+	if (!c)
+		return 0;
+	c->flags |= CONNECTION_SOCKET_CLOSED;
+	if (!c->pid)
+		set_owner(c);
+	return 0;
+}
+
+struct tcp_header_words {
+	__be16 source;
+	__be16 destination;
+	__be32 seq;
+	__be32 ack;
+	__u8 data_offset; /* in the upper four bits, in 32-bit words */
+	__u8 flags;
+};
+
+static __always_inline int read_tcp_header(struct sk_buff *skb, struct tcp_header_words *header)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	__u16 offset = BPF_CORE_READ(skb, transport_header);
+
+	return bpf_probe_read_kernel(header, sizeof(*header), head + offset);
+}
+
+static __always_inline int on_reset(struct sock *sk, struct sk_buff *skb)
+{
+	struct connection *c = connection_lookup(sk);
+	struct reset_segment reset = {};
+	struct tcp_header_words header;
+	struct socket_view view = {};
+	struct tcp_sock *tp;
+	__u8 state;
+
+	if (!c)
+		return 0;
+	tp = tcp_of(sk);
+	if (!tp)
+		return 0;
+	state = READ(sk, __sk_common.skc_state);
+	view_socket(&view, sk, tp, c);
+	if (skb) {
+		if (read_tcp_header(skb, &header)) {
+			count_loss(LOSS_UNREADABLE);
+		} else {
+			reset.seen = 1;
+			reset.flags = header.flags;
+			reset.seq = bpf_ntohl(header.seq);
+			reset.ack = bpf_ntohl(header.ack);
+			reset.receive_next = READ(tp, rcv_nxt);
+		}
+	}
+	/*
+	 * tcp_rcv_state_process() calls tcp_reset() as well where data met a socket that its process has closed
+	 * (FIN_WAIT1, FIN_WAIT2): then this host resets, and no RST has come.
+	 */
+	if (reset.seen ? !(reset.flags & TCP_FLAG_BIT_RST) :
+			 state == TCP_STATE_FIN_WAIT1 || state == TCP_STATE_FIN_WAIT2) {
+		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
+		emit(sk, tp, c, &view, EVENT_LOCAL_RESET, state, state);
+		return 0;
+	}
+	connection_peer_reset(c, &view, &reset);
+	if (state != TCP_STATE_SYN_SENT) /* that is an open that failed: its event follows at once */
+		emit(sk, tp, c, &view, EVENT_PEER_RESET, state, state);
+	return 0;
+}
+
+HOOK(trace_reset, tcp_reset, struct sock *sk, struct sk_buff *skb)
+{
+	return on_reset(sk, skb);
+}
+
+/* tcp_reset(sk) of Linux 5.10. */
+HOOK(trace_reset_bare, tcp_reset, struct sock *sk)
+{
+	struct segment_at_work *segment;
+	__u32 zero = 0;
+
+	segment = bpf_map_lookup_elem(&segments_at_work, &zero);
+	if (segment && segment->sk == (__u64)sk)
+		return on_reset(sk, (struct sk_buff *)segment->skb);
+	return on_reset(sk, NULL);
+}
+
+static __always_inline void note_segment(struct sock *sk, struct sk_buff *skb)
+{
+	struct segment_at_work *segment;
+	__u32 zero = 0;
+
+	segment = bpf_map_lookup_elem(&segments_at_work, &zero);
+	if (segment) {
+		segment->sk = (__u64)sk;
+		segment->skb = (__u64)skb;
+	}
+}
+
+/* Loaded on 5.10 alone, where nothing else hands tcp_reset()'s hook the RST: the one hook on receives there. */
+HOOK(trace_segment, tcp_rcv_established, struct sock *sk, struct sk_buff *skb)
+{
+	note_segment(sk, skb);
+	return 0;
+}
+
+/* Segments for a socket in any state but ESTABLISHED: here for those that come after this host's close. */
+HOOK(trace_late_segment, tcp_rcv_state_process, struct sock *sk, struct sk_buff *skb)
+{
+	struct connection *c = connection_lookup(sk);
+	struct tcp_header_words header;
+	struct socket_view view = {};
+	struct tcp_sock *tp;
+	__u32 header_bytes;
+	__u8 state;
+
+	if (!c)
+		return 0;
+	if (!reset_has_segment)
+		note_segment(sk, skb);
+	state = READ(sk, __sk_common.skc_state);
+	if (state != TCP_STATE_FIN_WAIT1 && state != TCP_STATE_FIN_WAIT2)
+		return 0;
+	if (!(c->flags & CONNECTION_SOCKET_CLOSED) || c->flags & CONNECTION_DATA_AFTER_CLOSE)
+		return 0;
+	if (read_tcp_header(skb, &header)) {
+		count_loss(LOSS_UNREADABLE);
+		return 0;
+	}
+	header_bytes = (header.data_offset >> 4) * 4;
+	if (READ(skb, len) <= header_bytes)
+		return 0;
+	tp = tcp_of(sk);
+	if (!tp)
+		return 0;
+	c->flags |= CONNECTION_DATA_AFTER_CLOSE;
+	view_socket(&view, sk, tp, c);
+	emit(sk, tp, c, &view, EVENT_SEGMENT_AFTER_CLOSE, state, state);
+	return 0;
+}
+
+/* This host resets: close() with unread bytes or SO_LINGER 0, or an orphan that ran out of patience. */
+HOOK(trace_active_reset, tcp_send_active_reset, struct sock *sk)
+{
+	struct connection *c = connection_lookup(sk);
+	struct socket_view view = {};
+	struct tcp_sock *tp;
+	__u8 state;
+
+	if (!c)
+		return 0;
+	tp = tcp_of(sk);
+	if (!tp)
+		return 0;
+	state = READ(sk, __sk_common.skc_state);
+	view_socket(&view, sk, tp, c);
+	connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
+	emit(sk, tp, c, &view, EVENT_LOCAL_RESET, state, state);
+	return 0;
+}
+
+/* Takes in what is open when the tracer starts. A namespace's listening sockets come first, then the others. */
+SEC("iter/tcp")
+int trace_adopt(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *common = ctx->sk_common;
+	struct listening_port listening = {};
+	struct socket_view view = {};
+	__u64 received, last_send_ns;
+	struct connection *c;
+	struct tcp_sock *tp;
+	struct sock *sk;
+	__u32 flags = 0;
+	__u8 state;
+
+	if (!common)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(common);
+	if (!tp)
+		return 0;
+	sk = (struct sock *)tp;
+	state = common->skc_state;
+	listening.netns = BPF_CORE_READ(common, skc_net.net, ns.inum);
+	listening.port = common->skc_num;
+	if (state == TCP_STATE_LISTEN) {
+		__u8 one = 1;
+
+		bpf_map_update_elem(&listening_ports, &listening, &one, BPF_ANY);
+		return 0;
+	}
+	if (state == TCP_STATE_CLOSE || state == TCP_STATE_SYN_RECV)
+		return 0;
+	if (!bpf_map_lookup_elem(&listening_ports, &listening))
+		flags |= CONNECTION_CLIENT;
+	else if (!follow_accepted)
+		return 0;
+	if (connection_lookup(sk))
+		return 0;
+	c = connection_create(sk);
+	if (!c) {
+		count_loss(LOSS_TABLE_FULL);
+		return 0;
+	}
+	received = tp->bytes_received;
+	view.now_ns = bpf_ktime_get_ns();
+	view.bytes_received = received;
+	if (state == TCP_STATE_CLOSE_WAIT || state == TCP_STATE_LAST_ACK || state == TCP_STATE_CLOSING) {
+		flags |= CONNECTION_PEER_FIN; /* when it came is not known */
+		if (received)
+			view.bytes_received--;
+	}
+	if (state == TCP_STATE_LAST_ACK || state == TCP_STATE_CLOSING || state == TCP_STATE_FIN_WAIT1 ||
+	    state == TCP_STATE_FIN_WAIT2)
+		flags |= CONNECTION_LOCAL_FIN;
+	view.last_receive_ns = received ? jiffies_to_ns(tp->inet_conn.icsk_ack.lrcvtime, view.now_ns) : 0;
+	view.send_next = tp->write_seq - (flags & CONNECTION_LOCAL_FIN ? 1 : 0);
+	view.acknowledged = tp->snd_una;
+	/* lsndtime is set at the handshake, too: without acknowledged payload it tells nothing. */
+	last_send_ns = tp->bytes_acked > 1 || tp->write_seq != tp->snd_una ?
+			       jiffies_to_ns(tp->lsndtime, view.now_ns) :
+			       0;
+	connection_adopt(c, next_connection_id(), &view, last_send_ns, flags, state);
+	__sync_fetch_and_add(&connections_adopted, 1);
+	/* It may have died since: then trace_state has run without finding it. */
+	if (sk->__sk_common.skc_state == TCP_STATE_CLOSE)
+		connection_forget(sk);
+	return 0;
+}

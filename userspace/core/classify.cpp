@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//
+// The order of questions: did the connection open at all; did this host close first (then it is no accident of
+// the upstream's); had the answer begun; FIN or RST; how much of the request does it acknowledge; and only where
+// sequence numbers leave it open, what this upstream's idle timeout is.
+#include "core/classify.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include <fmt/format.h>
+
+namespace finrace {
+
+namespace {
+
+constexpr std::uint64_t ns_per_ms = 1'000'000;
+
+/// Slack for schedulers and event loops at both ends, on top of round-trip times.
+constexpr std::uint64_t loop_slack_ms = 100;
+
+/// Without a learned timeout, a rest as long as this before a request makes an idle close thinkable at all: no
+/// server's keep-alive timer is shorter by default.
+constexpr std::uint32_t shortest_idle_timer_ms = 900;
+
+/// After this much silence an RST ends an idle connection rather than a response.
+constexpr std::uint32_t longest_pause_in_response_ms = 1000;
+
+/// A FIN this soon after the last byte belongs to the exchange (Connection: close), not to an idle timer.
+constexpr std::uint32_t close_with_response_ms = 100;
+
+/// RFC 6928's initial window in full-size segments: what a sender may have under way before any acknowledgement.
+constexpr std::uint32_t one_flight_bytes = 10 * 1460;
+
+bool has(const connection& c, std::uint32_t flags)
+{
+    return (c.flags & flags) != 0;
+}
+
+/// The last of the events that end an exchange; lost, it is made up for by EVENT_CLOSED.
+constexpr std::uint32_t deciding_kinds =
+    1U << EVENT_PEER_FIN | 1U << EVENT_PEER_RESET | 1U << EVENT_SENT_AFTER_FIN;
+
+std::uint64_t end_ns(const event& e)
+{
+    const connection& c = e.connection;
+    if (has(c, CONNECTION_PEER_FIN) && c.peer_fin_ns)
+        return c.peer_fin_ns;
+    if (has(c, CONNECTION_PEER_RESET))
+        return c.peer_reset_ns;
+    return e.timestamp_ns;
+}
+
+/// The facts that the judgements share.
+struct Evidence {
+    const event& e;
+    const connection& c;
+    std::optional<IdleTimeout> timeout;
+    std::uint64_t rtt_ms;
+    std::uint64_t after_ms; ///< request to end
+
+    Evidence(const event& e_, const Upstream& upstream)
+        : e(e_), c(e_.connection), timeout(upstream.idle_timeout.timeout()), rtt_ms(e_.srtt_us / 1000),
+          after_ms(close_after_request_ns(e_) / ns_per_ms)
+    {
+    }
+
+    /// The upstream was closing while the request was on its way, as far as time can tell.
+    [[nodiscard]] bool in_race_window() const { return after_ms <= 2 * rtt_ms + loop_slack_ms; }
+
+    /// The connection had rested, up to the upstream's close, for as long as this upstream lets connections rest.
+    [[nodiscard]] bool idle_close_at_timeout(std::uint64_t rested_ms) const
+    {
+        if (!timeout)
+            return false;
+        const std::uint64_t tolerance = timeout->ms / 50 + timeout->spread_ms + 2 * rtt_ms + 50;
+        return rested_ms + tolerance >= timeout->ms && rested_ms <= timeout->ms + tolerance;
+    }
+
+    [[nodiscard]] std::uint64_t rested_ms() const { return c.idle_ms + after_ms; }
+
+    /// The first request on a connection that had just been opened.
+    [[nodiscard]] bool fresh() const
+    {
+        return !is_reused(c) && (end_ns(e) - c.opened_ns) / ns_per_ms <= 2 * rtt_ms + loop_slack_ms;
+    }
+
+    [[nodiscard]] std::string idle_text() const
+    {
+        if (!is_reused(c))
+            return fmt::format("opened {} ms ahead", c.idle_ms);
+        return fmt::format("idle for {} ms", c.idle_ms);
+    }
+
+    [[nodiscard]] std::string timeout_text() const
+    {
+        return timeout ? fmt::format(" (its idle timeout: {} ms)", timeout->ms) : std::string();
+    }
+};
+
+Classification verdict(const Evidence& evidence, Cause cause, Variant variant, Certainty certainty, std::string message)
+{
+    const connection& c = evidence.c;
+    const bool began_before_us = has(c, CONNECTION_ADOPTED_IN_EXCHANGE) ||
+                                 (has(c, CONNECTION_ADOPTED | CONNECTION_PEER_FIN) && cause == Cause::stale_reuse &&
+                                  c.peer_fin_ns == 0);
+    return {
+        .ending = Ending::verdict,
+        .verdict = Verdict{.cause = cause,
+                           .variant = variant,
+                           .certainty = certainty,
+                           .incomplete = c.lost_events > 0 || began_before_us,
+                           .message = std::move(message)},
+        .learned_idle_ms = std::nullopt,
+    };
+}
+
+Classification harmless(Ending ending, std::optional<std::uint32_t> learned = std::nullopt)
+{
+    return {.ending = ending, .verdict = std::nullopt, .learned_idle_ms = learned};
+}
+
+Classification unclassified()
+{
+    return harmless(Ending::unclassified);
+}
+
+Classification judge_open_failed(const Evidence& evidence)
+{
+    const event& e = evidence.e;
+    const connection& c = evidence.c;
+    const bool error_seen = (e.observed & OBSERVED_SOCKET_ERROR) != 0;
+    const std::uint64_t waited_ms = (e.timestamp_ns - c.opened_ns) / ns_per_ms;
+
+    if (has(c, CONNECTION_PEER_RESET))
+        return verdict(evidence, Cause::connect_refused, Variant::none, Certainty::proven,
+                       fmt::format("The upstream's host refused the connection with an RST after {} ms: nobody "
+                                   "listens there.",
+                                   waited_ms));
+    if (e.retransmits == 0)
+        return unclassified();
+    if (error_seen && e.socket_error == ETIMEDOUT)
+        return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::proven,
+                       fmt::format("No answer to the SYN and its {} retransmissions in {} ms.", e.retransmits,
+                                   waited_ms));
+    // The process closed its socket. Without that knowledge an ICMP error looks the same.
+    if (has(c, CONNECTION_SOCKET_CLOSED) && (!error_seen || e.socket_error == 0))
+        return verdict(evidence, Cause::connect_timeout, Variant::gave_up, Certainty::proven,
+                       fmt::format("No answer to the SYN and its {} retransmission{} in {} ms, when this host's "
+                                   "process gave up.",
+                                   e.retransmits, e.retransmits == 1 ? "" : "s", waited_ms));
+    return unclassified();
+}
+
+/// A FIN or RST that left bytes of the request unacknowledged, with no answer.
+Classification judge_crossing(const Evidence& evidence, std::uint32_t unacked, Variant variant)
+{
+    const event& e = evidence.e;
+    const connection& c = evidence.c;
+    const bool whole = unacked >= e.request_bytes;
+    const char* segment = variant == Variant::fin_crossed ? "FIN" : "RST";
+
+    if (evidence.fresh())
+        return verdict(evidence, variant == Variant::fin_crossed ? Cause::upstream_closed : Cause::upstream_reset,
+                       Variant::on_accept, whole ? Certainty::proven : Certainty::likely,
+                       fmt::format("The upstream closed the connection as soon as it had accepted it: its {} crossed "
+                                   "the first request.",
+                                   segment));
+    // The upstream had taken a part. Of a request that fits one flight the rest was on its way; of a larger one, or
+    // after a while, it may as well have been refused.
+    if (!whole && (e.request_bytes > one_flight_bytes || !evidence.in_race_window()))
+        return unclassified();
+    return verdict(evidence, Cause::keepalive_race, variant, whole ? Certainty::proven : Certainty::likely,
+                   fmt::format("The upstream closed this connection, {}{}, while the request was on its way: its {} "
+                               "came {} ms after the request and acknowledges {} of {} request bytes.",
+                               evidence.idle_text(), evidence.timeout_text(), segment, evidence.after_ms,
+                               e.request_bytes - std::min(unacked, e.request_bytes), e.request_bytes));
+}
+
+/// All of the request was acknowledged and nothing answered: a race only where the upstream's timer says so.
+/// `race` is what it is called then, `otherwise` what it is called if not.
+Classification judge_unanswered(const Evidence& evidence, Variant race, Cause otherwise)
+{
+    const connection& c = evidence.c;
+    const char* segment = race == Variant::fin_lingering ? "FIN" : "RST";
+    const bool rested = is_reused(c) || c.idle_ms >= shortest_idle_timer_ms;
+
+    if (rested && evidence.in_race_window()) {
+        if (evidence.idle_close_at_timeout(evidence.rested_ms()))
+            return verdict(evidence, Cause::keepalive_race, race, Certainty::likely,
+                           fmt::format("The upstream's {} came {} ms after the request, {}, just at its idle "
+                                       "timeout of {} ms: its kernel had the request, its application never read it.",
+                                       segment, evidence.after_ms, evidence.idle_text(), evidence.timeout->ms));
+        if (!evidence.timeout && c.idle_ms >= shortest_idle_timer_ms)
+            return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
+                           fmt::format("The upstream's {} came {} ms after the request, {}: an idle close, if this "
+                                       "upstream's idle timeout (not learned yet) is about as long.",
+                                       segment, evidence.after_ms, evidence.idle_text()));
+    }
+    return verdict(evidence, otherwise, Variant::none, rested ? Certainty::likely : Certainty::proven,
+                   fmt::format("The upstream's kernel had all {} bytes of the request; {} ms after it the connection "
+                               "was {} without one byte of an answer.",
+                               evidence.e.request_bytes, evidence.after_ms,
+                               otherwise == Cause::upstream_closed ? "closed" : "reset"));
+}
+
+Classification judge_peer_fin(const Evidence& evidence)
+{
+    const event& e = evidence.e;
+    const connection& c = evidence.c;
+
+    if (has(c, CONNECTION_LOCAL_FIRST))
+        return {}; // EVENT_CLOSED tells how that ended
+    if (c.exchange == 0) {
+        const bool carried = has(c, CONNECTION_CARRIED);
+        return harmless(Ending::idle_close_by_peer, carried ? std::optional(c.fin_idle_ms) : std::nullopt);
+    }
+    if (e.response_bytes > 0) {
+        if (c.fin_unacked > 0)
+            return unclassified();
+        if (c.fin_idle_ms < close_with_response_ms)
+            return harmless(Ending::complete_close);
+        return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
+    }
+    if (c.fin_unacked > 0)
+        return judge_crossing(evidence, c.fin_unacked, Variant::fin_crossed);
+    return judge_unanswered(evidence, Variant::fin_lingering, Cause::upstream_closed);
+}
+
+Classification judge_peer_reset(const Evidence& evidence)
+{
+    const event& e = evidence.e;
+    const connection& c = evidence.c;
+
+    if (has(c, CONNECTION_PEER_FIN | CONNECTION_LOCAL_FIRST))
+        return {}; // the FIN, or EVENT_CLOSED, has decided
+    if (c.exchange == 0)
+        return harmless(Ending::idle_close_by_peer,
+                        has(c, CONNECTION_CARRIED) ? std::optional(c.fin_idle_ms) : std::nullopt);
+    if (e.response_bytes > 0) {
+        if (e.unacked_bytes > 0)
+            return unclassified();
+        if (evidence.idle_close_at_timeout(c.fin_idle_ms))
+            return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
+        if (c.fin_idle_ms <= longest_pause_in_response_ms)
+            return verdict(evidence, Cause::response_cut, Variant::none, Certainty::likely,
+                           fmt::format("The upstream reset the connection {} ms after {} bytes of the response.",
+                                       c.fin_idle_ms, e.response_bytes));
+        return evidence.timeout ? unclassified() : harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
+    }
+    if (has(c, CONNECTION_RESET_FLAGS_UNKNOWN))
+        return unclassified();
+    if (has(c, CONNECTION_RESET_HAS_ACK)) {
+        if (c.reset_unacked > 0)
+            return judge_crossing(evidence, c.reset_unacked, Variant::reset_crossed);
+        if (e.request_bytes > one_flight_bytes)
+            return unclassified();
+        return judge_unanswered(evidence, Variant::reset_unread, Cause::upstream_reset);
+    }
+    // A bare RST answers a segment that met no socket.
+    if (!evidence.in_race_window())
+        return unclassified();
+    if (evidence.fresh())
+        return verdict(evidence, Cause::upstream_reset, Variant::none, Certainty::likely,
+                       fmt::format("A bare RST answered the first request, {} ms after it.", evidence.after_ms));
+    return verdict(evidence, Cause::keepalive_race, Variant::reset_closed, Certainty::likely,
+                   fmt::format("A bare RST answered the request on this connection, {}{}: the upstream's socket was "
+                               "gone already, and its close had not been seen here.",
+                               evidence.idle_text(), evidence.timeout_text()));
+}
+
+Classification judge_sent_after_fin(const Evidence& evidence)
+{
+    const connection& c = evidence.c;
+
+    if (c.fin_unacked > 0)
+        return {}; // more of a request that was under way at the FIN
+    const double age_ms = static_cast<double>(c.request_ns - c.peer_fin_ns) / 1e6;
+    return verdict(evidence, Cause::stale_reuse, Variant::none, Certainty::proven,
+                   c.peer_fin_ns == 0
+                       ? std::string("The request was written into a connection that the upstream had closed before.")
+                       : fmt::format("The request was written {:.3f} ms after the upstream's FIN had been received.",
+                                     age_ms));
+}
+
+Classification judge_closed(const Evidence& evidence)
+{
+    const event& e = evidence.e;
+    const connection& c = evidence.c;
+    const bool unanswered = c.exchange > 0 && e.response_bytes == 0;
+
+    // Events of this connection were lost: what they would have decided is decided now.
+    if ((c.lost_kinds & deciding_kinds) != 0) {
+        if (has(c, CONNECTION_SENT_AFTER_FIN))
+            return judge_sent_after_fin(evidence);
+        if (has(c, CONNECTION_PEER_FIN) && !has(c, CONNECTION_LOCAL_FIRST) &&
+            (c.lost_kinds & 1U << EVENT_PEER_FIN) != 0)
+            return judge_peer_fin(evidence);
+        if (has(c, CONNECTION_PEER_RESET) && !has(c, CONNECTION_PEER_FIN | CONNECTION_LOCAL_FIRST) &&
+            (c.lost_kinds & 1U << EVENT_PEER_RESET) != 0)
+            return judge_peer_reset(evidence);
+    }
+    if (has(c, CONNECTION_LOCAL_FIRST))
+        return unanswered ? unclassified() : harmless(Ending::idle_close_by_local);
+    if (has(c, CONNECTION_PEER_FIN | CONNECTION_PEER_RESET))
+        return {};
+    return unanswered ? unclassified() : harmless(Ending::idle_close_by_local);
+}
+
+} // namespace
+
+bool is_reused(const connection& c)
+{
+    return c.exchange > 1 || has(c, CONNECTION_CARRIED);
+}
+
+std::uint64_t close_after_request_ns(const event& e)
+{
+    const connection& c = e.connection;
+    const std::uint64_t end = end_ns(e);
+    return c.exchange > 0 && end > c.request_ns ? end - c.request_ns : 0;
+}
+
+Classification classify(const event& e, const Upstream& upstream)
+{
+    if (!has(e.connection, CONNECTION_CLIENT))
+        return {};
+    const Evidence evidence(e, upstream);
+    switch (e.kind) {
+    case EVENT_OPEN_FAILED:
+        return judge_open_failed(evidence);
+    case EVENT_PEER_FIN:
+        return judge_peer_fin(evidence);
+    case EVENT_PEER_RESET:
+        return judge_peer_reset(evidence);
+    case EVENT_SENT_AFTER_FIN:
+        return judge_sent_after_fin(evidence);
+    case EVENT_CLOSED:
+        return judge_closed(evidence);
+    default:
+        return {};
+    }
+}
+
+Classification account(const event& e, Upstreams& upstreams)
+{
+    const connection& c = e.connection;
+    if (!has(c, CONNECTION_CLIENT))
+        return {};
+    Upstream& upstream = upstreams.at(UpstreamKey::of(e));
+    Classification result = classify(e, upstream);
+    UpstreamCounts& counts = upstream.counts;
+
+    switch (e.kind) {
+    case EVENT_OPENED:
+        ++counts.opened;
+        break;
+    case EVENT_OPEN_FAILED:
+        ++counts.open_failed;
+        break;
+    case EVENT_CLOSED:
+        ++counts.closed;
+        counts.exchanges += c.exchange;
+        if (is_reused(c))
+            upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, c.longest_idle_ms);
+        break;
+    default:
+        break;
+    }
+    switch (result.ending) {
+    case Ending::none:
+        break;
+    case Ending::verdict:
+        ++counts.verdicts[result.verdict->cause];
+        break;
+    case Ending::idle_close_by_peer:
+        ++counts.idle_closes_by_peer;
+        break;
+    case Ending::idle_close_by_local:
+        ++counts.idle_closes_by_local;
+        break;
+    case Ending::complete_close:
+        ++counts.complete_closes;
+        break;
+    case Ending::unclassified:
+        ++counts.unclassified;
+        break;
+    }
+    if (result.learned_idle_ms)
+        upstream.idle_timeout.learn(*result.learned_idle_ms);
+    return result;
+}
+
+} // namespace finrace

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// From evidence to a cause. Pure: an event and what is known of its upstream go in, a classification comes
+// out. What the evidence does not carry gets no name.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "bpf/event.h"
+#include "core/cause.h"
+#include "core/upstream.h"
+
+namespace finrace {
+
+/// How a connection's end is to be counted.
+enum class Ending {
+    none,                ///< this event ends nothing, or what it ends has been judged before
+    verdict,             ///< a failed exchange with a cause
+    idle_close_by_peer,  ///< harmless; teaches the upstream's timeout
+    idle_close_by_local, ///< harmless
+    complete_close,      ///< harmless: closed right after a response
+    unclassified,        ///< failed, and none of the causes can be named
+};
+
+struct Verdict {
+    Cause cause{};
+    Variant variant = Variant::none;
+    Certainty certainty = Certainty::possible;
+    bool incomplete = false; ///< events were lost, or the connection is older than the tracer and that matters
+    std::string message;     ///< one sentence for people
+};
+
+struct Classification {
+    Ending ending = Ending::none;
+    std::optional<Verdict> verdict;              ///< with Ending::verdict
+    std::optional<std::uint32_t> learned_idle_ms; ///< an idle time that the upstream ended, to be learned
+};
+
+/// Judges one event. Every connection gets at most one ending other than none from all of its events.
+Classification classify(const event& e, const Upstream& upstream);
+
+/// Whether request number `connection.exchange` came over a connection that had carried bytes before.
+bool is_reused(const connection& c);
+
+/// Time from the request's first byte to the end that the event tells of, in nanoseconds; 0 without a request.
+std::uint64_t close_after_request_ns(const event& e);
+
+/// classify(), and then everything that is counted and learned from the event. What run, watch and replay share.
+Classification account(const event& e, Upstreams& upstreams);
+
+} // namespace finrace

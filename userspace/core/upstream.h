@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// What is known about each upstream (a remote address and port): counts, and the idle timeout that its
+// harmless idle closes teach. A timer shows as a narrow cluster of idle times.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "bpf/event.h"
+#include "core/cause.h"
+
+namespace finrace {
+
+/// The grouping key: the peer of connections that this host opened.
+struct UpstreamKey {
+    std::array<std::uint8_t, 16> address{}; ///< network order; IPv4 in the first four bytes
+    std::uint16_t port = 0;
+    std::uint8_t family = 4;
+
+    static UpstreamKey of(const event& e);
+    auto operator<=>(const UpstreamKey&) const = default;
+};
+
+struct UpstreamKeyHash {
+    std::size_t operator()(const UpstreamKey& key) const noexcept;
+};
+
+/// An upstream's idle timeout as learned.
+struct IdleTimeout {
+    std::uint32_t ms;
+    std::uint32_t spread_ms; ///< width of the cluster
+    std::uint32_t samples;   ///< in the cluster
+};
+
+/// Learns one upstream's idle timeout from idle times at close. Keeps the newest 128.
+class IdleTimeoutLearner {
+public:
+    void learn(std::uint32_t idle_ms);
+    /// The timeout, if the samples cluster: at least 3, and most of those kept.
+    [[nodiscard]] std::optional<IdleTimeout> timeout() const;
+    [[nodiscard]] std::size_t samples() const { return samples_.size(); }
+
+private:
+    static constexpr std::size_t capacity = 128;
+    std::vector<std::uint32_t> samples_;
+    std::size_t next_ = 0;
+    mutable std::optional<std::optional<IdleTimeout>> known_;
+};
+
+struct UpstreamCounts {
+    std::uint64_t opened = 0;              ///< connections whose handshake completed, or that were adopted
+    std::uint64_t open_failed = 0;
+    std::uint64_t closed = 0;
+    std::uint64_t exchanges = 0;           ///< of the connections that have closed
+    std::uint64_t idle_closes_by_peer = 0; ///< harmless
+    std::uint64_t idle_closes_by_local = 0;
+    std::uint64_t complete_closes = 0;     ///< right after a response
+    std::uint64_t unclassified = 0;        ///< failed, and none of the causes named it
+    std::map<Cause, std::uint64_t> verdicts;
+};
+
+struct Upstream {
+    IdleTimeoutLearner idle_timeout;
+    UpstreamCounts counts;
+    std::uint32_t longest_reused_idle_ms = 0; ///< this host reused connections after as much as this
+};
+
+/// All upstreams seen, bounded: beyond `limit` new ones share one entry, `other`.
+class Upstreams {
+public:
+    explicit Upstreams(std::size_t limit = 4096) : limit_(limit) {}
+    Upstream& at(const UpstreamKey& key);
+    /// Calls `visit` for every upstream; the key is nullptr for `other`.
+    void for_each(const std::function<void(const UpstreamKey*, const Upstream&)>& visit) const;
+    [[nodiscard]] std::size_t size() const { return upstreams_.size(); }
+
+private:
+    std::size_t limit_;
+    std::unordered_map<UpstreamKey, Upstream, UpstreamKeyHash> upstreams_;
+    Upstream other_;
+    bool other_used_ = false;
+};
+
+} // namespace finrace

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Live events from this host's kernel: loads a backend's BPF programs, attaches them, takes in the connections
+// that are open already, and hands on events. The only user of libbpf.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bpf/event.h"
+
+namespace finrace {
+
+enum class Backend { automatic, trace, cgroup };
+enum class Attach { automatic, fentry, kprobe };
+
+/// Something that keeps a backend from working: which step, what it means, what to do instead.
+struct SetupError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct LiveOptions {
+    Backend backend = Backend::automatic;
+    Attach attach = Attach::automatic;
+    bool follow_accepted = false;             ///< connections that this host accepted, too
+    bool report_states = false;               ///< EVENT_STATE for each change that has no event of its own
+    std::uint32_t ring_bytes = 4U << 20U;     ///< rounded up to a power of two of at least a page
+    std::uint32_t max_connections = 1U << 20U; ///< where a table of that size is needed
+};
+
+/// One attachment point: whether it holds, and what is missed without it.
+struct Hook {
+    std::string name;     ///< e.g. "fentry/tcp_sendmsg_locked"
+    bool attached = false;
+    bool required = true;
+    std::string purpose;  ///< what it shows
+    std::string problem;  ///< why it is not attached
+};
+
+class LiveSource {
+public:
+    /// Throws SetupError.
+    explicit LiveSource(const LiveOptions& options);
+    ~LiveSource();
+    LiveSource(const LiveSource&) = delete;
+    LiveSource& operator=(const LiveSource&) = delete;
+    LiveSource(LiveSource&&) = delete;
+    LiveSource& operator=(LiveSource&&) = delete;
+
+    /// Readable when something urgent has happened; everything else is found by calling consume() now and then.
+    [[nodiscard]] int wakeup_fd() const;
+    /// Hands every waiting event to `handle`. IPv4-mapped addresses come as IPv4.
+    void consume(const std::function<void(const event&)>& handle);
+
+    [[nodiscard]] loss_counters losses() const;        ///< summed over CPUs
+    [[nodiscard]] std::uint64_t connections_begun() const; ///< opened, accepted and adopted, as far as followed
+    [[nodiscard]] std::uint64_t connections_adopted() const;
+    [[nodiscard]] const std::string& backend() const;  ///< "trace" or "cgroup"
+    [[nodiscard]] const std::string& attach() const;   ///< "fentry", "kprobe"; empty for cgroup
+    [[nodiscard]] const std::vector<Hook>& hooks() const;
+    /// Things that went wrong without stopping anything (a namespace that can't be entered), for people.
+    [[nodiscard]] const std::vector<std::string>& warnings() const;
+
+private:
+    struct Implementation;
+    std::unique_ptr<Implementation> implementation_;
+};
+
+/// One backend as it would work here, tried out: loaded, attached and detached again.
+struct BackendReport {
+    std::string backend;
+    std::string attach; ///< empty for cgroup
+    bool works = false;
+    std::string problem;
+    std::vector<Hook> hooks;
+};
+
+/// For `finrace doctor`: tries every backend.
+std::vector<BackendReport> examine_backends();
+
+} // namespace finrace
