@@ -17,9 +17,8 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 import proxy_lab  # noqa: E402
-from proxy_lab import Lab, LabError, Paint, Verdict  # noqa: E402
+from proxy_lab import FEWEST_RACES, Lab, LabError, Paint, Verdict  # noqa: E402
 
-FEWEST_RACES = 10  # fewer, and the test has proved nothing
 ROWS_SHOWN = 20
 
 
@@ -93,7 +92,7 @@ def judge(arguments, checks: Checks, lab: Lab) -> None:
     trouble = lab.gather()
     failures = lab.failures
     raced = [exchange for exchange in lab.exchanges if exchange.race]
-    checks(len(raced) == arguments.requests, "every request near the timer was sent", f"{len(raced)}")
+    checks(len(raced) >= arguments.requests, "every request near the timer was sent", f"{len(raced)}")
     checks(not trouble, "client, nginx's logs and the wire agree", f"{len(trouble)} differences", trouble)
     checks(len(failures) >= FEWEST_RACES, f"at least {FEWEST_RACES} requests raced",
            f"{len(failures)} of {len(raced)} failed")
@@ -108,7 +107,7 @@ def judge(arguments, checks: Checks, lab: Lab) -> None:
     verdicts, foreign = lab.verdicts(records)
     print("  finrace:     " + "; ".join(f"{count} x {text}" for text, count in
                                         Counter(map(str, verdicts)).most_common()))
-    learned = records.learned(lab.address, proxy_lab.PORT_UPSTREAM)
+    learned = records.learned(lab.address, lab.port)
     checks(learned is not None and abs(learned[0] - lab.idle_timeout * 1e3) <= max(50, lab.idle_timeout * 50),
            "finrace learned the upstream's idle timeout",
            f"{learned[0]:.0f} ms from {learned[1]} closes, the wire says {lab.idle_timeout * 1e3:.0f} ms" if learned else

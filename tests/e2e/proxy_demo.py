@@ -61,7 +61,7 @@ def demo(arguments) -> int:
         options = ["--backend", arguments.backend] + (["--attach", arguments.attach] if arguments.attach else [])
         records = lab.start_finrace(arguments.finrace, options)
         lab.warm_up(records)
-        learned = records.learned(lab.address, proxy_lab.PORT_UPSTREAM)
+        learned = records.learned(lab.address, lab.port)
         stage("warm-up", f"left alone, connections are closed by uvicorn after {lab.idle_timeout * 1e3:.0f} ms; finrace "
               + (f"learned {learned[0]:.0f} ms" if learned else "has not learned it yet"))
         low, high = lab.window()
@@ -69,7 +69,7 @@ def demo(arguments) -> int:
               "finrace watch:\n")
         host = f"[{lab.address}]" if ":" in lab.address else lab.address
         watch = Child(lab, "watch", [arguments.finrace, "watch", *options, "--upstream",
-                                     f"{host}:{proxy_lab.PORT_UPSTREAM}"], stdout=sys.stdout, stop=signal.SIGINT)
+                                     f"{host}:{lab.port}"], stdout=sys.stdout, stop=signal.SIGINT)
         proxy_lab.wait_for("finrace watch is ready",
                            lambda: "finrace: ready" in watch.stderr_path.read_text(errors="replace"), child=watch)
         lab.race(arguments.requests)

@@ -43,7 +43,8 @@ STOP_SECONDS = 30
 POLL_SECONDS = 0.05
 
 MATCH_SECONDS = 1.0
-PORT_UPSTREAM, PORT_PROXY = 8000, 8080
+LOCAL_WINDOW = 0.003
+FEWEST_RACES = 10  # fewer, and a run has proved nothing
 
 _libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
@@ -304,6 +305,9 @@ class Lab:
         self.upstream, self.clients, self.keep_alive, self.family = upstream, clients, keep_alive, family
         self.delay, self.delay_line, self.seed, self.say = delay, delay_line, seed, say
         self.local = upstream == "local-uvicorn"
+        # finrace watches the whole host: ports of this run's own keep another lab's records out of ours.
+        self.port = 10000 + os.getpid() % 10000
+        self.proxy_port = self.port + 10000
         self.stack = ExitStack()
         self.keep_directory = False
         self.exchanges: list[Exchange] = []
@@ -362,34 +366,34 @@ class Lab:
         self.capture_path = self.directory / "wire.pcap"
         self.tcpdump = Child(self, "tcpdump", [need("tcpdump", "tcpdump"), "-i", self.device, "-n", "-U", "-Z", "root",
                                                "-B", "16384", "--immediate-mode", "--time-stamp-precision=nano",
-                                               "-s", "512", "-w", self.capture_path, f"tcp port {PORT_UPSTREAM}"],
+                                               "-s", "512", "-w", self.capture_path, f"tcp port {self.port}"],
                              netns=self.left, stop=signal.SIGINT)
         wait_for("tcpdump", lambda: "listening on" in self.tcpdump.stderr_path.read_text(), child=self.tcpdump)
 
     def _upstream(self):
         if self.upstream in ("uvicorn", "local-uvicorn"):
             command = [need("uvicorn", "uvicorn"), "--app-dir", Path(__file__).parent, "--host", self.address, "--port",
-                       PORT_UPSTREAM, "--timeout-keep-alive", self.keep_alive, "--no-access-log", "--lifespan", "on",
+                       self.port, "--timeout-keep-alive", self.keep_alive, "--no-access-log", "--lifespan", "on",
                        "--log-level", "info", "asgi_app:app"]
         else:
-            command = [PYTHON, ROOT / "tools/lab.py", "serve", "--host", self.address, "--port", PORT_UPSTREAM, "--mode",
+            command = [PYTHON, ROOT / "tools/lab.py", "serve", "--host", self.address, "--port", self.port, "--mode",
                        self.upstream, "--keep-alive", self.keep_alive]
         env = dict(os.environ, PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
         self.server = Child(self, "upstream", command, netns=self.right, env=env, stop=signal.SIGINT)
-        wait_for("the upstream listens", lambda: listens(self.server.process.pid, PORT_UPSTREAM), child=self.server)
+        wait_for("the upstream listens", lambda: listens(self.server.process.pid, self.port), child=self.server)
 
     def _nginx(self):
         host = f"[{self.address}]" if ":" in self.address else self.address
         keep = max(60, self.keep_alive * 4)  # nginx lets its connections idle far longer than the upstream does
         (self.directory / "nginx.conf").write_text(NGINX.format(
-            directory=self.directory, port=PORT_PROXY,
-            upstreams="".join(f"  upstream client{n} {{ server {host}:{PORT_UPSTREAM}; keepalive 1; "
+            directory=self.directory, port=self.proxy_port,
+            upstreams="".join(f"  upstream client{n} {{ server {host}:{self.port}; keepalive 1; "
                               f"keepalive_timeout {keep}s; }}\n" for n in range(self.clients)),
             locations="".join(f"    location = /{n} {{ proxy_pass http://client{n}; }}\n" for n in range(self.clients))))
         self.nginx = Child(self, "nginx", [need("nginx", "nginx-light"), "-p", self.directory, "-e",
                                            self.directory / "error.log", "-c", self.directory / "nginx.conf"],
                            netns=self.left)
-        wait_for("nginx listens", lambda: listens(self.nginx.process.pid, PORT_PROXY), child=self.nginx)
+        wait_for("nginx listens", lambda: listens(self.nginx.process.pid, self.proxy_port), child=self.nginx)
 
     def start_finrace(self, finrace: Path, options: list) -> Records:
         if not finrace.exists():
@@ -451,7 +455,7 @@ class Lab:
         exchange.sent = time.time()
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                reader, writer = await asyncio.open_connection("127.0.0.1", PORT_PROXY)
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy_port)
                 writer.write(head + body)
                 answer = await reader.read(65536)
                 exchange.done = time.time()
@@ -467,7 +471,7 @@ class Lab:
         return exchange
 
     def connections(self) -> list:
-        return wire.read(self.capture_path, PORT_UPSTREAM)
+        return wire.read(self.capture_path, self.port)
 
     def warm_up(self, records: Records | None, rounds: int = 4):
         """Lets idle closes happen, so that the upstream's timeout can be learned, and measures it on the wire."""
@@ -501,7 +505,7 @@ class Lab:
     def _learned(self, records: Records) -> bool:
         end = time.monotonic() + 3  # an interval of health and upstream records is one second
         while time.monotonic() < end:
-            if records.learned(self.address, PORT_UPSTREAM):
+            if records.learned(self.address, self.port):
                 return True
             time.sleep(POLL_SECONDS)
         return False
@@ -509,35 +513,56 @@ class Lab:
     def window(self) -> tuple:
         """When to send, counted from the last response: from well before the timer's FIN to well after it."""
         if self.local:
-            return self.idle_timeout - 0.003, self.idle_timeout + 0.002
+            return self.idle_timeout - LOCAL_WINDOW / 2, self.idle_timeout + LOCAL_WINDOW / 2
         return self.idle_timeout - self.round_trip - 0.03, self.idle_timeout + 0.04
 
-    def race(self, requests: int, on_done=lambda exchange: None):
+    def race(self, requests: int):
         """`requests` POSTs near the timer, from all clients at once."""
         low, high = self.window()
+        if not self.local:
+            self.run_clients(self._race(requests, low, high, self.keep_alive / 2))
+            return
+        # On one host the window is narrower than the clients' own lateness. So they come as a crowd, which keeps the
+        # upstream busy closing, and after each batch the aim is corrected by how many came too early and too late.
+        done = 0
+        while done < requests or (done < 3 * requests and self._failed() < 2 * FEWEST_RACES):
+            batch = min(max(requests - done, self.clients), 2 * self.clients)
+            before = len(self.exchanges)
+            self.run_clients(self._race(batch, low, high, 0))
+            done += batch
+            early, late = self._early_and_late(self.exchanges[before:])
+            shift = (early - late) / max(1, early + late) * (high - low) / 2
+            low, high = low + shift, high + shift
 
-        async def client(number, quota):
-            jitter = random.Random(self.seed * 1000 + number)
-            last, done, idle = None, 0, 0
-            if not self.local:  # spread over time; on one host the crowd is what widens the window
-                await asyncio.sleep(jitter.uniform(0, self.keep_alive / 2))
+    def _failed(self) -> int:
+        return sum(exchange.race and exchange.status != 200 for exchange in self.exchanges)
+
+    async def _race(self, requests: int, low: float, high: float, spread: float):
+        async def client(number, quota, jitter):
+            last, done, bad = None, 0, 0
+            await asyncio.sleep(jitter.uniform(0, spread))
             while done < quota:
                 if last is None or last.status != 200:
                     last = await self.post(number, False, last)
-                    idle = idle + 1 if last.status != 200 else 0
-                    if idle > 20:
+                    bad = bad + 1 if last.status != 200 else 0
+                    if bad > 20:
                         raise LabError(f"client {number}: 20 requests in a row failed: {last.status} {last.trouble}")
                     continue
                 await asyncio.sleep(max(0.0, last.done + jitter.uniform(low, high) - time.time()))
                 last = await self.post(number, True, last)
                 done += 1
-                on_done(last)
 
-        async def everyone():
-            share, rest = divmod(requests, self.clients)
-            await asyncio.gather(*(client(number, share + (number < rest)) for number in range(self.clients)))
+        share, rest = divmod(requests, self.clients)
+        sent = len(self.exchanges)
+        await asyncio.gather(*(client(number, share + (number < rest), random.Random(f"{self.seed} {sent} {number}"))
+                               for number in range(self.clients)))
 
-        self.run_clients(everyone())
+    def _early_and_late(self, exchanges: list) -> tuple:
+        """Of the requests that succeeded: how many on the connection of the request before, how many on a new one."""
+        carrier = {request.id: connection.key for connection in self.connections() for request in connection.requests}
+        same = [carrier.get(exchange.id) == carrier.get(exchange.previous) for exchange in exchanges
+                if exchange.race and exchange.status == 200 and exchange.id in carrier]
+        return same.count(True), same.count(False)
 
     # --- the truth -------------------------------------------------------------------------------------------------
 
@@ -604,8 +629,8 @@ class Lab:
     def verdicts(self, records: Records):
         """(verdicts on upstream connections, verdicts on the clients' connections to nginx: always false)."""
         found = [verdict for verdict in records.named("finrace.verdict") if verdict.get("finrace.side") == "client"]
-        return ([verdict for verdict in found if verdict.connection[2:] == (self.address, PORT_UPSTREAM)],
-                [verdict for verdict in found if verdict.connection[2:] == ("127.0.0.1", PORT_PROXY)])
+        return ([verdict for verdict in found if verdict.connection[2:] == (self.address, self.port)],
+                [verdict for verdict in found if verdict.connection[2:] == ("127.0.0.1", self.proxy_port)])
 
 
 def listens(pid: int, port: int) -> bool:
