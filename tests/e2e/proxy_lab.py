@@ -376,8 +376,8 @@ class Lab:
                        self.port, "--timeout-keep-alive", self.keep_alive, "--no-access-log", "--lifespan", "on",
                        "--log-level", "info", "asgi_app:app"]
         else:
-            command = [PYTHON, ROOT / "tools/lab.py", "serve", "--host", self.address, "--port", self.port, "--mode",
-                       self.upstream, "--keep-alive", self.keep_alive]
+            command = [PYTHON, ROOT / "tools/lab.py", "serve", "--address", self.address, "--port", self.port, "--mode",
+                       self.upstream, "--keep-alive", f"{self.keep_alive}s"]
         env = dict(os.environ, PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
         self.server = Child(self, "upstream", command, netns=self.right, env=env, stop=signal.SIGINT)
         wait_for("the upstream listens", lambda: listens(self.server.process.pid, self.port), child=self.server)
