@@ -156,7 +156,6 @@ Classification judge_open_failed(const Evidence& evidence)
 Classification judge_crossing(const Evidence& evidence, std::uint32_t unacked, Variant variant)
 {
     const event& e = evidence.e;
-    const connection& c = evidence.c;
     const bool whole = unacked >= e.request_bytes;
     const char* segment = variant == Variant::fin_crossed ? "FIN" : "RST";
 

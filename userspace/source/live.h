@@ -65,8 +65,9 @@ public:
     /// Things that went wrong without stopping anything (a namespace that can't be entered), for people.
     [[nodiscard]] const std::vector<std::string>& warnings() const;
 
+    struct Implementation; ///< what a backend provides; known to source/live.cpp alone
+
 private:
-    struct Implementation;
     std::unique_ptr<Implementation> implementation_;
 };
 

@@ -1,0 +1,701 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//
+// A backend is a BPF object with a table of its programs: what each one shows, whether it must be there, and on
+// which kernels it has a place at all. Everything else is the same for all of them.
+#include "source/live.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+#include <fstream>
+#include <optional>
+#include <set>
+#include <sstream>
+#include <unordered_map>
+
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+#include <fcntl.h>
+
+#include <fmt/format.h>
+
+#include "source/descriptor.h"
+#include "source/sockets.h"
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wconversion"
+#pragma GCC diagnostic ignored "-Wpedantic"
+#include "cgroup_backend.skel.h"
+#include "trace_hash.skel.h"
+#include "trace_kprobe.skel.h"
+#include "trace_storage.skel.h"
+#pragma GCC diagnostic pop
+
+namespace finrace {
+
+namespace {
+
+/// libbpf's own words since the last clear(): the verifier's verdict is in there.
+class LibbpfLog {
+public:
+    static void install() { libbpf_set_print(&LibbpfLog::print); }
+    static void clear() { text().clear(); }
+
+    /// The last lines that say something, for an error message.
+    static std::string tail()
+    {
+        std::istringstream lines(text());
+        std::vector<std::string> kept;
+        for (std::string line; std::getline(lines, line);)
+            if (!line.empty())
+                kept.push_back("    " + line);
+        const std::size_t from = kept.size() > 8 ? kept.size() - 8 : 0;
+        std::string result;
+        for (std::size_t i = from; i < kept.size(); ++i)
+            result += "\n" + kept[i];
+        return result;
+    }
+
+private:
+    static std::string& text()
+    {
+        static std::string log;
+        return log;
+    }
+
+    static int print(libbpf_print_level level, const char* format, va_list arguments)
+    {
+        if (level == LIBBPF_DEBUG)
+            return 0;
+        char buffer[4096];
+        const int length = vsnprintf(buffer, sizeof(buffer), format, arguments);
+        if (text().size() < 1U << 20U)
+            text() += buffer;
+        return length;
+    }
+};
+
+std::string error_text(int error)
+{
+    constexpr int not_supported = 524; // ENOTSUPP, include/linux/errno.h: internal to the kernel, yet seen here
+    return error == not_supported ? "not supported by this kernel (ENOTSUPP)" : std::strerror(error);
+}
+
+std::string first_line(const char* path)
+{
+    std::ifstream file(path);
+    std::string line;
+    std::getline(file, line);
+    return line;
+}
+
+/// What a refusal by the kernel means, where that can be told.
+std::string hint_for(int error)
+{
+    const std::string lockdown = first_line("/sys/kernel/security/lockdown");
+    if (error == EPERM && lockdown.find("[confidentiality]") != std::string::npos)
+        return "\n  the kernel is locked down (lockdown=confidentiality): it refuses programs that read its memory; "
+               "--backend cgroup works there";
+    if (error == EPERM)
+        return "\n  a capability is missing (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or CAP_SYS_ADMIN), or the kernel "
+               "is locked down; --backend cgroup works under lockdown";
+    return {};
+}
+
+constexpr const char* btf_path = "/sys/kernel/btf/vmlinux";
+
+/// The kernel's own type information.
+class KernelTypes {
+public:
+    KernelTypes() : btf_(btf__load_vmlinux_btf())
+    {
+        if (libbpf_get_error(btf_) != 0)
+            btf_ = nullptr;
+    }
+    ~KernelTypes() { btf__free(btf_); }
+    KernelTypes(const KernelTypes&) = delete;
+    KernelTypes& operator=(const KernelTypes&) = delete;
+    KernelTypes(KernelTypes&&) = delete;
+    KernelTypes& operator=(KernelTypes&&) = delete;
+
+    explicit operator bool() const { return btf_ != nullptr; }
+
+    /// The number of a function's parameters; nothing if the kernel has no such function.
+    [[nodiscard]] std::optional<unsigned> parameters(const char* function) const
+    {
+        const int id = btf__find_by_name_kind(btf_, function, BTF_KIND_FUNC);
+        if (id < 0)
+            return std::nullopt;
+        const btf_type* type = btf__type_by_id(btf_, static_cast<unsigned>(id));
+        return btf_vlen(btf__type_by_id(btf_, type->type));
+    }
+
+    /// Whether tracing programs may use bpf_sk_storage_get(): Linux 5.11, which gave tcp_reset() its segment, too.
+    [[nodiscard]] bool socket_storage_for_tracing() const { return parameters("tcp_reset").value_or(0) >= 2; }
+
+private:
+    btf* btf_;
+};
+
+struct LinkDeleter {
+    void operator()(bpf_link* link) const { bpf_link__destroy(link); }
+};
+using Link = std::unique_ptr<bpf_link, LinkDeleter>;
+
+struct RingDeleter {
+    void operator()(ring_buffer* ring) const { ring_buffer__free(ring); }
+};
+
+/// A program of a backend. `function`: the kernel function it sits on, if that may be missing.
+struct ProgramRow {
+    const char* name;
+    const char* hook;
+    const char* function;
+    bool required;
+    const char* purpose;
+};
+
+constexpr ProgramRow trace_programs[] = {
+    {"trace_send", "tcp_sendmsg_locked", "tcp_sendmsg_locked", true, "requests: send, write, MSG_ZEROCOPY, io_uring"},
+    {"trace_sendpages", "do_tcp_sendpages", "do_tcp_sendpages", false, "requests: sendfile, splice, kernel TLS"},
+    {"trace_state", "tp_btf/inet_sock_set_state", nullptr, true, "opens, FINs, closes"},
+    {"trace_close", "tcp_close", "tcp_close", true, "which process closes, and when"},
+    {"trace_reset", "tcp_reset", "tcp_reset", true, "RSTs with their flags and numbers"},
+    {"trace_reset_bare", "tcp_reset", "tcp_reset", true, "RSTs"},
+    {"trace_segment", "tcp_rcv_established", "tcp_rcv_established", true, "the RST's flags and numbers"},
+    {"trace_late_segment", "tcp_rcv_state_process", "tcp_rcv_state_process", true, "segments after a close"},
+    {"trace_active_reset", "tcp_send_active_reset", "tcp_send_active_reset", true, "RSTs that this host sends"},
+    {"trace_adopt", "iter/tcp", nullptr, true, "connections older than the tracer"},
+};
+
+constexpr ProgramRow cgroup_programs[] = {
+    {"cgroup_states", "sockops", nullptr, true, "opens, FINs, closes"},
+    {"cgroup_egress", "cgroup_skb/egress", nullptr, true, "requests, and RSTs that this host sends"},
+    {"cgroup_ingress", "cgroup_skb/ingress", nullptr, true, "RSTs with their flags and numbers"},
+    {"cgroup_connect4", "cgroup/connect4", nullptr, false, "which process connects"},
+    {"cgroup_connect6", "cgroup/connect6", nullptr, false, "which process connects, IPv6"},
+    {"cgroup_release", "cgroup/sock_release", nullptr, false, "that a process let go of its socket"},
+};
+
+std::uint32_t ring_size(std::uint32_t wanted)
+{
+    const auto page = static_cast<std::uint32_t>(sysconf(_SC_PAGESIZE));
+    std::uint32_t size = page;
+    while (size < wanted && size < 1U << 30U)
+        size *= 2;
+    return size;
+}
+
+std::uint64_t tick_ns()
+{
+    timespec resolution{};
+    clock_getres(CLOCK_MONOTONIC_COARSE, &resolution);
+    return static_cast<std::uint64_t>(resolution.tv_nsec);
+}
+
+void normalise_mapped_address(std::uint8_t* address)
+{
+    std::memmove(address, address + 12, 4);
+    std::memset(address + 4, 0, 12);
+}
+
+bool is_mapped(const std::uint8_t* address)
+{
+    static constexpr std::uint8_t prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    return std::memcmp(address, prefix, sizeof(prefix)) == 0;
+}
+
+/// Where the cgroup v2 hierarchy is mounted: /proc/self/mountinfo, proc(5).
+std::string cgroup_root()
+{
+    std::ifstream mounts("/proc/self/mountinfo");
+    std::string looked;
+    for (std::string line; std::getline(mounts, line);) {
+        const std::size_t separator = line.find(" - ");
+        if (separator == std::string::npos)
+            continue;
+        std::istringstream fields(line);
+        std::string skip, root, mount_point;
+        fields >> skip >> skip >> skip >> root >> mount_point;
+        if (line.compare(separator + 3, 8, "cgroup2 ") == 0 && root == "/")
+            return mount_point;
+        if (line.compare(separator + 3, 6, "cgroup") == 0)
+            looked += fmt::format("\n    {} ({}, root {})", mount_point,
+                                  line.substr(separator + 3, line.find(' ', separator + 3) - separator - 3), root);
+    }
+    throw SetupError("no cgroup v2 hierarchy is mounted with its root; looked in /proc/self/mountinfo" +
+                     (looked.empty() ? std::string(", which lists no cgroup file system") : " and found:" + looked) +
+                     "\n  mount one: mount -t cgroup2 none /sys/fs/cgroup (or below it, in a hybrid layout)");
+}
+
+} // namespace
+
+/// Everything behind LiveSource that does not depend on the backend's skeleton type.
+struct LiveSource::Implementation {
+    Implementation() = default;
+    virtual ~Implementation() = default;
+    Implementation(const Implementation&) = delete;
+    Implementation& operator=(const Implementation&) = delete;
+    Implementation(Implementation&&) = delete;
+    Implementation& operator=(Implementation&&) = delete;
+
+    [[nodiscard]] virtual std::uint64_t begun() const = 0;
+    [[nodiscard]] virtual std::uint64_t adopted() const = 0;
+
+    static int on_sample(void* context, void* data, size_t size)
+    {
+        const auto* self = static_cast<Implementation*>(context);
+        event e;
+        if (size < sizeof(e))
+            return 0;
+        std::memcpy(&e, data, sizeof(e));
+        if (e.family == 6 && is_mapped(e.peer_address)) {
+            e.family = 4;
+            normalise_mapped_address(e.local_address);
+            normalise_mapped_address(e.peer_address);
+        }
+        (*self->handle)(e);
+        return 0;
+    }
+
+    void open_ring(bpf_object* object)
+    {
+        const int fd = bpf_object__find_map_fd_by_name(object, "events");
+        ring.reset(ring_buffer__new(fd, &Implementation::on_sample, this, nullptr));
+        if (!ring)
+            throw SetupError(fmt::format("the event ring can't be mapped: {}", error_text(errno)));
+        losses_fd = bpf_object__find_map_fd_by_name(object, "losses");
+    }
+
+    void add_hook(const ProgramRow& row, const std::string& prefix, std::string problem)
+    {
+        hooks.push_back({.name = prefix + row.hook,
+                         .attached = problem.empty(),
+                         .required = row.required,
+                         .purpose = row.purpose,
+                         .problem = std::move(problem)});
+    }
+
+    std::string backend;
+    std::string attach;
+    std::vector<Hook> hooks;
+    std::vector<std::string> warnings;
+    const std::function<void(const event&)>* handle = nullptr;
+    int losses_fd = -1;
+    std::vector<Link> links;
+    std::unique_ptr<ring_buffer, RingDeleter> ring; // destroyed before the maps that it reads
+};
+
+namespace {
+
+/// Owns a skeleton. Open and Destroy are the functions that bpftool generated for it.
+template <typename Skeleton, Skeleton* (*Open)(), void (*Destroy)(Skeleton*)>
+struct SkeletonOwner {
+    SkeletonOwner() : skeleton(Open())
+    {
+        if (!skeleton)
+            throw SetupError(fmt::format("the BPF object can't be opened: {}{}", error_text(errno), LibbpfLog::tail()));
+    }
+    ~SkeletonOwner() { Destroy(skeleton); }
+    SkeletonOwner(const SkeletonOwner&) = delete;
+    SkeletonOwner& operator=(const SkeletonOwner&) = delete;
+    SkeletonOwner(SkeletonOwner&&) = delete;
+    SkeletonOwner& operator=(SkeletonOwner&&) = delete;
+
+    Skeleton* operator->() const { return skeleton; }
+
+    void configure(const LiveOptions& options)
+    {
+        const std::uint32_t size = ring_size(options.ring_bytes);
+        bpf_map__set_max_entries(skeleton->maps.events, size);
+        skeleton->rodata->tick_ns = tick_ns();
+        skeleton->rodata->follow_accepted = options.follow_accepted;
+        skeleton->rodata->report_states = options.report_states;
+        skeleton->rodata->wakeup_bytes = size / 4;
+    }
+
+    [[nodiscard]] bpf_program* program(const char* name) const
+    {
+        return bpf_object__find_program_by_name(skeleton->obj, name);
+    }
+
+    Skeleton* skeleton;
+};
+
+using StorageSkeleton = SkeletonOwner<trace_storage, trace_storage__open, trace_storage__destroy>;
+using HashSkeleton = SkeletonOwner<trace_hash, trace_hash__open, trace_hash__destroy>;
+using KprobeSkeleton = SkeletonOwner<trace_kprobe, trace_kprobe__open, trace_kprobe__destroy>;
+using CgroupSkeleton = SkeletonOwner<cgroup_backend, cgroup_backend__open, cgroup_backend__destroy>;
+
+/// Reads a tcp iterator to its end in the namespace that the calling thread is in. Returns an errno, or 0.
+int run_iterator(int link_fd)
+{
+    const Descriptor iterator(bpf_iter_create(link_fd));
+    if (!iterator)
+        return errno;
+    char buffer[256];
+    for (;;) {
+        const ssize_t got = read(iterator.get(), buffer, sizeof(buffer));
+        if (got == 0)
+            return 0;
+        if (got < 0 && errno != EAGAIN && errno != EINTR)
+            return errno;
+    }
+}
+
+template <typename Owner>
+struct TraceSource : LiveSource::Implementation {
+    TraceSource(const LiveOptions& options, const KernelTypes& types, const std::string& how)
+    {
+        backend = "trace";
+        attach = how;
+        const std::string prefix = how + "/";
+        const bool reset_has_segment = types.parameters("tcp_reset").value_or(0) >= 2;
+        owner.configure(options);
+        owner->rodata->reset_has_segment = reset_has_segment;
+        if (bpf_map__type(owner->maps.connections) == BPF_MAP_TYPE_HASH)
+            bpf_map__set_max_entries(owner->maps.connections, options.max_connections);
+
+        std::vector<const ProgramRow*> wanted;
+        for (const ProgramRow& row : trace_programs) {
+            const std::string name = row.name;
+            const bool has_place = name == "trace_reset" ? reset_has_segment
+                                   : name == "trace_reset_bare" || name == "trace_segment" ? !reset_has_segment
+                                                                                           : true;
+            const bool exists = row.function == nullptr || types.parameters(row.function).has_value();
+            bpf_program__set_autoload(owner.program(row.name), has_place && exists);
+            if (!has_place)
+                continue;
+            if (exists)
+                wanted.push_back(&row);
+            else if (row.required)
+                throw SetupError(fmt::format("this kernel has no function {} to attach to ({})", row.function,
+                                             row.purpose));
+        }
+
+        LibbpfLog::clear();
+        if (const int error = -bpf_object__load_skeleton(owner->skeleton); error != 0)
+            throw SetupError(fmt::format("backend trace by {}: the kernel does not load the programs: {}{}{}", how,
+                                         error_text(error), LibbpfLog::tail(), hint_for(error)));
+        open_ring(owner.skeleton->obj);
+        for (const ProgramRow* row : wanted) {
+            const bool own_prefix = std::strchr(row->hook, '/') != nullptr;
+            Link link(bpf_program__attach(owner.program(row->name)));
+            const int error = errno;
+            if (!link && row->required)
+                throw SetupError(fmt::format("backend trace: {}{} does not attach ({}): {}{}",
+                                             own_prefix ? "" : prefix, row->hook, row->purpose, error_text(error),
+                                             hint_for(error)));
+            add_hook(*row, own_prefix ? "" : prefix, link ? "" : error_text(error));
+            if (std::strcmp(row->name, "trace_adopt") == 0)
+                adopt(bpf_link__fd(link.get()));
+            else if (link)
+                links.push_back(std::move(link));
+        }
+    }
+
+    /// Everything else is attached by now: what opens or ends meanwhile is seen by those hooks.
+    void adopt(int link_fd)
+    {
+        std::set<int> errors;
+        warnings = in_each_network_namespace([&] {
+            if (const int error = run_iterator(link_fd); error != 0)
+                errors.insert(error);
+        });
+        for (const int error : errors)
+            warnings.push_back(fmt::format("connections older than the tracer can't be listed: {}", error_text(error)));
+    }
+
+    [[nodiscard]] std::uint64_t begun() const override { return owner->bss->connections_begun; }
+    [[nodiscard]] std::uint64_t adopted() const override { return owner->bss->connections_adopted; }
+
+    ~TraceSource() override
+    {
+        ring.reset();
+        links.clear();
+    }
+    TraceSource(const TraceSource&) = delete;
+    TraceSource& operator=(const TraceSource&) = delete;
+    TraceSource(TraceSource&&) = delete;
+    TraceSource& operator=(TraceSource&&) = delete;
+
+    Owner owner;
+};
+
+struct CgroupSource : LiveSource::Implementation {
+    /// `with_owner`, `with_release`: whether the kernel lets those programs use the helpers they need.
+    CgroupSource(const LiveOptions& options, bool with_owner, bool with_release)
+    {
+        backend = "cgroup";
+        const std::string root = cgroup_root();
+        owner.configure(options);
+        owner->rodata->have_coarse_clock =
+            libbpf_probe_bpf_helper(BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_ktime_get_coarse_ns, nullptr) == 1;
+        owner->rodata->have_release_hook = with_release;
+        bpf_map__set_max_entries(owner->maps.adoptables, options.max_connections);
+        bpf_program__set_autoload(owner->progs.cgroup_connect4, with_owner);
+        bpf_program__set_autoload(owner->progs.cgroup_connect6, with_owner);
+        bpf_program__set_autoload(owner->progs.cgroup_release, with_release);
+
+        LibbpfLog::clear();
+        if (const int error = -bpf_object__load_skeleton(owner->skeleton); error != 0)
+            throw SetupError(fmt::format("backend cgroup: the kernel does not load the programs: {}{}{}",
+                                         error_text(error), LibbpfLog::tail(), hint_for(error)));
+        const Descriptor cgroup(open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        if (!cgroup)
+            throw SetupError(fmt::format("backend cgroup: {}: {}", root, error_text(errno)));
+        open_ring(owner.skeleton->obj);
+        for (const ProgramRow& row : cgroup_programs) {
+            bpf_program* program = owner.program(row.name);
+            if (!bpf_program__autoload(program)) {
+                add_hook(row, "", "this kernel offers no process or socket storage there");
+                continue;
+            }
+            Link link(bpf_program__attach_cgroup(program, cgroup.get()));
+            const int error = errno;
+            if (!link && row.required)
+                throw SetupError(fmt::format("backend cgroup: {} does not attach to {} ({}): {}{}", row.hook, root,
+                                             row.purpose, error_text(error), hint_for(error)));
+            add_hook(row, "", link ? "" : error_text(error));
+            if (link)
+                links.push_back(std::move(link));
+        }
+        adopt(options);
+    }
+
+    /// The packet programs take a connection in when they first see it; here they are told which ones to.
+    void adopt(const LiveOptions& options)
+    {
+        struct Older {
+            ListedSocket socket;
+            bool accepted;
+        };
+        std::vector<Older> older;
+        bool refused = false;
+        warnings = in_each_network_namespace([&] {
+            std::vector<ListedSocket> sockets;
+            std::set<std::uint16_t> listening;
+            if (!list_tcp_sockets([&](const ListedSocket& s) { sockets.push_back(s); })) {
+                refused = true;
+                return;
+            }
+            for (const ListedSocket& s : sockets)
+                if (s.state == TCP_STATE_LISTEN)
+                    listening.insert(s.local_port);
+            for (const ListedSocket& s : sockets)
+                if (s.state != TCP_STATE_LISTEN)
+                    older.push_back({s, listening.contains(s.local_port)});
+        });
+        if (refused)
+            warnings.push_back(fmt::format("connections older than the tracer can't be listed: {}", error_text(errno)));
+        if (!options.follow_accepted)
+            std::erase_if(older, [](const Older& o) { return o.accepted; });
+        if (older.empty())
+            return;
+
+        std::unordered_map<std::uint32_t, std::uint32_t> owners;
+        walk_socket_owners([&](std::uint32_t inode, std::uint32_t pid) { owners.emplace(inode, pid); });
+        const int map = bpf_map__fd(owner->maps.adoptables);
+        std::int64_t added = 0;
+        for (const auto& [socket, accepted] : older) {
+            adoptable entry{};
+            entry.last_receive_ns = socket.last_receive_ns;
+            entry.last_send_ns = socket.last_send_ns;
+            entry.flags = accepted ? 0U : std::uint32_t{CONNECTION_CLIENT};
+            if (socket.state == TCP_STATE_CLOSE_WAIT || socket.state == TCP_STATE_LAST_ACK ||
+                socket.state == TCP_STATE_CLOSING)
+                entry.flags |= CONNECTION_PEER_FIN;
+            if (socket.state == TCP_STATE_FIN_WAIT1 || socket.state == TCP_STATE_FIN_WAIT2 ||
+                socket.state == TCP_STATE_LAST_ACK || socket.state == TCP_STATE_CLOSING)
+                entry.flags |= CONNECTION_LOCAL_FIN;
+            if (const auto found = owners.find(socket.inode); found != owners.end())
+                entry.pid = found->second;
+            if (bpf_map_update_elem(map, &socket.cookie, &entry, BPF_NOEXIST) == 0)
+                ++added;
+        }
+        listed = static_cast<std::uint64_t>(added);
+        owner->bss->adoptables_left = added;
+    }
+
+    /// Mirrors struct adoptable in bpf/cgroup.bpf.c.
+    struct adoptable {
+        std::uint64_t last_receive_ns;
+        std::uint64_t last_send_ns;
+        std::uint32_t flags;
+        std::uint32_t pid;
+    };
+
+    [[nodiscard]] std::uint64_t begun() const override { return owner->bss->connections_begun; }
+    [[nodiscard]] std::uint64_t adopted() const override { return listed; }
+
+    ~CgroupSource() override
+    {
+        ring.reset();
+        links.clear();
+    }
+    CgroupSource(const CgroupSource&) = delete;
+    CgroupSource& operator=(const CgroupSource&) = delete;
+    CgroupSource(CgroupSource&&) = delete;
+    CgroupSource& operator=(CgroupSource&&) = delete;
+
+    CgroupSkeleton owner;
+    std::uint64_t listed = 0;
+};
+
+using Implementation = LiveSource::Implementation;
+
+std::unique_ptr<Implementation> open_trace(const LiveOptions& options, Attach how)
+{
+    const KernelTypes types;
+    if (!types)
+        throw SetupError(fmt::format("backend trace: this kernel has no type information ({} is missing: "
+                                     "CONFIG_DEBUG_INFO_BTF); --backend cgroup needs none",
+                                     btf_path));
+    if (how == Attach::kprobe)
+        return std::make_unique<TraceSource<KprobeSkeleton>>(options, types, "kprobe");
+    if (types.socket_storage_for_tracing())
+        return std::make_unique<TraceSource<StorageSkeleton>>(options, types, "fentry");
+    return std::make_unique<TraceSource<HashSkeleton>>(options, types, "fentry");
+}
+
+std::unique_ptr<Implementation> open_cgroup(const LiveOptions& options)
+{
+    std::optional<SetupError> first;
+    for (const auto& [with_owner, with_release] : {std::pair{true, true}, {false, true}, {true, false}, {false, false}}) {
+        try {
+            return std::make_unique<CgroupSource>(options, with_owner, with_release);
+        } catch (const SetupError& error) {
+            if (!first)
+                first = error;
+        }
+    }
+    throw *first;
+}
+
+/// The first of the ways to attach that works. Throws SetupError with all that was tried.
+std::unique_ptr<Implementation> open_first(const LiveOptions& options)
+{
+    std::string problems;
+    const auto attempt = [&](const auto& open_backend) -> std::unique_ptr<Implementation> {
+        try {
+            return open_backend();
+        } catch (const SetupError& error) {
+            problems += (problems.empty() ? "" : "\n") + std::string(error.what());
+            return nullptr;
+        }
+    };
+    if (options.backend != Backend::cgroup) {
+        if (options.attach != Attach::kprobe)
+            if (auto source = attempt([&] { return open_trace(options, Attach::fentry); }))
+                return source;
+        if (options.attach != Attach::fentry)
+            if (auto source = attempt([&] { return open_trace(options, Attach::kprobe); }))
+                return source;
+    }
+    if (options.backend != Backend::trace)
+        if (auto source = attempt([&] { return open_cgroup(options); }))
+            return source;
+    throw SetupError(problems);
+}
+
+} // namespace
+
+LiveSource::LiveSource(const LiveOptions& options)
+{
+    LibbpfLog::install();
+    implementation_ = open_first(options);
+}
+
+LiveSource::~LiveSource() = default;
+
+int LiveSource::wakeup_fd() const
+{
+    return ring_buffer__epoll_fd(implementation_->ring.get());
+}
+
+void LiveSource::consume(const std::function<void(const event&)>& handle)
+{
+    implementation_->handle = &handle;
+    ring_buffer__consume(implementation_->ring.get());
+    implementation_->handle = nullptr;
+}
+
+loss_counters LiveSource::losses() const
+{
+    const int cpus = libbpf_num_possible_cpus();
+    std::vector<loss_counters> each(cpus > 0 ? static_cast<std::size_t>(cpus) : 0);
+    loss_counters sum{};
+    const std::uint32_t zero = 0;
+    if (each.empty() || bpf_map_lookup_elem(implementation_->losses_fd, &zero, each.data()) != 0)
+        return sum;
+    for (const loss_counters& one : each) {
+        for (std::size_t i = 0; i < LOSS_PLACES; ++i)
+            sum.by_place[i] += one.by_place[i];
+        for (std::size_t i = 0; i < EVENT_KINDS; ++i)
+            sum.by_kind[i] += one.by_kind[i];
+    }
+    return sum;
+}
+
+std::uint64_t LiveSource::connections_begun() const
+{
+    return implementation_->begun();
+}
+
+std::uint64_t LiveSource::connections_adopted() const
+{
+    return implementation_->adopted();
+}
+
+const std::string& LiveSource::backend() const
+{
+    return implementation_->backend;
+}
+
+const std::string& LiveSource::attach() const
+{
+    return implementation_->attach;
+}
+
+const std::vector<Hook>& LiveSource::hooks() const
+{
+    return implementation_->hooks;
+}
+
+const std::vector<std::string>& LiveSource::warnings() const
+{
+    return implementation_->warnings;
+}
+
+std::vector<BackendReport> examine_backends()
+{
+    struct Way {
+        Backend backend;
+        Attach attach;
+        const char* backend_name;
+        const char* attach_name;
+    };
+    constexpr Way ways[] = {
+        {Backend::trace, Attach::fentry, "trace", "fentry"},
+        {Backend::trace, Attach::kprobe, "trace", "kprobe"},
+        {Backend::cgroup, Attach::automatic, "cgroup", ""},
+    };
+    std::vector<BackendReport> reports;
+    for (const Way& way : ways) {
+        BackendReport report{
+            .backend = way.backend_name, .attach = way.attach_name, .works = false, .problem = {}, .hooks = {}};
+        try {
+            const LiveSource source({.backend = way.backend, .attach = way.attach, .ring_bytes = 4096});
+            report.works = true;
+            report.hooks = source.hooks();
+        } catch (const SetupError& error) {
+            report.problem = error.what();
+        }
+        reports.push_back(std::move(report));
+    }
+    return reports;
+}
+
+} // namespace finrace

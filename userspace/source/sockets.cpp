@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "source/sockets.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <set>
+#include <string_view>
+#include <thread>
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/sock_diag.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "bpf/event.h"
+#include "source/descriptor.h"
+
+namespace finrace {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::uint64_t monotonic_ns()
+{
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+std::vector<fs::path> namespace_files()
+{
+    std::vector<fs::path> files{"/proc/self/ns/net"};
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator("/run/netns", ignored))
+        files.push_back(entry.path());
+    for (const auto& entry : fs::directory_iterator("/proc", ignored)) {
+        const std::string name = entry.path().filename();
+        if (name.find_first_not_of("0123456789") == std::string::npos)
+            files.push_back(entry.path() / "ns/net");
+    }
+    return files;
+}
+
+bool list_family(int netlink, std::uint8_t family, const std::function<void(const ListedSocket&)>& handle)
+{
+    struct {
+        nlmsghdr header;
+        inet_diag_req_v2 request;
+    } message{};
+    message.header.nlmsg_len = sizeof(message);
+    message.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+    message.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+    message.request.sdiag_family = family;
+    message.request.sdiag_protocol = IPPROTO_TCP;
+    message.request.idiag_ext = 1U << (INET_DIAG_INFO - 1);
+    message.request.idiag_states = 0xffffffffU & ~(1U << TCP_STATE_TIME_WAIT | 1U << TCP_STATE_NEW_SYN_RECV |
+                                                   1U << TCP_STATE_SYN_RECV | 1U << TCP_STATE_CLOSE);
+    if (send(netlink, &message, sizeof(message), 0) < 0)
+        return false;
+
+    const std::uint64_t now = monotonic_ns();
+    std::array<char, 1U << 17U> buffer{};
+    for (;;) {
+        const ssize_t got = recv(netlink, buffer.data(), buffer.size(), 0);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return false;
+        auto left = static_cast<unsigned>(got);
+        for (auto* h = reinterpret_cast<nlmsghdr*>(buffer.data()); NLMSG_OK(h, left); h = NLMSG_NEXT(h, left)) {
+            if (h->nlmsg_type == NLMSG_DONE)
+                return true;
+            if (h->nlmsg_type == NLMSG_ERROR) {
+                errno = -static_cast<nlmsgerr*>(NLMSG_DATA(h))->error;
+                return false;
+            }
+            const auto* socket = static_cast<const inet_diag_msg*>(NLMSG_DATA(h));
+            ListedSocket listed{};
+            listed.cookie = socket->id.idiag_cookie[0] | std::uint64_t{socket->id.idiag_cookie[1]} << 32U;
+            listed.inode = socket->idiag_inode;
+            listed.local_port = ntohs(socket->id.idiag_sport);
+            listed.state = socket->idiag_state;
+            const auto* attribute = reinterpret_cast<const rtattr*>(socket + 1);
+            auto bytes = static_cast<unsigned>(NLMSG_PAYLOAD(h, sizeof(*socket)));
+            for (; RTA_OK(attribute, bytes); attribute = RTA_NEXT(attribute, bytes)) {
+                if (attribute->rta_type != INET_DIAG_INFO)
+                    continue;
+                tcp_info info{};
+                std::memcpy(&info, RTA_DATA(attribute), std::min(sizeof(info), std::size_t{RTA_PAYLOAD(attribute)}));
+                listed.bytes_received = info.tcpi_bytes_received;
+                listed.bytes_acked = info.tcpi_bytes_acked;
+                // Both stamps are set by the handshake as well: without payload they tell nothing.
+                if (info.tcpi_bytes_acked > 1 || info.tcpi_unacked > 0)
+                    listed.last_send_ns = now - std::uint64_t{info.tcpi_last_data_sent} * 1'000'000U;
+                if (info.tcpi_bytes_received > 0)
+                    listed.last_receive_ns = now - std::uint64_t{info.tcpi_last_data_recv} * 1'000'000U;
+            }
+            handle(listed);
+        }
+    }
+}
+
+} // namespace
+
+std::vector<std::string> in_each_network_namespace(const std::function<void()>& work)
+{
+    std::vector<std::string> problems;
+    std::thread([&] {
+        std::set<std::pair<dev_t, ino_t>> done;
+        std::error_code ignored;
+        for (const fs::path& file : namespace_files()) {
+            struct stat status {};
+            // A process may be gone by now; what it was in is then listed through another, or gone as well.
+            if (stat(file.c_str(), &status) != 0 || !done.emplace(status.st_dev, status.st_ino).second)
+                continue;
+            const Descriptor ns(open(file.c_str(), O_RDONLY | O_CLOEXEC));
+            if (!ns) {
+                if (errno != ENOENT)
+                    problems.push_back(fmt::format("{}: {}", file.string(), std::strerror(errno)));
+                continue;
+            }
+            // The first is our own: entering it takes no privilege.
+            if (done.size() > 1 && setns(ns.get(), CLONE_NEWNET) != 0) {
+                problems.push_back(fmt::format("network namespace {} can't be entered: {}", file.string(),
+                                               std::strerror(errno)));
+                continue;
+            }
+            work();
+        }
+    }).join();
+    return problems;
+}
+
+bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle)
+{
+    const Descriptor netlink(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+    if (!netlink)
+        return false;
+    return list_family(netlink.get(), AF_INET, handle) && list_family(netlink.get(), AF_INET6, handle);
+}
+
+void walk_socket_owners(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle)
+{
+    std::error_code ignored;
+    for (const auto& process : fs::directory_iterator("/proc", ignored)) {
+        const std::string name = process.path().filename();
+        std::uint32_t pid = 0;
+        if (std::from_chars(name.data(), name.data() + name.size(), pid).ptr != name.data() + name.size())
+            continue;
+        std::error_code gone;
+        for (fs::directory_iterator file(process.path() / "fd", gone), end; !gone && file != end; file.increment(gone)) {
+            std::array<char, 64> target{};
+            const ssize_t length = readlink(file->path().c_str(), target.data(), target.size());
+            constexpr std::string_view prefix = "socket:[";
+            const std::string_view text(target.data(), length > 0 ? static_cast<std::size_t>(length) : 0);
+            std::uint32_t inode = 0;
+            if (text.starts_with(prefix) &&
+                std::from_chars(text.data() + prefix.size(), text.data() + text.size(), inode).ec == std::errc())
+                handle(inode, pid);
+        }
+    }
+}
+
+} // namespace finrace

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// The connections that are open already: network namespaces of this host, and their TCP sockets by NETLINK_SOCK_DIAG.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace finrace {
+
+/// Runs `work` once inside every network namespace of this host that can be entered (each one only once), on a
+/// thread of its own. Returns what could not be entered, for people. Needs CAP_SYS_ADMIN for foreign ones.
+std::vector<std::string> in_each_network_namespace(const std::function<void()>& work);
+
+/// A TCP socket as the kernel lists it (struct inet_diag_msg, struct tcp_info).
+struct ListedSocket {
+    std::uint64_t cookie;
+    std::uint64_t bytes_received;
+    std::uint64_t bytes_acked;
+    std::uint64_t last_send_ns;    ///< CLOCK_MONOTONIC, millisecond steps; 0 if nothing was sent
+    std::uint64_t last_receive_ns; ///< 0 if nothing was received
+    std::uint32_t inode;
+    std::uint16_t local_port;
+    std::uint8_t state;            ///< enum tcp_connection_state
+};
+
+/// Lists the TCP sockets of the namespace that the calling thread is in. False with errno set if the kernel refuses.
+bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle);
+
+/// Which process holds a socket inode, for all of them at once: one walk through /proc. Calls `handle(inode, pid)`.
+void walk_socket_owners(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle);
+
+} // namespace finrace
