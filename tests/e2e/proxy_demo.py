@@ -100,6 +100,10 @@ def tally(lab: Lab, records: proxy_lab.Records, paint: Paint) -> bool:
         why = proxy_lab.disagreement(exchange, verdict)
         wrong += why is not None
         rows.append((exchange.time, exchange.id, exchange.connection, short(exchange.error), str(verdict), why))
+    unsent = [exchange for exchange in missing if proxy_lab.never_sent(exchange)]
+    missing = [exchange for exchange in missing if exchange not in unsent]
+    for exchange in unsent:
+        rows.append((exchange.time, exchange.id, exchange.connection, short(exchange.error), "(no byte was sent)", None))
     for exchange in missing:
         rows.append((exchange.time, exchange.id, exchange.connection, short(exchange.error), "-", "no verdict"))
     for verdict in extra + foreign:
@@ -113,7 +117,7 @@ def tally(lab: Lab, records: proxy_lab.Records, paint: Paint) -> bool:
 
     heads = ("time (UTC)", "connection", "nginx's error log", "finrace", "agree")
     table = [(time.strftime("%H:%M:%S", time.gmtime(row[0])) + f".{int(row[0] % 1 * 1000):03d}", where(row[2]), row[3],
-              row[4].replace("/", " "), "yes" if row[5] is None else f"NO: {row[5]}") for row in rows]
+              row[4], "yes" if row[5] is None else f"NO: {row[5]}") for row in rows]
     widths = [max(len(line[column]) for line in [heads, *table]) for column in range(len(heads))]
     print("  " + paint.dim("  ".join(head.ljust(width) for head, width in zip(heads, widths)).rstrip()))
     for line in table:

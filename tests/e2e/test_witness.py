@@ -88,9 +88,10 @@ class WireTest(unittest.TestCase):
         self.assertEqual((script.evidence().kind, script.evidence().blurred), ("stale", True))
 
     def test_resets_and_answer(self):
-        for flags, kind in ((wire.RST | wire.ACK, "reset_with_ack"), (wire.RST, "reset_bare")):
+        for flags, unacked, kind in ((wire.RST | wire.ACK, 0, "reset_unread"), (wire.RST | wire.ACK, 1, "reset_crossed"),
+                                     (wire.RST, 0, "reset_bare")):
             script = Script().exchanged().second()
-            self.assertEqual(script.add(False, flags, 3, script.end).evidence().kind, kind)
+            self.assertEqual(script.add(False, flags, 3, script.end - unacked).evidence().kind, kind)
         script = Script().exchanged().second()
         self.assertEqual(script.evidence().kind, "open")
         self.assertEqual(script.add(False, wire.ACK, 3, script.end, b"ok").evidence().kind, "answered")

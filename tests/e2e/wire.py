@@ -80,7 +80,7 @@ class Connection:
 class Evidence:
     """How one request met its connection's end."""
 
-    kind: str  # answered, crossed, fin_acknowledged, reset_with_ack, reset_bare, stale, unsent, open
+    kind: str  # answered, crossed, fin_acknowledged, reset_crossed, reset_unread, reset_bare, stale, unsent, open
     text: str
     connection: tuple | None = None
     blurred: bool = False  # the order of FIN and request can't be told from outside the socket
@@ -179,10 +179,13 @@ def evidence(connection: Connection, request: Request) -> Evidence:
         if segment.payload:
             return Evidence("answered", f"response after {after:.1f} ms", connection.key)
         if segment.flags & RST:
+            blurred = segment.time - request.time < TAP_BLUR
+            if segment.flags & ACK and segment.ack >= request.end:
+                return Evidence("reset_unread", f"RST with ACK after {after:.1f} ms, request acknowledged", connection.key,
+                                blurred)
             if segment.flags & ACK:
-                unread = "acknowledging" if segment.ack >= request.end else "not acknowledging"
-                return Evidence("reset_with_ack", f"RST with ACK, {unread} the request, after {after:.1f} ms",
-                                connection.key)
+                return Evidence("reset_crossed", f"RST with ACK after {after:.1f} ms, {request.end - segment.ack} of {size} "
+                                "request bytes unacknowledged", connection.key, blurred)
             return Evidence("reset_bare", f"bare RST after {after:.1f} ms", connection.key)
         if segment.flags & FIN:
             missing = request.end - segment.ack
