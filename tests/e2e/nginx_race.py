@@ -132,8 +132,14 @@ def judge(arguments, checks: Checks, lab: Lab) -> None:
     unproven = [verdict for verdict in verdicts if verdict.get("finrace.incomplete")]
     checks(not unproven, "no verdict is incomplete", f"{len(unproven)}", map(str, unproven))
     health = records.named("finrace.health")
+    last = health[-1] if health else Verdict({})
     lost = records.lost_events()
-    checks(bool(health) and lost == 0, "no event was lost", f"{lost} lost, {len(health)} health records")
+    checks(lost == 0 and last.get("finrace.health.complete") is True, "no event was lost, no record dropped",
+           f"{lost} lost, {len(health)} health records, complete: {last.get('finrace.health.complete')}")
+    used = {"backend": last.get("finrace.health.backend"), "attach": last.get("finrace.health.attach")}
+    asked = {name: value for name in used if (value := getattr(arguments, name)) not in (None, "auto")}
+    checks(all(used[name] == value for name, value in asked.items()), "the backend asked for is the one that ran",
+           " by ".join(value for value in used.values() if value))
 
 
 def positive(text: str) -> int:
