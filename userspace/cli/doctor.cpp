@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// finrace doctor: what this kernel allows, tried out rather than guessed: every backend is loaded, attached and
+// detached again. It says beforehand what run and watch would say.
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/options.h"
+#include "cli/privileges.h"
+#include "cli/terminal.h"
+#include "source/live.h"
+
+namespace finrace {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string read_file(const char* path)
+{
+    std::ifstream file(path);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+/// The mode in brackets: "none [integrity] confidentiality". "none" where the kernel has no lockdown.
+std::string lockdown_mode()
+{
+    const std::string text = read_file("/sys/kernel/security/lockdown");
+    const std::size_t begin = text.find('[');
+    const std::size_t end = text.find(']');
+    if (begin == std::string::npos || end == std::string::npos || end < begin)
+        return ::access("/sys/kernel/security", F_OK) == 0 && text.empty() ? "not offered by this kernel" : "unknown";
+    return text.substr(begin + 1, end - begin - 1);
+}
+
+std::string cgroup_root()
+{
+    std::ifstream mounts("/proc/self/mounts");
+    std::string device;
+    std::string directory;
+    std::string type;
+    for (std::string rest; mounts >> device >> directory >> type && std::getline(mounts, rest);)
+        if (type == "cgroup2")
+            return directory;
+    return {};
+}
+
+struct Findings {
+    std::string kernel;
+    std::string machine;
+    bool btf = false;
+    std::string lockdown;
+    std::vector<std::string> missing_capabilities;
+    std::string cgroup_root;
+    std::vector<BackendReport> backends;
+
+    /// What --backend auto takes; nullptr if nothing works.
+    [[nodiscard]] const BackendReport* choice() const
+    {
+        const auto found =
+            std::find_if(backends.begin(), backends.end(), [](const BackendReport& report) { return report.works; });
+        return found == backends.end() ? nullptr : &*found;
+    }
+};
+
+std::string full_name(const BackendReport& report)
+{
+    return report.attach.empty() ? report.backend : report.backend + " by " + report.attach;
+}
+
+Findings examine()
+{
+    utsname kernel{};
+    ::uname(&kernel);
+    Findings findings{
+        .kernel = kernel.release,
+        .machine = kernel.machine,
+        .btf = ::access("/sys/kernel/btf/vmlinux", R_OK) == 0,
+        .lockdown = lockdown_mode(),
+        .missing_capabilities = missing_capabilities(effective_capabilities()),
+        .cgroup_root = cgroup_root(),
+        .backends = {},
+    };
+    // Without them every attempt fails with EPERM, which says nothing of the kernel.
+    if (findings.missing_capabilities.empty())
+        findings.backends = examine_backends();
+    return findings;
+}
+
+void print(const Findings& findings)
+{
+    const Paint paint(is_terminal(stdout));
+    const auto fact = [&](std::string_view name, const std::string& text, bool good) {
+        fmt::print("  {:<14}{}\n", name, good ? text : paint.yellow(text));
+    };
+    fmt::print("{}\n", paint.bold("This host"));
+    fact("kernel", fmt::format("{} ({})", findings.kernel, findings.machine), true);
+    fact("BTF", findings.btf ? "/sys/kernel/btf/vmlinux" : "no /sys/kernel/btf/vmlinux: backend trace needs it",
+         findings.btf);
+    fact("lockdown",
+         findings.lockdown == "confidentiality" ? "confidentiality: backend trace is refused" : findings.lockdown,
+         findings.lockdown != "confidentiality");
+    fact("cgroup v2",
+         findings.cgroup_root.empty() ? "no cgroup2 in /proc/self/mounts: backend cgroup needs it; "
+                                        "mount -t cgroup2 none /sys/fs/cgroup/unified"
+                                      : findings.cgroup_root,
+         !findings.cgroup_root.empty());
+    fact("capabilities",
+         findings.missing_capabilities.empty()
+             ? "all that is needed"
+             : fmt::format("{} missing: nothing can be tried out; run it as root",
+                           fmt::join(findings.missing_capabilities, ", ")),
+         findings.missing_capabilities.empty());
+
+    for (const BackendReport& report : findings.backends) {
+        fmt::print("\n{}  {}\n", paint.bold(full_name(report)), report.works ? paint.green("works") : paint.red("does not work"));
+        if (!report.problem.empty())
+            for (const std::string& line : wrap(report.problem, std::min<std::size_t>(terminal_width(), 120) - 2))
+                fmt::print("  {}\n", line);
+        std::size_t longest = 0;
+        for (const Hook& hook : report.hooks)
+            longest = std::max(longest, hook.name.size());
+        for (const Hook& hook : report.hooks) {
+            fmt::print("  {} {:<{}}  {}\n",
+                       hook.attached ? paint.green("yes") : (hook.required ? paint.red("no ") : paint.yellow("no ")),
+                       hook.name, longest, hook.purpose);
+            if (!hook.attached && !hook.problem.empty())
+                fmt::print("      {}\n", paint.dim(hook.problem));
+        }
+    }
+    const BackendReport* choice = findings.choice();
+    fmt::print("\n{}\n", choice != nullptr ? paint.bold(fmt::format("--backend auto takes {}.", full_name(*choice)))
+                                           : paint.red("No backend works here."));
+}
+
+Json to_json(const Findings& findings)
+{
+    Json json{
+        {"version", FINRACE_VERSION},
+        {"kernel", findings.kernel},
+        {"machine", findings.machine},
+        {"btf", findings.btf},
+        {"lockdown", findings.lockdown},
+        {"missing_capabilities", findings.missing_capabilities},
+    };
+    if (!findings.cgroup_root.empty())
+        json["cgroup_root"] = findings.cgroup_root;
+    Json& backends = json["backends"] = Json::array();
+    for (const BackendReport& report : findings.backends) {
+        Json one{{"backend", report.backend}};
+        if (!report.attach.empty())
+            one["attach"] = report.attach;
+        one["works"] = report.works;
+        if (!report.problem.empty())
+            one["problem"] = report.problem;
+        Json& hooks = one["hooks"] = Json::array();
+        for (const Hook& hook : report.hooks) {
+            Json entry{{"name", hook.name},
+                       {"attached", hook.attached},
+                       {"required", hook.required},
+                       {"purpose", hook.purpose}};
+            if (!hook.problem.empty())
+                entry["problem"] = hook.problem;
+            hooks.push_back(std::move(entry));
+        }
+        backends.push_back(std::move(one));
+    }
+    if (const BackendReport* choice = findings.choice()) {
+        json["choice"]["backend"] = choice->backend;
+        if (!choice->attach.empty())
+            json["choice"]["attach"] = choice->attach;
+    }
+    return json;
+}
+
+int doctor(bool json)
+{
+    const Findings findings = examine();
+    if (json)
+        fmt::print("{}\n", to_json(findings).dump(2, ' ', false, Json::error_handler_t::replace));
+    else
+        print(findings);
+    return findings.choice() != nullptr ? exit_success : exit_unusable;
+}
+
+} // namespace
+
+void add_doctor(CLI::App& program, Action& action)
+{
+    CLI::App* command = program.add_subcommand("doctor", "what this kernel allows, what would attach, what would be missed");
+    auto json = std::make_shared<bool>(false);
+    command->add_flag("--json", *json, "the same as one JSON object");
+    command->footer("Ends with 0 if some backend works, else with 2.\n"
+                    "\n"
+                    "Examples:\n"
+                    "  finrace doctor\n"
+                    "  finrace doctor --json | jq .choice");
+    command->callback([json, &action] { action = [json] { return doctor(*json); }; });
+}
+
+} // namespace finrace

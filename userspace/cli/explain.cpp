@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// finrace explain: what a cause means, what shows it, what to change. All text comes from core's cause table.
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "cli/options.h"
+#include "cli/terminal.h"
+#include "core/cause.h"
+
+namespace finrace {
+
+namespace {
+
+constexpr std::size_t widest_page = 100;
+
+void print_section(const Paint& paint, std::string_view head, std::string_view text, std::size_t width)
+{
+    fmt::print("\n{}\n", paint.bold(head));
+    for (const std::string& line : wrap(text, width - 2))
+        fmt::print("  {}\n", line);
+}
+
+int explain(const std::string& id)
+{
+    const Paint paint(is_terminal(stdout));
+    const std::size_t width = std::min(terminal_width(), widest_page);
+    std::vector<std::string_view> known;
+    std::size_t longest = 0;
+    for (const CauseText& text : cause_texts()) {
+        known.push_back(to_string(text.cause));
+        longest = std::max(longest, known.back().size());
+    }
+
+    if (id.empty()) {
+        for (const CauseText& text : cause_texts())
+            fmt::print("{}  {}\n", paint.bold(fmt::format("{:<{}}", to_string(text.cause), longest)), text.title);
+        fmt::print("\nfinrace explain CAUSE tells what happened, what shows it, and what to change.\n");
+        return exit_success;
+    }
+    const std::optional<Cause> cause = cause_from_string(id);
+    if (!cause)
+        throw UsageError(fmt::format("'{}' is no cause; known are: {}", id, fmt::join(known, ", ")));
+    const CauseText& text = text_of(*cause);
+    fmt::print("{}: {}\n", paint.bold(id), text.title);
+    print_section(paint, "What happened", text.happened, width);
+    print_section(paint, "What shows it", text.evidence, width);
+    print_section(paint, "What proxies say", text.proxy_says, width);
+    print_section(paint, "What to look at", text.remedy, width);
+    return exit_success;
+}
+
+} // namespace
+
+void add_explain(CLI::App& program, Action& action)
+{
+    CLI::App* command = program.add_subcommand("explain", "a cause, its evidence and its remedy");
+    auto cause = std::make_shared<std::string>();
+    command->add_option("cause", *cause, "its id, as in finrace.cause; all are listed without one")->type_name("CAUSE");
+    command->footer("Examples:\n"
+                    "  finrace explain\n"
+                    "  finrace explain keepalive_race");
+    command->callback([cause, &action] { action = [cause] { return explain(*cause); }; });
+}
+
+} // namespace finrace

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Which events concern us: the one place where --upstream and --process are decided.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "bpf/event.h"
+#include "cli/parse.h"
+
+namespace finrace {
+
+/// The owner's name: what the kernel noted, else what /proc says now; empty if neither knows.
+std::string process_name(const connection& c);
+
+struct Filter {
+    std::vector<AddressPattern> upstreams; ///< any of them; empty: all
+    std::vector<ProcessPattern> processes; ///< any of them; empty: all
+
+    /// The upstream is the peer of a connection that this host opened, and this host on one that it accepted.
+    [[nodiscard]] bool matches(const event& e) const;
+};
+
+} // namespace finrace

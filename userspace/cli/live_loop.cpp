@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "cli/live_loop.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "cli/privileges.h"
+
+namespace finrace {
+
+namespace {
+
+/// Nothing that ended may wait longer for its verdict than this, even without a wake-up.
+constexpr std::chrono::nanoseconds longest_tick = std::chrono::milliseconds(200);
+constexpr auto clock_measured_every = std::chrono::seconds(1);
+
+struct Descriptor {
+    int fd;
+
+    explicit Descriptor(int fd_, const char* what) : fd(fd_)
+    {
+        if (fd < 0)
+            throw SetupError(fmt::format("{} failed: {}", what, std::strerror(errno)));
+    }
+    ~Descriptor() { ::close(fd); }
+    Descriptor(const Descriptor&) = delete;
+    Descriptor& operator=(const Descriptor&) = delete;
+};
+
+timespec to_timespec(std::chrono::nanoseconds duration)
+{
+    return {.tv_sec = duration.count() / 1'000'000'000, .tv_nsec = duration.count() % 1'000'000'000};
+}
+
+void watch(const Descriptor& epoll, int fd, std::uint32_t events, const char* what)
+{
+    epoll_event wanted{};
+    wanted.events = events;
+    wanted.data.fd = fd;
+    if (::epoll_ctl(epoll.fd, EPOLL_CTL_ADD, fd, &wanted) != 0)
+        throw SetupError(fmt::format("waiting for {} failed: {}", what, std::strerror(errno)));
+}
+
+} // namespace
+
+LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick)
+    : filter_(options.filter), tick_(std::min(tick, longest_tick)), clock_measured_(std::chrono::steady_clock::now())
+{
+    check_combination(options);
+    require_capabilities();
+
+    ::signal(SIGPIPE, SIG_IGN); // a reader that leaves is told by EPIPE
+    sigset_t stop{};
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGINT);
+    sigaddset(&stop, SIGTERM);
+    ::sigprocmask(SIG_BLOCK, &stop, nullptr);
+    signals_ = ::signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (signals_ < 0)
+        throw SetupError(fmt::format("signalfd() failed: {}", std::strerror(errno)));
+
+    source_ = std::make_unique<LiveSource>(options.live);
+    say_warnings();
+    for (const Hook& hook : source_->hooks())
+        if (!hook.attached)
+            say(fmt::format("{} is not attached ({}); not seen: {}", hook.name, hook.problem, hook.purpose));
+    const std::string by = source_->attach().empty() ? "" : " by " + source_->attach();
+    say(fmt::format("ready (backend {}{}, {} connections taken in)", source_->backend(), by,
+                    source_->connections_adopted()));
+}
+
+LiveLoop::~LiveLoop()
+{
+    if (signals_ >= 0)
+        ::close(signals_);
+}
+
+void LiveLoop::say_warnings()
+{
+    const std::vector<std::string>& warnings = source_->warnings();
+    for (; warnings_said_ < warnings.size(); ++warnings_said_)
+        say("warning: " + warnings[warnings_said_]);
+}
+
+std::uint64_t LiveLoop::connections_ended() const
+{
+    const loss_counters losses = source_->losses();
+    return ended_ + losses.by_kind[EVENT_CLOSED] + losses.by_kind[EVENT_OPEN_FAILED];
+}
+
+void LiveLoop::take_in(LiveListener& listener)
+{
+    if (const auto now = std::chrono::steady_clock::now(); now - clock_measured_ >= clock_measured_every) {
+        clock_.measure();
+        clock_measured_ = now;
+    }
+    source_->consume([&](const event& e) {
+        ++events_;
+        if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
+            ++ended_;
+        if (!filter_.matches(e))
+            return;
+        const Classification classification = account(e, upstreams_);
+        if (classification.verdict)
+            ++verdicts_[classification.verdict->cause];
+        if (classification.ending == Ending::unclassified)
+            ++unclassified_;
+        static const Upstream nothing_known;
+        const bool of_upstream = (e.connection.flags & CONNECTION_CLIENT) != 0;
+        listener.on_event(e, classification, of_upstream ? upstreams_.at(UpstreamKey::of(e)) : nothing_known);
+    });
+    say_warnings();
+}
+
+void LiveLoop::run(LiveListener& listener)
+{
+    const Descriptor epoll(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1()");
+    const Descriptor timer(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create()");
+    const itimerspec period{.it_interval = to_timespec(tick_), .it_value = to_timespec(tick_)};
+    ::timerfd_settime(timer.fd, 0, &period, nullptr);
+
+    // Edges, not levels: a wake-up means something urgent, but any event in the ring keeps it readable. The timer
+    // collects those in one go.
+    watch(epoll, source_->wakeup_fd(), EPOLLIN | EPOLLET, "the kernel's events");
+    watch(epoll, signals_, EPOLLIN, "signals");
+    watch(epoll, timer.fd, EPOLLIN, "the timer");
+    const int output = listener.output_descriptor();
+    if (output >= 0) {
+        epoll_event wanted{};
+        wanted.events = EPOLLOUT | EPOLLET;
+        wanted.data.fd = output;
+        // Regular files refuse (EPERM): they have neither a reader nor room to wait for.
+        ::epoll_ctl(epoll.fd, EPOLL_CTL_ADD, output, &wanted);
+    }
+
+    for (bool running = true; running;) {
+        std::array<epoll_event, 4> ready{};
+        const int count = ::epoll_wait(epoll.fd, ready.data(), static_cast<int>(ready.size()), -1);
+        if (count < 0 && errno != EINTR)
+            throw SetupError(fmt::format("epoll_wait() failed: {}", std::strerror(errno)));
+        for (int i = 0; i < count; ++i) {
+            const int fd = ready[static_cast<std::size_t>(i)].data.fd;
+            if (fd == signals_) {
+                running = false;
+            } else if (fd == timer.fd) {
+                std::uint64_t expirations = 0;
+                [[maybe_unused]] const ssize_t got = ::read(timer.fd, &expirations, sizeof(expirations));
+            } else if (fd == output && (ready[static_cast<std::size_t>(i)].events & (EPOLLERR | EPOLLHUP)) != 0) {
+                listener.on_reader_left();
+            }
+        }
+        take_in(listener);
+        if (!listener.on_tick())
+            running = false;
+    }
+}
+
+} // namespace finrace

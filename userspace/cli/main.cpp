@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// finrace: names why a proxied request died. This file only finds the command and turns what went wrong into
+// words and an exit status.
+#include <exception>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "cli/options.h"
+#include "cli/parse.h"
+#include "source/live.h"
+
+int main(int argc, char** argv)
+{
+    using namespace finrace;
+
+    CLI::App program("Watches TCP in the kernel and names why a proxied request died: above all the keep-alive race, in "
+                     "which a request and the upstream's idle close cross on the wire.",
+                     "finrace");
+    program.set_version_flag("--version", "finrace " FINRACE_VERSION);
+    program.require_subcommand(1);
+    program.footer("Examples:\n"
+                   "  finrace doctor                        what this kernel allows\n"
+                   "  finrace watch                         each race as a timeline, live\n"
+                   "  finrace run --output finrace.jsonl    the daemon\n"
+                   "  finrace explain keepalive_race        a cause, its evidence and its remedy");
+    Action action;
+    add_run(program, action);
+    add_doctor(program, action);
+    add_explain(program, action);
+
+    try {
+        program.parse(argc, argv);
+    } catch (const CLI::Success& asked) { // --help, --version
+        return program.exit(asked);
+    } catch (const CLI::ParseError& error) {
+        const auto chosen = program.get_subcommands();
+        say(error.what());
+        say(fmt::format("see finrace {}--help", chosen.empty() ? "" : chosen.front()->get_name() + " "));
+        return exit_unusable;
+    }
+    try {
+        return action();
+    } catch (const std::exception& error) { // SetupError, UsageError, OutputError: their text says it all
+        say(error.what());
+        return exit_unusable;
+    }
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "cli/options.h"
+
+#include <cstdio>
+#include <map>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+namespace finrace {
+
+namespace {
+
+constexpr std::uint64_t smallest_ring = 4096;
+constexpr std::uint64_t largest_ring = 1U << 30U;
+
+template <typename Value>
+Value choose(const std::vector<std::pair<std::string, Value>>& choices, const std::string& text)
+{
+    std::vector<std::string> names;
+    for (const auto& [name, value] : choices) {
+        if (name == text)
+            return value;
+        names.push_back(name);
+    }
+    throw UsageError(fmt::format("'{}' is not known; accepted: {}", text, fmt::join(names, ", ")));
+}
+
+} // namespace
+
+CLI::Option* add_parsed(CLI::App& command, const std::string& name, const std::string& type,
+                        const std::string& description, std::function<void(const std::string&)> parse)
+{
+    const auto read = [name, parse = std::move(parse)](const std::vector<std::string>& texts) {
+        for (const std::string& text : texts) {
+            try {
+                parse(text);
+            } catch (const UsageError& error) {
+                throw CLI::ValidationError(name, error.what());
+            }
+        }
+    };
+    CLI::Option* option = command.add_option_function<std::vector<std::string>>(name, read, description);
+    return option->type_name(type)->expected(1);
+}
+
+void add_watch_options(CLI::App& command, WatchOptions& options)
+{
+    add_parsed(command, "--upstream", "ADDR[/LEN][:PORT]",
+               "only connections to this upstream; may be repeated. IPv6 with a port in brackets: [2001:db8::5]:8080",
+               [&](const std::string& text) { options.filter.upstreams.push_back(parse_address_pattern(text)); })
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    add_parsed(command, "--process", "NAME|PID", "only connections of this process; may be repeated",
+               [&](const std::string& text) { options.filter.processes.push_back(parse_process_pattern(text)); })
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    add_parsed(command, "--backend", "auto|trace|cgroup", "how to watch the kernel; auto takes the first that works",
+               [&](const std::string& text) {
+                   options.live.backend = choose<Backend>(
+                       {{"auto", Backend::automatic}, {"trace", Backend::trace}, {"cgroup", Backend::cgroup}}, text);
+               });
+    add_parsed(command, "--attach", "auto|fentry|kprobe", "how backend trace attaches", [&](const std::string& text) {
+        options.live.attach = choose<Attach>(
+            {{"auto", Attach::automatic}, {"fentry", Attach::fentry}, {"kprobe", Attach::kprobe}}, text);
+    });
+    add_parsed(command, "--ring-bytes", "SIZE", "room for events on their way from the kernel (64k, 4M); default 4M",
+               [&](const std::string& text) {
+                   const std::uint64_t bytes = parse_size(text);
+                   if (bytes < smallest_ring || bytes > largest_ring)
+                       throw UsageError(fmt::format("'{}' is out of range; accepted: 4k to 1G", text));
+                   options.live.ring_bytes = static_cast<std::uint32_t>(bytes);
+               });
+}
+
+void check_combination(const WatchOptions& options)
+{
+    if (options.live.backend == Backend::cgroup && options.live.attach != Attach::automatic)
+        throw UsageError("--attach: backend cgroup has one way to attach only; leave it out, or take --backend trace");
+}
+
+void say(const std::string& message)
+{
+    std::fputs(fmt::format("finrace: {}\n", message).c_str(), stderr);
+    std::fflush(stderr);
+}
+
+} // namespace finrace

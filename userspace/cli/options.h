@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// The flags that commands share, and what each command is to the program.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/filter.h"
+#include "cli/parse.h"
+#include "source/live.h"
+
+namespace finrace {
+
+constexpr int exit_success = 0;
+constexpr int exit_unusable = 2; ///< a usage or environment error
+
+/// What a command does once its flags are read; returns the exit status.
+using Action = std::function<int()>;
+
+// Each adds its command to the program, and sets `action` when that command is chosen.
+void add_run(CLI::App& program, Action& action);
+void add_watch(CLI::App& program, Action& action);
+void add_doctor(CLI::App& program, Action& action);
+void add_explain(CLI::App& program, Action& action);
+
+/// What to watch, and how to attach.
+struct WatchOptions {
+    LiveOptions live;
+    Filter filter;
+};
+void add_watch_options(CLI::App& command, WatchOptions& options);
+/// What no single flag can tell. Throws UsageError.
+void check_combination(const WatchOptions& options);
+
+/// A flag whose text is turned into a value by `parse`, which may throw UsageError.
+CLI::Option* add_parsed(CLI::App& command, const std::string& name, const std::string& type,
+                        const std::string& description, std::function<void(const std::string&)> parse);
+
+/// Talk: to standard error.
+void say(const std::string& message);
+
+} // namespace finrace

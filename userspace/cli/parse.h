@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// What people type, turned into values: durations, sizes, addresses, processes. A refusal names what was typed
+// and the accepted forms.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace finrace {
+
+/// A value or a combination of flags that makes no sense; the program ends with 2.
+struct UsageError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+/// "250ms", "10s", "2m", "1.5h"; a unit is required.
+std::chrono::nanoseconds parse_duration(std::string_view text);
+
+/// "65536", "64k", "4M", "1G": bytes, in powers of 1024.
+std::uint64_t parse_size(std::string_view text);
+
+/// ADDR[/LEN][:PORT]: a host or network, and perhaps one port of it.
+struct AddressPattern {
+    std::array<std::uint8_t, 16> address{}; ///< network order, as in struct event
+    std::uint8_t family = 4;
+    std::uint8_t prefix = 32;
+    std::optional<std::uint16_t> port;
+
+    [[nodiscard]] bool matches(const std::uint8_t* other, std::uint8_t other_family, std::uint16_t other_port) const;
+};
+AddressPattern parse_address_pattern(std::string_view text);
+
+/// A process by its id or by its name as the kernel keeps it (15 bytes at most).
+struct ProcessPattern {
+    std::optional<std::uint32_t> pid;
+    std::string name; ///< with no pid
+};
+ProcessPattern parse_process_pattern(std::string_view text);
+
+} // namespace finrace

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "sink/clock.h"
+
+#include <ctime>
+#include <limits>
+
+#include <fmt/format.h>
+
+namespace finrace {
+
+namespace {
+
+constexpr std::int64_t second_ns = 1'000'000'000;
+
+std::int64_t read_clock(clockid_t id)
+{
+    timespec now{};
+    ::clock_gettime(id, &now);
+    return static_cast<std::int64_t>(now.tv_sec) * second_ns + now.tv_nsec;
+}
+
+} // namespace
+
+std::uint64_t WallClock::monotonic_now_ns()
+{
+    return static_cast<std::uint64_t>(read_clock(CLOCK_MONOTONIC));
+}
+
+void WallClock::measure()
+{
+    // Realtime between two looks at monotonic; of a few tries the one that was interrupted least.
+    std::int64_t tightest = std::numeric_limits<std::int64_t>::max();
+    for (int attempt = 0; attempt < 3; ++attempt) {
+        const std::int64_t before = read_clock(CLOCK_MONOTONIC);
+        const std::int64_t realtime = read_clock(CLOCK_REALTIME);
+        const std::int64_t after = read_clock(CLOCK_MONOTONIC);
+        if (after - before < tightest) {
+            tightest = after - before;
+            offset_ns_ = realtime - (before + (after - before) / 2);
+        }
+    }
+}
+
+std::string WallClock::rfc3339(std::uint64_t monotonic_ns) const
+{
+    const std::int64_t ns = static_cast<std::int64_t>(monotonic_ns) + offset_ns_;
+    const std::time_t seconds = ns / second_ns;
+    std::tm utc{};
+    ::gmtime_r(&seconds, &utc);
+    return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:09}Z", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
+                       utc.tm_hour, utc.tm_min, utc.tm_sec, ns % second_ns);
+}
+
+std::string WallClock::time_of_day(std::uint64_t monotonic_ns) const
+{
+    const std::int64_t ns = static_cast<std::int64_t>(monotonic_ns) + offset_ns_;
+    const std::time_t seconds = ns / second_ns;
+    std::tm local{};
+    ::localtime_r(&seconds, &local);
+    return fmt::format("{:02}:{:02}:{:02}.{:03}", local.tm_hour, local.tm_min, local.tm_sec,
+                       ns % second_ns / 1'000'000);
+}
+
+} // namespace finrace

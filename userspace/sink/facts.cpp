@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "sink/facts.h"
+
+#include <arpa/inet.h>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "core/classify.h"
+
+namespace finrace {
+
+std::string_view kind_name(unsigned kind)
+{
+    static constexpr std::array<std::string_view, EVENT_KINDS> names{
+        "",          "opened",      "open_failed",    "peer_fin",            "peer_reset",
+        "local_fin", "local_reset", "sent_after_fin", "segment_after_close", "state",
+        "closed",
+    };
+    return kind < names.size() ? names[kind] : std::string_view{};
+}
+
+std::string_view loss_name(unsigned place)
+{
+    static constexpr std::array<std::string_view, LOSS_PLACES> names{"ring_full", "table_full", "unreadable"};
+    return place < names.size() ? names[place] : std::string_view{};
+}
+
+std::string_view state_name(unsigned state)
+{
+    static constexpr std::array<std::string_view, TCP_STATE_NEW_SYN_RECV + 1> names{
+        "",      "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2",    "TIME_WAIT",
+        "CLOSE", "CLOSE_WAIT",  "LAST_ACK", "LISTEN",   "CLOSING",   "NEW_SYN_RECV",
+    };
+    return state < names.size() ? names[state] : std::string_view{};
+}
+
+std::string error_name(int error)
+{
+    const char* name = ::strerrorname_np(error);
+    return name != nullptr ? std::string(name) : fmt::format("error {}", error);
+}
+
+std::string address_text(const std::uint8_t* address, unsigned family)
+{
+    std::array<char, INET6_ADDRSTRLEN> text{};
+    ::inet_ntop(family == 6 ? AF_INET6 : AF_INET, address, text.data(), text.size());
+    return text.data();
+}
+
+std::string endpoint_text(const std::uint8_t* address, std::uint16_t port, unsigned family)
+{
+    const std::string text = address_text(address, family);
+    return family == 6 ? fmt::format("[{}]:{}", text, port) : fmt::format("{}:{}", text, port);
+}
+
+std::string_view owner_name(const connection& c)
+{
+    return {c.comm, ::strnlen(c.comm, sizeof(c.comm))};
+}
+
+bool knows_request_start(const connection& c)
+{
+    return c.exchange > 0 && c.request_ns != 0 && (c.flags & CONNECTION_ADOPTED_IN_EXCHANGE) == 0;
+}
+
+std::string_view to_string(Close::By by)
+{
+    return by == Close::By::local ? "local" : "peer";
+}
+
+std::string_view to_string(Close::How how)
+{
+    switch (how) {
+    case Close::How::fin:
+        return "fin";
+    case Close::How::reset:
+        return "reset";
+    case Close::How::timeout:
+        return "timeout";
+    }
+    return {};
+}
+
+namespace {
+
+/// A connection that ends with neither FIN nor RST: somebody on this host stopped waiting, as far as can be told.
+std::optional<Close> silent_end(const event& e)
+{
+    const bool error_known = (e.observed & OBSERVED_SOCKET_ERROR) != 0;
+    const Close gave_up{.by = Close::By::local, .how = Close::How::timeout, .at_ns = e.timestamp_ns};
+    if (e.kind == EVENT_OPEN_FAILED) {
+        if (error_known && e.socket_error == ECONNREFUSED)
+            return Close{.by = Close::By::peer, .how = Close::How::reset, .at_ns = e.timestamp_ns};
+        // Without an error it was the process that closed; other errors (no route) are nobody's close.
+        if (!error_known || e.socket_error == 0 || e.socket_error == ETIMEDOUT)
+            return gave_up;
+    } else if (e.kind == EVENT_CLOSED && error_known && e.socket_error == ETIMEDOUT) {
+        return gave_up;
+    }
+    return std::nullopt;
+}
+
+} // namespace
+
+std::optional<Close> first_close(const event& e)
+{
+    const connection& c = e.connection;
+    if ((c.flags & CONNECTION_LOCAL_FIRST) != 0)
+        return Close{.by = Close::By::local,
+                     .how = (c.flags & CONNECTION_LOCAL_FIN) != 0 ? Close::How::fin : Close::How::reset,
+                     .at_ns = c.local_close_ns};
+    if ((c.flags & CONNECTION_PEER_FIN) != 0)
+        return Close{.by = Close::By::peer, .how = Close::How::fin, .at_ns = c.peer_fin_ns};
+    if ((c.flags & CONNECTION_PEER_RESET) != 0)
+        return Close{.by = Close::By::peer, .how = Close::How::reset, .at_ns = c.peer_reset_ns};
+    return silent_end(e);
+}
+
+std::optional<std::uint32_t> unacked_by_close(const event& e)
+{
+    const connection& c = e.connection;
+    if (c.exchange == 0)
+        return std::nullopt;
+    // A FIN knows nothing of a request written after it.
+    if ((c.flags & CONNECTION_SENT_AFTER_FIN) != 0)
+        return e.request_bytes > 0 ? std::optional(e.unacked_bytes) : std::nullopt;
+    if ((c.flags & CONNECTION_LOCAL_FIRST) == 0) {
+        if ((c.flags & CONNECTION_PEER_FIN) != 0)
+            return c.fin_unacked;
+        if ((c.flags & CONNECTION_PEER_RESET) != 0 && (c.flags & CONNECTION_RESET_HAS_ACK) != 0)
+            return c.reset_unacked;
+    }
+    return e.unacked_bytes;
+}
+
+double milliseconds_between(std::uint64_t from_ns, std::uint64_t to_ns)
+{
+    // Whole microseconds first: three decimals, and no digits that the clocks cannot vouch for.
+    const auto difference = static_cast<std::int64_t>(to_ns - from_ns);
+    return std::round(static_cast<double>(difference) / 1e3) / 1e3;
+}
+
+} // namespace finrace

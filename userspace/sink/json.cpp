@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "sink/json.h"
+
+#include <array>
+#include <optional>
+
+#include <nlohmann/json.hpp>
+
+#include "sink/facts.h"
+
+namespace finrace {
+
+namespace {
+
+bool has(const event& e, std::uint32_t flags)
+{
+    return (e.connection.flags & flags) != 0;
+}
+
+Json begin_record(const Origin& origin, std::uint64_t monotonic_ns, std::string_view name)
+{
+    return {
+        {"timestamp", origin.clock.rfc3339(monotonic_ns)},
+        {"event", {{"name", name}}},
+        {"host", {{"name", origin.host_name}}},
+    };
+}
+
+void add_process(Json& record, const connection& c, std::string_view fallback_name)
+{
+    if (c.pid == 0)
+        return;
+    record["process"]["pid"] = c.pid;
+    const std::string_view noted = owner_name(c);
+    if (const std::string_view name = noted.empty() ? fallback_name : noted; !name.empty())
+        record["process"]["executable"]["name"] = name;
+}
+
+Json network_type(unsigned family)
+{
+    return {{"transport", "tcp"}, {"type", family == 6 ? "ipv6" : "ipv4"}};
+}
+
+void add_network(Json& record, const event& e)
+{
+    Json& network = record["network"] = network_type(e.family);
+    network["local"] = {{"address", address_text(e.local_address, e.family)}, {"port", e.local_port}};
+    network["peer"] = {{"address", address_text(e.peer_address, e.family)}, {"port", e.peer_port}};
+}
+
+/// What the records of verdicts and of whole connections say alike about the connection.
+Json connection_identity(const event& e)
+{
+    const connection& c = e.connection;
+    Json result{{"id", c.id}};
+    if (c.opened_ns != 0)
+        result["age_ms"] = milliseconds_between(c.opened_ns, e.timestamp_ns);
+    if ((e.observed & OBSERVED_NETNS) != 0 && e.netns != 0)
+        result["netns"] = e.netns;
+    if (has(e, CONNECTION_ADOPTED))
+        result["adopted"] = true;
+    return result;
+}
+
+void add_close(Json& finrace, const event& e, bool after_request)
+{
+    const std::optional<Close> close = first_close(e);
+    if (!close)
+        return;
+    finrace["close"] = {{"by", to_string(close->by)}, {"how", to_string(close->how)}};
+    if (after_request && knows_request_start(e.connection) && close->at_ns != 0)
+        finrace["close"]["after_request_ms"] = milliseconds_between(e.connection.request_ns, close->at_ns);
+}
+
+void add_losses(Json& finrace, const connection& c, bool incomplete)
+{
+    finrace["lost_events"] = c.lost_events;
+    if (c.lost_kinds != 0) {
+        Json& kinds = finrace["lost_kinds"] = Json::array();
+        for (unsigned kind = 1; kind < EVENT_KINDS; ++kind)
+            if ((c.lost_kinds & 1U << kind) != 0)
+                kinds.push_back(kind_name(kind));
+    }
+    finrace["incomplete"] = incomplete;
+}
+
+Json evidence_of(const event& e)
+{
+    const connection& c = e.connection;
+    Json evidence = Json::object();
+
+    evidence["event"] = kind_name(e.kind);
+    evidence["state"] = state_name(e.new_state);
+    const auto add_time = [&](const char* name, std::uint64_t at_ns) {
+        if (knows_request_start(c) && at_ns != 0)
+            evidence[name] = milliseconds_between(c.request_ns, at_ns);
+    };
+    if (has(e, CONNECTION_PEER_FIN)) {
+        add_time("peer_fin_ms", c.peer_fin_ns);
+        // After a stale send, the accounting is the new request's, and the FIN knows nothing of that.
+        if (c.exchange > 0 && !has(e, CONNECTION_SENT_AFTER_FIN))
+            evidence["fin_unacked_bytes"] = c.fin_unacked;
+    }
+    if (has(e, CONNECTION_PEER_RESET)) {
+        add_time("peer_reset_ms", c.peer_reset_ns);
+        if ((e.observed & OBSERVED_RESET_HEADER) != 0 && !has(e, CONNECTION_RESET_FLAGS_UNKNOWN)) {
+            evidence["reset_ack"] = has(e, CONNECTION_RESET_HAS_ACK);
+            if (has(e, CONNECTION_RESET_HAS_ACK) && c.exchange > 0)
+                evidence["reset_unacked_bytes"] = c.reset_unacked;
+            if (has(e, CONNECTION_PEER_FIN)) {
+                evidence["reset_at_fin"] = has(e, CONNECTION_RESET_AT_FIN);
+                evidence["reset_beyond_fin"] = has(e, CONNECTION_RESET_BEYOND_FIN);
+            }
+        }
+    }
+    if (has(e, CONNECTION_PEER_FIN | CONNECTION_PEER_RESET))
+        evidence["quiet_before_close_ms"] = c.fin_idle_ms;
+    if (has(e, CONNECTION_LOCAL_FIN | CONNECTION_LOCAL_RESET))
+        add_time("local_close_ms", c.local_close_ns);
+    if (has(e, CONNECTION_SENT_AFTER_FIN))
+        evidence["sent_after_fin"] = true;
+    if (e.srtt_us != 0)
+        evidence["srtt_us"] = e.srtt_us;
+    evidence["retransmits"] = e.retransmits;
+    if ((e.observed & OBSERVED_UNREAD) != 0)
+        evidence["unread_bytes"] = e.unread_bytes;
+    if ((e.observed & OBSERVED_SOCKET_ERROR) != 0 && e.socket_error != 0)
+        evidence["socket_error"] = error_name(e.socket_error);
+    return evidence;
+}
+
+void add_idle_timeout(Json& finrace, const Upstream& upstream)
+{
+    const std::optional<IdleTimeout> timeout = upstream.idle_timeout.timeout();
+    if (!timeout)
+        return;
+    Json& known = finrace["upstream"];
+    known["idle_timeout_ms"] = timeout->ms;
+    known["spread_ms"] = timeout->spread_ms;
+    known["samples"] = timeout->samples;
+}
+
+Json counts_by_cause(const std::map<Cause, std::uint64_t>& counts)
+{
+    Json result = Json::object();
+    for (const auto& [cause, count] : counts)
+        result[std::string(to_string(cause))] = count;
+    return result;
+}
+
+} // namespace
+
+Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict, const Upstream& upstream,
+                    std::string_view process_name)
+{
+    const connection& c = e.connection;
+    Json record = begin_record(origin, e.timestamp_ns, "finrace.verdict");
+    add_process(record, c, process_name);
+    add_network(record, e);
+
+    Json& finrace = record["finrace"];
+    finrace["schema"] = record_schema;
+    finrace["cause"] = to_string(verdict.cause);
+    if (verdict.variant != Variant::none)
+        finrace["variant"] = to_string(verdict.variant);
+    finrace["certainty"] = to_string(verdict.certainty);
+    finrace["side"] = is_client(e) ? "client" : "server";
+    finrace["message"] = verdict.message;
+
+    Json& of_connection = finrace["connection"] = connection_identity(e);
+    const bool whole_exchange = c.exchange > 0 && !has(e, CONNECTION_ADOPTED_IN_EXCHANGE);
+    if (c.exchange > 0) {
+        of_connection["exchange"] = c.exchange;
+        of_connection["reused"] = is_reused(c);
+    }
+    if (whole_exchange) {
+        of_connection["idle_ms"] = c.idle_ms;
+        // At the moment of a stale send nothing of the request has been queued yet: its size is not known.
+        if (e.request_bytes > 0)
+            finrace["request"]["bytes"] = e.request_bytes;
+        finrace["response"]["bytes"] = e.response_bytes;
+    }
+    if (const std::optional<std::uint32_t> unacked = unacked_by_close(e))
+        finrace["request"]["unacked_bytes"] = *unacked;
+    add_close(finrace, e, true);
+    add_idle_timeout(finrace, upstream);
+    finrace["evidence"] = evidence_of(e);
+    add_losses(finrace, c, verdict.incomplete);
+    return record;
+}
+
+Json connection_record(const Origin& origin, const event& e, std::span<const StateStep> states,
+                       std::string_view process_name)
+{
+    const connection& c = e.connection;
+    const bool failed = e.kind == EVENT_OPEN_FAILED;
+    Json record = begin_record(origin, e.timestamp_ns, "finrace.connection");
+    add_process(record, c, process_name);
+    add_network(record, e);
+
+    Json& finrace = record["finrace"];
+    finrace["schema"] = record_schema;
+    finrace["side"] = is_client(e) ? "client" : "server";
+
+    Json& of_connection = finrace["connection"] = connection_identity(e);
+    of_connection["opened_by"] = is_client(e) ? "local" : "peer";
+    of_connection["outcome"] = failed ? "open_failed" : "closed";
+    if ((e.observed & OBSERVED_SOCKET_ERROR) != 0 && e.socket_error != 0)
+        of_connection["error"] = error_name(e.socket_error);
+    if (!failed) {
+        of_connection["exchanges"] = c.exchange;
+        of_connection["bytes_sent"] = e.bytes_sent;
+        of_connection["bytes_received"] = e.bytes_received;
+        if (c.exchange > 0)
+            of_connection["longest_idle_ms"] = c.longest_idle_ms;
+    }
+    if (e.srtt_us != 0)
+        of_connection["srtt_us"] = e.srtt_us;
+    of_connection["retransmits"] = e.retransmits;
+
+    Json& steps = of_connection["states"] = Json::array();
+    for (std::size_t i = 0; i < states.size(); ++i) {
+        Json step{{"state", state_name(states[i].state)}};
+        if (states[i].at_ns != 0) {
+            step["at"] = origin.clock.rfc3339(states[i].at_ns);
+            if (i + 1 < states.size() && states[i + 1].at_ns != 0)
+                step["ms"] = milliseconds_between(states[i].at_ns, states[i + 1].at_ns);
+        }
+        steps.push_back(std::move(step));
+    }
+    add_close(finrace, e, false);
+    add_losses(finrace, c, c.lost_events > 0 || has(e, CONNECTION_ADOPTED));
+    return record;
+}
+
+Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const UpstreamKey* key,
+                     const Upstream& upstream)
+{
+    Json record = begin_record(origin, monotonic_ns, "finrace.upstream");
+    if (key != nullptr) {
+        record["network"] = network_type(key->family);
+        record["network"]["peer"] = {{"address", address_text(key->address.data(), key->family)},
+                                     {"port", key->port}};
+    }
+    Json& finrace = record["finrace"];
+    finrace["schema"] = record_schema;
+    finrace["side"] = "client";
+
+    const UpstreamCounts& counts = upstream.counts;
+    finrace["upstream"] = Json::object();
+    add_idle_timeout(finrace, upstream);
+    Json& of_upstream = finrace["upstream"];
+    if (key == nullptr)
+        of_upstream["other"] = true;
+    of_upstream["longest_reused_idle_ms"] = upstream.longest_reused_idle_ms;
+    of_upstream["connections"] = {
+        {"opened", counts.opened}, {"open_failed", counts.open_failed}, {"closed", counts.closed}};
+    of_upstream["exchanges"] = counts.exchanges;
+    of_upstream["idle_closes"] = {{"by_peer", counts.idle_closes_by_peer}, {"by_local", counts.idle_closes_by_local}};
+    of_upstream["complete_closes"] = counts.complete_closes;
+    of_upstream["verdicts"] = counts_by_cause(counts.verdicts);
+    of_upstream["unclassified"] = counts.unclassified;
+    return record;
+}
+
+Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Health& health)
+{
+    Json record = begin_record(origin, monotonic_ns, "finrace.health");
+    Json& finrace = record["finrace"];
+    finrace["schema"] = record_schema;
+
+    std::uint64_t lost = health.records_dropped;
+    Json by_place = Json::object();
+    for (unsigned place = 0; place < LOSS_PLACES; ++place) {
+        by_place[std::string(loss_name(place))] = health.losses.by_place[place];
+        lost += health.losses.by_place[place];
+    }
+    Json by_kind = Json::object();
+    for (unsigned kind = 1; kind < EVENT_KINDS; ++kind)
+        if (health.losses.by_kind[kind] > 0)
+            by_kind[std::string(kind_name(kind))] = health.losses.by_kind[kind];
+
+    Json& of_health = finrace["health"];
+    of_health["complete"] = lost == 0;
+    of_health["last"] = health.last;
+    of_health["version"] = health.version;
+    of_health["backend"] = health.backend;
+    if (!health.attach.empty())
+        of_health["attach"] = health.attach;
+    of_health["interval_ms"] = std::chrono::duration_cast<std::chrono::milliseconds>(health.interval).count();
+    of_health["uptime_ms"] = std::chrono::duration_cast<std::chrono::milliseconds>(health.uptime).count();
+    of_health["connections"] = {
+        {"begun", health.connections_begun},
+        {"adopted", health.connections_adopted},
+        {"open_estimate",
+         health.connections_begun > health.connections_ended ? health.connections_begun - health.connections_ended
+                                                             : 0},
+    };
+    of_health["events"] = health.events;
+    of_health["losses"] = std::move(by_place);
+    of_health["losses"]["events_by_kind"] = std::move(by_kind);
+    of_health["upstreams"] = health.upstreams;
+    of_health["verdicts"] = counts_by_cause(health.verdicts);
+    of_health["unclassified"] = health.unclassified;
+    Json& missing = of_health["missing_hooks"] = Json::array();
+    for (const MissingHook& hook : health.missing_hooks)
+        missing.push_back({{"name", hook.name}, {"purpose", hook.purpose}, {"problem", hook.problem}});
+
+    finrace["output"] = {{"written", health.records_written},
+                         {"dropped", health.records_dropped},
+                         {"bytes_waiting", health.bytes_waiting}};
+    finrace["lost_events"] = health.losses.by_place[LOSS_RING_FULL];
+    return record;
+}
+
+std::string to_line(const Json& record)
+{
+    return record.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+} // namespace finrace

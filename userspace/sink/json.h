@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// The records as JSON, one pure function for each kind. Nested so that the flattened paths are OpenTelemetry's
+// names wherever one exists; what is finrace's own lies under "finrace". docs/record.schema.json is their contract.
+// What is not known is absent: never 0, never null.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "bpf/event.h"
+#include "core/classify.h"
+#include "core/upstream.h"
+#include "sink/clock.h"
+#include "sink/history.h"
+
+namespace finrace {
+
+using Json = nlohmann::ordered_json;
+
+/// The record's version; a field is added within one, never changed.
+constexpr int record_schema = 1;
+
+/// What all records of one run share.
+struct Origin {
+    std::string host_name;
+    WallClock clock;
+};
+
+/// `process_name`: the owner's name where the event carries none.
+Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict, const Upstream& upstream,
+                    std::string_view process_name);
+
+/// One whole connection, from its last event (EVENT_CLOSED or EVENT_OPEN_FAILED).
+Json connection_record(const Origin& origin, const event& e, std::span<const StateStep> states,
+                       std::string_view process_name);
+
+/// `key` is nullptr for those that share one entry because there are too many.
+Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const UpstreamKey* key,
+                     const Upstream& upstream);
+
+struct MissingHook {
+    std::string name;
+    std::string purpose;
+    std::string problem;
+};
+
+/// What a run can say about itself.
+struct Health {
+    std::string version;
+    std::string backend;
+    std::string attach; ///< empty for cgroup
+    std::chrono::nanoseconds interval{};
+    std::chrono::nanoseconds uptime{};
+    bool last = false; ///< the run ends with this record
+    std::uint64_t connections_begun = 0;
+    std::uint64_t connections_adopted = 0;
+    std::uint64_t connections_ended = 0;
+    std::uint64_t events = 0;
+    loss_counters losses{};
+    std::uint64_t records_written = 0;
+    std::uint64_t records_dropped = 0;
+    std::uint64_t bytes_waiting = 0;
+    std::vector<MissingHook> missing_hooks;
+    std::size_t upstreams = 0;
+    std::map<Cause, std::uint64_t> verdicts;
+    std::uint64_t unclassified = 0;
+};
+Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Health& health);
+
+/// One line without its newline; bytes that are no UTF-8 become U+FFFD.
+std::string to_line(const Json& record);
+
+} // namespace finrace

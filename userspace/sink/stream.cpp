@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "sink/stream.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <utility>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+namespace finrace {
+
+namespace {
+
+/// A crash may have left a last line without its end: the next one must not be glued to it.
+bool ends_within_a_line(const std::string& path, off_t size)
+{
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return false;
+    char last = '\n';
+    const ssize_t got = ::pread(fd, &last, 1, size - 1);
+    ::close(fd);
+    return got == 1 && last != '\n';
+}
+
+} // namespace
+
+Stream::Stream(int fd, std::size_t limit) : fd_(fd), limit_(limit) {}
+
+Stream::Stream(Stream&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)), owned_(std::exchange(other.owned_, false)), socket_(other.socket_),
+      may_block_(other.may_block_), closed_by_reader_(other.closed_by_reader_), problem_(other.problem_),
+      limit_(other.limit_), backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)),
+      written_(other.written_), dropped_(other.dropped_)
+{
+    other.backlog_.clear();
+}
+
+Stream::~Stream()
+{
+    if (owned_)
+        ::close(fd_);
+}
+
+Stream Stream::to_file(const std::string& path, std::size_t backlog)
+{
+    // O_NONBLOCK: a FIFO without a reader is refused instead of waited for.
+    const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0600);
+    if (fd < 0)
+        throw OutputError(errno == ENXIO
+                              ? fmt::format("nobody reads from {}: start the pipe's reader first", path)
+                              : fmt::format("cannot open {} for appending: {}", path, std::strerror(errno)));
+    Stream stream(fd, backlog);
+    stream.owned_ = true;
+    struct stat status {};
+    if (::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0 &&
+        ends_within_a_line(path, status.st_size) && ::write(fd, "\n", 1) != 1)
+        throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(errno)));
+    return stream;
+}
+
+Stream Stream::to_descriptor(int fd, std::size_t backlog)
+{
+    struct stat status {};
+    if (::fstat(fd, &status) != 0)
+        throw OutputError(fmt::format("cannot write to descriptor {}: {}", fd, std::strerror(errno)));
+    Stream stream(fd, backlog);
+    stream.socket_ = S_ISSOCK(status.st_mode);
+    if (S_ISFIFO(status.st_mode) || S_ISCHR(status.st_mode)) {
+        // O_NONBLOCK belongs to the open file, which others may share: opened anew it is ours alone.
+        const std::string path = fmt::format("/proc/self/fd/{}", fd);
+        const int own = ::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+        if (own >= 0) {
+            stream.fd_ = own;
+            stream.owned_ = true;
+        } else {
+            stream.may_block_ = true;
+        }
+    }
+    return stream;
+}
+
+void Stream::write(std::string_view line)
+{
+    if (closed_by_reader_ || waiting() + line.size() + 1 > limit_) {
+        ++dropped_;
+        return;
+    }
+    backlog_.append(line);
+    backlog_.push_back('\n');
+}
+
+void Stream::flush()
+{
+    problem_ = 0;
+    while (waiting() > 0 && !closed_by_reader_) {
+        const char* data = backlog_.data() + sent_;
+        std::size_t size = waiting();
+        if (may_block_) {
+            // A pipe that polls writable takes PIPE_BUF bytes at once.
+            pollfd ready{.fd = fd_, .events = POLLOUT, .revents = 0};
+            if (::poll(&ready, 1, 0) <= 0)
+                break;
+            size = std::min<std::size_t>(size, PIPE_BUF);
+        }
+        const ssize_t count =
+            socket_ ? ::send(fd_, data, size, MSG_DONTWAIT | MSG_NOSIGNAL) : ::write(fd_, data, size);
+        if (count < 0) {
+            if (errno == EINTR)
+                continue;
+            if (errno == EPIPE || errno == ECONNRESET)
+                closed_by_reader_ = true;
+            else if (errno != EAGAIN && errno != EWOULDBLOCK)
+                problem_ = errno;
+            break;
+        }
+        written_ += static_cast<std::uint64_t>(std::count(data, data + count, '\n'));
+        sent_ += static_cast<std::size_t>(count);
+    }
+    if (waiting() == 0) {
+        backlog_.clear();
+        sent_ = 0;
+    } else if (sent_ > limit_ / 4) {
+        backlog_.erase(0, sent_);
+        sent_ = 0;
+    }
+}
+
+void Stream::drain(std::chrono::milliseconds limit)
+{
+    const auto deadline = std::chrono::steady_clock::now() + limit;
+    for (;;) {
+        flush();
+        const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+            deadline - std::chrono::steady_clock::now());
+        if (waiting() == 0 || closed_by_reader_ || problem_ != 0 || left.count() <= 0)
+            break;
+        pollfd ready{.fd = fd_, .events = POLLOUT, .revents = 0};
+        ::poll(&ready, 1, static_cast<int>(std::min<std::int64_t>(left.count(), 100)));
+    }
+    dropped_ += static_cast<std::uint64_t>(
+        std::count(backlog_.begin() + static_cast<std::ptrdiff_t>(sent_), backlog_.end(), '\n'));
+    backlog_.clear();
+    sent_ = 0;
+}
+
+} // namespace finrace

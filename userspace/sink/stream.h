@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Lines to a file, pipe, socket or terminal, for a daemon that has to outlive all of them: it never waits.
+// What cannot be written now waits in a bounded backlog; beyond that, new lines are dropped and counted. A line
+// once begun is always finished before another, so a reader never sees a torn one.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace finrace {
+
+struct OutputError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+class Stream {
+public:
+    static constexpr std::size_t default_backlog = 8U << 20U;
+
+    /// Appends to the file, which is created for its owner alone. Throws OutputError.
+    static Stream to_file(const std::string& path, std::size_t backlog = default_backlog);
+    /// Writes to what `fd` refers to, which stays open and keeps its own blocking mode. Throws OutputError.
+    static Stream to_descriptor(int fd, std::size_t backlog = default_backlog);
+
+    ~Stream();
+    Stream(Stream&& other) noexcept;
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
+    Stream& operator=(Stream&&) = delete;
+
+    /// Queues a line (without its newline); flush() writes it.
+    void write(std::string_view line);
+    /// Writes as much as can be written without waiting.
+    void flush();
+    /// Flushes for at most `limit`, at the end; what then remains counts as dropped.
+    void drain(std::chrono::milliseconds limit);
+
+    /// For epoll: readiness to write, and the reader's leaving. Regular files know neither.
+    [[nodiscard]] int descriptor() const { return fd_; }
+    /// The reader has gone away: nothing that is written will be read.
+    [[nodiscard]] bool closed_by_reader() const { return closed_by_reader_; }
+    void reader_left() { closed_by_reader_ = true; }
+
+    [[nodiscard]] std::uint64_t written() const { return written_; }
+    [[nodiscard]] std::uint64_t dropped() const { return dropped_; }
+    [[nodiscard]] std::size_t waiting() const { return backlog_.size() - sent_; }
+    /// The errno that the last attempt met (ENOSPC and its like, which are tried again), or 0.
+    [[nodiscard]] int problem() const { return problem_; }
+
+private:
+    Stream(int fd, std::size_t limit);
+
+    int fd_;
+    bool owned_ = false;
+    bool socket_ = false;
+    bool may_block_ = false; ///< could not be opened anew: ask poll() before each small write
+    bool closed_by_reader_ = false;
+    int problem_ = 0;
+    std::size_t limit_;
+    std::string backlog_;
+    std::size_t sent_ = 0; ///< bytes at the backlog's front that are out already
+    std::uint64_t written_ = 0;
+    std::uint64_t dropped_ = 0;
+};
+
+} // namespace finrace
