@@ -107,7 +107,7 @@ static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct conne
 	acked = ctx->bytes_acked;
 	if (acked && (c->flags & CONNECTION_CLIENT))
 		acked--;
-	if (acked && (c->flags & CONNECTION_LOCAL_FIN) && ctx->snd_una == ctx->snd_nxt)
+	if (acked && kind != EVENT_LOCAL_FIN && (c->flags & CONNECTION_LOCAL_FIN) && ctx->snd_una == ctx->snd_nxt)
 		acked--;
 	e->bytes_sent = acked;
 	e->srtt_us = ctx->srtt_us >> 3;
@@ -172,6 +172,8 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 		break;
 	case TCP_STATE_CLOSE_WAIT:
 	case TCP_STATE_CLOSING:
+		if (c->flags & CONNECTION_PEER_FIN) /* seen as a packet */
+			break;
 		connection_peer_fin(c, &view);
 		kind = EVENT_PEER_FIN;
 		break;
@@ -520,9 +522,9 @@ int cgroup_ingress(struct __sk_buff *skb)
 		view_tcp(&view, tp, c, bpf_ktime_get_ns());
 		emit_packet(sk, c, &view, EVENT_SEGMENT_AFTER_CLOSE);
 	}
-	/* sock_ops reports the FIN that meets ESTABLISHED and FIN_WAIT1, not the one that meets FIN_WAIT2. */
+	/* A FIN after this host's own may lead straight to TIME_WAIT, which sock_ops reports as CLOSE alone. */
 	if (segment.flags & TCP_FLAG_BIT_FIN && !(c->flags & CONNECTION_PEER_FIN) &&
-	    (!states_are_reported(c) || sk->state == TCP_STATE_FIN_WAIT2))
+	    (!states_are_reported(c) || sk->state == TCP_STATE_FIN_WAIT1 || sk->state == TCP_STATE_FIN_WAIT2))
 		on_packet_fin(sk, c, tp, &segment);
 	return ALLOW;
 }

@@ -108,7 +108,7 @@ struct loss_counters {
  * receives; on an accepted connection the words swap meaning, the accounting does not.
  */
 struct connection {
-	__u64 id;              /* unique while the tracer runs: sockets' addresses and ports are used again */
+	__u64 id;              /* unique on this host: sockets' addresses and ports are used again */
 	__u64 opened_ns;       /* SYN sent; from EVENT_OPENED on: handshake complete */
 	__u64 request_ns;      /* first write of the current exchange */
 	__u64 last_byte_ns;    /* the last byte, either way, that the accounting has been told of */

@@ -53,8 +53,7 @@ static __always_inline void connection_forget(struct sock *sk)
 #else
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 20); /* set by the loader */
+	__uint(max_entries, 1 << 18); /* set by the loader, as is BPF_F_NO_PREALLOC where tracing may allocate */
 	__type(key, __u64);
 	__type(value, struct connection);
 } connections SEC(".maps");
@@ -168,15 +167,17 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 		bpf_core_read(e->local_address, 16, &sk->__sk_common.skc_v6_rcv_saddr);
 		bpf_core_read(e->peer_address, 16, &sk->__sk_common.skc_v6_daddr);
 	}
-	e->local_port = READ(sk, __sk_common.skc_num);
+	/* skc_num is 0 by the time that a socket reaches CLOSE: inet_put_port() comes before the tracepoint. */
+	e->local_port = bpf_ntohs(READ(tp, inet_conn.icsk_inet.inet_sport));
 	e->peer_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
 	e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 	e->socket_error = READ(sk, sk_err);
-	/* bytes_acked counts our SYN and, once acknowledged, our FIN. */
+	/* bytes_acked counts our SYN and, once acknowledged, our FIN, which is not queued yet at EVENT_LOCAL_FIN. */
 	acked = READ(tp, bytes_acked);
 	if (acked && (c->flags & CONNECTION_CLIENT))
 		acked--;
-	if (acked && (c->flags & CONNECTION_LOCAL_FIN) && READ(tp, snd_una) == READ(tp, write_seq))
+	if (acked && kind != EVENT_LOCAL_FIN && (c->flags & CONNECTION_LOCAL_FIN) &&
+	    READ(tp, snd_una) == READ(tp, write_seq))
 		acked--;
 	e->bytes_sent = acked;
 	received = READ(tp, rcv_nxt) - READ(tp, copied_seq);

@@ -135,6 +135,9 @@ public:
     /// Whether tracing programs may use bpf_sk_storage_get(): Linux 5.11, which gave tcp_reset() its segment, too.
     [[nodiscard]] bool socket_storage_for_tracing() const { return parameters("tcp_reset").value_or(0) >= 2; }
 
+    /// Whether a table may grow from within tracing programs: since 6.1, whose allocator (bpf_mem_alloc) came with it.
+    [[nodiscard]] bool allocation_from_tracing() const { return parameters("bpf_mem_alloc_init").has_value(); }
+
 private:
     btf* btf_;
 };
@@ -355,8 +358,11 @@ struct TraceSource : LiveSource::Implementation {
         const bool reset_has_segment = types.parameters("tcp_reset").value_or(0) >= 2;
         owner.configure(options);
         owner->rodata->reset_has_segment = reset_has_segment;
-        if (bpf_map__type(owner->maps.connections) == BPF_MAP_TYPE_HASH)
+        if (bpf_map__type(owner->maps.connections) == BPF_MAP_TYPE_HASH) {
             bpf_map__set_max_entries(owner->maps.connections, options.max_connections);
+            bpf_map__set_map_flags(owner->maps.connections,
+                                   types.allocation_from_tracing() ? std::uint32_t{BPF_F_NO_PREALLOC} : 0U);
+        }
 
         std::vector<const ProgramRow*> wanted;
         for (const ProgramRow& row : trace_programs) {

@@ -29,7 +29,7 @@ struct LiveOptions {
     bool follow_accepted = false;             ///< connections that this host accepted, too
     bool report_states = false;               ///< EVENT_STATE for each change that has no event of its own
     std::uint32_t ring_bytes = 4U << 20U;     ///< rounded up to a power of two of at least a page
-    std::uint32_t max_connections = 1U << 20U; ///< where a table of that size is needed
+    std::uint32_t max_connections = 1U << 18U; ///< where a table of that size is needed
 };
 
 /// One attachment point: whether it holds, and what is missed without it.
