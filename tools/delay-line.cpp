@@ -64,6 +64,7 @@ constexpr std::size_t kMaxControllers = 64;
 constexpr std::size_t kMaxControlLine = 256;
 constexpr int kTransmitQueue = 10'000;        // TUN's own 500 overflows when many connections burst at once
 constexpr std::int64_t kChildPatience = 5 * kNanosPerSecond;
+constexpr std::int64_t kAddressPatience = 5 * kNanosPerSecond;
 constexpr const char* kDevice = "line";
 constexpr const char* kNamespaceFolder = "/run/netns";
 
@@ -291,6 +292,19 @@ void set_default_route4(int socket4) {
   if (ioctl(socket4, SIOCADDRT, &route) != 0) fail_errno("IPv4 default route");
 }
 
+// An address is tentative for a moment even where no neighbour could contest it, and cannot be bound to until then.
+void wait_for_address6(int socket6, const std::string& address) {
+  sockaddr_in6 value{};
+  value.sin6_family = AF_INET6;
+  inet_pton(AF_INET6, address.c_str(), &value.sin6_addr);
+  for (const std::int64_t deadline = now() + kAddressPatience; now() < deadline;) {
+    if (bind(socket6, reinterpret_cast<const sockaddr*>(&value), sizeof value) == 0) return;
+    if (errno != EADDRNOTAVAIL) fail_errno(fmt::format("bind to {}", address));
+    poll(nullptr, 0, 1);
+  }
+  throw Failure(fmt::format("address {}: still tentative after 5 s: is IPv6 working on this host?", address));
+}
+
 // linux/ipv6.h clashes with netinet/in.h, so the one structure wanted from it is spelled out.
 struct Ipv6AddressRequest {
   in6_addr address;
@@ -313,6 +327,7 @@ void set_address6(const std::string& address) {
   route.rtmsg_flags = RTF_UP;
   route.rtmsg_ifindex = request.index;
   if (ioctl(socket6.get(), SIOCADDRT, &route) != 0) fail_errno("IPv6 default route");
+  wait_for_address6(socket6.get(), address);
 }
 
 Fd make_end(const Guardian& guardian, const std::string& name, const std::string& address, const std::string& address6) {
