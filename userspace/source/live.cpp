@@ -18,6 +18,7 @@
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <fmt/format.h>
 
@@ -99,8 +100,11 @@ std::string hint_for(int error)
         return "\n  the kernel is locked down (lockdown=confidentiality): it refuses programs that read its memory; "
                "--backend cgroup works there";
     if (error == EPERM)
-        return "\n  a capability is missing (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or CAP_SYS_ADMIN), or the kernel "
-               "is locked down; --backend cgroup works under lockdown";
+        return "\n  either a capability is missing (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or CAP_SYS_ADMIN), or the "
+               "kernel refuses programs that read its memory (lockdown=confidentiality); --backend cgroup needs "
+               "neither CAP_PERFMON nor such programs";
+    if (error == ENOENT && access("/sys/bus/event_source/devices/kprobe", F_OK) != 0)
+        return "\n  this kernel has no kprobes (CONFIG_KPROBES); --backend cgroup needs none";
     return {};
 }
 
