@@ -39,7 +39,8 @@ PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 PATIENCE = 10.0  # no single step of a run may take longer
-MAX_ATTEMPTS = 8  # a run that slips this often is a failure
+MAX_ATTEMPTS = 30  # a run that slips this often is a failure; an emulated machine on a busy host needs many
+LEAST_PARALLEL = 4
 LEARN_CONNECTIONS = 8
 CONNECT_PATIENCE = 2.5  # beyond the first SYN retransmission (1 s), short of a proxy's usual limit
 SHORT_IDLE = 0.2  # far below the idle timer
@@ -1011,6 +1012,32 @@ class Tally:
         self.reasons = {}
 
 
+class Gate:
+    """How many runs may be under way: fewer after each slip, slowly more again, so that a slow machine keeps its timing."""
+
+    def __init__(self, most):
+        self.most = self.limit = most
+        self.active = 0
+        self.changed = threading.Condition()
+
+    def __enter__(self):
+        with self.changed:
+            self.changed.wait_for(lambda: self.active < self.limit)
+            self.active += 1
+
+    def __exit__(self, *_):
+        with self.changed:
+            self.active -= 1
+            self.changed.notify_all()
+
+    def note(self, slipped):
+        with self.changed:
+            if slipped:
+                self.limit = max(min(self.most, LEAST_PARALLEL), self.limit * 0.8)
+            else:
+                self.limit = min(self.most, self.limit + 0.25)
+
+
 class Lab:
     def __init__(self, options, world, names, truth):
         self.options, self.world, self.truth = options, world, truth
@@ -1018,31 +1045,38 @@ class Lab:
         self.ports = {name: options.port_base + index for index, name in enumerate(SCENARIOS)}
         self.tallies = {name: Tally() for name in names}
         self.lock = threading.Lock()
+        self.gate = Gate(options.parallel)
         self.stopping = threading.Event()
         self.failure = None
         self.listeners = {
             name: Listener(world, self.ports[name]) for name in names if SCENARIOS[name].listens
         }
 
+    @staticmethod
+    def attempt(run, script):
+        """None, or why it slipped."""
+        try:
+            script(run)
+        except Slip as reason:
+            return str(reason)
+        except OSError as error:
+            if run.client is None:
+                raise
+            return f"{type(error).__name__}: {error}"
+        finally:
+            run.finish()
+        return None
+
     def play(self, name, number, phase):
         chosen = SCENARIOS[name]
         script = learn if phase == "learn" else chosen.play
-        slipped = None
         for _ in range(MAX_ATTEMPTS):
             if self.stopping.is_set():
                 return
             run = Run(self.world, self.listeners.get(name), self.ports[name], number)
-            slipped = None
-            try:
-                script(run)
-            except Slip as reason:
-                slipped = str(reason)
-            except OSError as error:
-                if run.client is None:
-                    raise
-                slipped = f"{type(error).__name__}: {error}"
-            finally:
-                run.finish()
+            with self.gate:
+                slipped = self.attempt(run, script)
+            self.gate.note(slipped)
             row = json.dumps(run.row(chosen, phase, slipped))
             with self.lock:
                 self.truth.write(row + "\n")

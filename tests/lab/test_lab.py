@@ -6,7 +6,7 @@ checks, connection by connection, the segments that each scenario must produce: 
 ACK flag and sequence number, and what came before what at the client. The delay line (precision, loss, black hole,
 clean-up, bad flags) and `lab.py serve` are tested as well.
 
-  tests/lab/test_lab.py --build BUILD_DIR [--runs 3] [--only PATTERN] [--keep FOLDER]
+  tests/lab/test_lab.py --build BUILD_DIR [--runs 3] [--delay 20ms] [--only PATTERN] [--keep FOLDER]
 
 Needs root, tcpdump and the built delay-line. The last line is `N passed, N failed`; exit 1 when anything failed.
 """
@@ -34,7 +34,7 @@ import lab  # noqa: E402  (the scenarios' names and the way into a namespace)
 
 PATIENCE = 20.0
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
-SERVED = 6  # connections to lab.py serve: all of them set up well within its idle timer
+SERVED = 4  # connections to lab.py serve: all of them set up well within its idle timer
 MARKER_PORT = 1  # nobody listens there: a refused connection marks the end of the captures
 LINKTYPE_RAW = (12, 101)
 
@@ -614,21 +614,24 @@ def mark():
         must(sock.connect_ex(("10.77.0.2", MARKER_PORT)) != 0, "somebody listens on the marker's port")
 
 
-def play(line, folder, name, family, runs, names):
+def play(line, folder, family, runs, names, delay):
     """All scenarios with both ends recorded: rows of truth, and segments of both ends."""
-    truth = os.path.join(folder, f"{name}.jsonl")
-    captures = [Capture(line.left, os.path.join(folder, f"{name}-left.pcap"))]
+    truth = os.path.join(folder, f"family-{family}.jsonl")
+    captures = [Capture(line.left, os.path.join(folder, f"family-{family}-left.pcap"))]
     try:
-        captures.append(Capture(line.right, os.path.join(folder, f"{name}-right.pcap")))
+        captures.append(Capture(line.right, os.path.join(folder, f"family-{family}-right.pcap")))
         command = [PYTHON, LAB, "--scenario", ",".join(names), "--runs", str(runs), "--parallel", "20", "--family", family]
-        command += ["--left", line.left, "--right", line.right, "--control", line.control, "--truth", truth]
+        command += ["--left", line.left, "--right", line.right, "--control", line.control]
+        command += ["--delay", delay, "--truth", truth]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=570)
         in_namespace(line.left, mark)
         for capture in captures:
             capture.wait_for_marker()
     finally:
         segments = [capture.stop() for capture in captures]
-    must(done.returncode == 0, f"lab.py: exit {done.returncode}: {done.stderr[-2000:]}")
+    if done.returncode != 0:
+        print(done.stderr, end="")
+    must(done.returncode == 0, f"lab.py: exit {done.returncode}: its summary is above")
     print(f"        {done.stderr.strip().splitlines()[-1]}")
     with open(truth, encoding="utf-8") as file:
         return [json.loads(text) for text in file], segments
@@ -668,13 +671,13 @@ def judge_learning(rows, near_table):
         must(abs(row["idle_ms"] - row["keep_alive_ms"]) < 60, f"{row['scenario']}: idle for {row['idle_ms']} ms")
 
 
-def test_scenarios(results, program, folder, family, runs):
+def test_scenarios(results, program, folder, family, runs, delay):
     names = [name for name in lab.SCENARIOS if results.wanted(f"scenario {name} {family}")]
     if not names:
         return
     try:
-        with DelayLine(program, "--delay", "20ms") as line:
-            rows, segments = play(line, folder, f"family-{family}", family, runs, names)
+        with DelayLine(program) as line:
+            rows, segments = play(line, folder, family, runs, names, delay)
         near_table, far_table = map(by_connection, segments)
     except (Wrong, OSError, subprocess.SubprocessError) as error:
         for name in names:
@@ -734,7 +737,7 @@ def read_answer(sock):
 def test_serve(program, folder, mode):
     log = os.path.join(folder, f"serve-{mode}.jsonl")
     with DelayLine(program, "--delay", "5ms") as line:
-        command = [PYTHON, LAB, "serve", "--namespace", line.right, "--port", "8080", "--mode", mode, "--keep-alive", "1s"]
+        command = [PYTHON, LAB, "serve", "--namespace", line.right, "--port", "8080", "--mode", mode, "--keep-alive", "3s"]
         server = subprocess.Popen([*command, "--log", log], stderr=subprocess.PIPE, text=True)
         try:
             must("serving" in server.stderr.readline(), "the server did not start")
@@ -786,13 +789,14 @@ def test_serve(program, folder, mode):
     must(len(timers) == SERVED and len(rows) == SERVED + 1, f"{len(timers)} closes by the timer, {len(rows)} in all")
     for row in timers:
         must(row["how"] == expected.replace("eof", "fin"), f"{row}")
-        must(1000 <= row["idle_ms"] < 1100, f"idle for {row['idle_ms']} ms")
+        must(3000 <= row["idle_ms"] < 3300, f"idle for {row['idle_ms']} ms")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Tests of the race lab.")
     parser.add_argument("--build", required=True, help="folder with delay-line in it")
     parser.add_argument("--runs", type=int, default=3, help="of each scenario")
+    parser.add_argument("--delay", default="20ms", help="one way; choose 40ms and more on a slow machine (default %(default)s)")
     parser.add_argument("--only", default="*", help="pattern of test names: 'scenario race_* 4', 'serve *'")
     parser.add_argument("--keep", help="folder for captures and truth")
     options = parser.parse_args()
@@ -823,7 +827,7 @@ def main():
         for mode in ("fin", "lingering", "reset"):
             results.run(f"serve {mode}", test_serve, program, folder, mode)
         for family in ("4", "6", "mapped"):
-            test_scenarios(results, program, folder, family, options.runs)
+            test_scenarios(results, program, folder, family, options.runs, options.delay)
         results.run("lab local", test_local, folder)
     finally:
         if not options.keep:
