@@ -2,6 +2,7 @@
 // finrace doctor: what this kernel allows, tried out rather than guessed: every backend is loaded, attached and
 // detached again. It says beforehand what run and watch would say.
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -9,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include <fcntl.h>
+#include <sys/mount.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -19,6 +22,7 @@
 #include "cli/options.h"
 #include "cli/privileges.h"
 #include "cli/terminal.h"
+#include "sink/text.h"
 #include "source/live.h"
 
 namespace finrace {
@@ -33,14 +37,42 @@ std::string read_file(const char* path)
     return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-/// The mode in brackets: "none [integrity] confidentiality". "none" where the kernel has no lockdown.
+struct Descriptor {
+    int fd;
+
+    explicit Descriptor(int fd_) : fd(fd_) {}
+    ~Descriptor()
+    {
+        if (fd >= 0)
+            ::close(fd);
+    }
+    Descriptor(const Descriptor&) = delete;
+    Descriptor& operator=(const Descriptor&) = delete;
+};
+
+/// Where securityfs is not mounted (containers, small systems): a mount of it that nobody else sees.
+std::string read_lockdown_unmounted()
+{
+    const Descriptor context(::fsopen("securityfs", FSOPEN_CLOEXEC));
+    if (context.fd < 0 || ::fsconfig(context.fd, FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0)
+        return {};
+    const Descriptor root(::fsmount(context.fd, FSMOUNT_CLOEXEC, 0));
+    const Descriptor file(root.fd < 0 ? -1 : ::openat(root.fd, "lockdown", O_RDONLY | O_CLOEXEC));
+    std::array<char, 256> text{};
+    const ssize_t size = file.fd < 0 ? -1 : ::read(file.fd, text.data(), text.size());
+    return size > 0 ? std::string(text.data(), static_cast<std::size_t>(size)) : std::string();
+}
+
+/// The mode in brackets: "none [integrity] confidentiality".
 std::string lockdown_mode()
 {
-    const std::string text = read_file("/sys/kernel/security/lockdown");
+    std::string text = read_file("/sys/kernel/security/lockdown");
+    if (text.empty())
+        text = read_lockdown_unmounted();
     const std::size_t begin = text.find('[');
-    const std::size_t end = text.find(']');
-    if (begin == std::string::npos || end == std::string::npos || end < begin)
-        return ::access("/sys/kernel/security", F_OK) == 0 && text.empty() ? "not offered by this kernel" : "unknown";
+    const std::size_t end = text.find(']', begin);
+    if (begin == std::string::npos || end == std::string::npos)
+        return "unknown";
     return text.substr(begin + 1, end - begin - 1);
 }
 
@@ -100,7 +132,7 @@ Findings examine()
 
 void print(const Findings& findings)
 {
-    const Paint paint(is_terminal(stdout));
+    const Paint paint(shows_colours(stdout));
     const auto fact = [&](std::string_view name, const std::string& text, bool good) {
         fmt::print("  {:<14}{}\n", name, good ? text : paint.yellow(text));
     };

@@ -11,6 +11,7 @@
 #include "cli/options.h"
 #include "cli/terminal.h"
 #include "core/cause.h"
+#include "sink/text.h"
 
 namespace finrace {
 
@@ -27,7 +28,7 @@ void print_section(const Paint& paint, std::string_view head, std::string_view t
 
 int explain(const std::string& id)
 {
-    const Paint paint(is_terminal(stdout));
+    const Paint paint(shows_colours(stdout));
     const std::size_t width = std::min(terminal_width(), widest_page);
     std::vector<std::string_view> known;
     std::size_t longest = 0;

@@ -26,6 +26,7 @@ int main(int argc, char** argv)
                    "  finrace explain keepalive_race        a cause, its evidence and its remedy");
     Action action;
     add_run(program, action);
+    add_watch(program, action);
     add_doctor(program, action);
     add_explain(program, action);
 

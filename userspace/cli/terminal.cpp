@@ -3,13 +3,14 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <string_view>
 
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 namespace finrace {
 
-bool is_terminal(std::FILE* file)
+bool shows_colours(std::FILE* file)
 {
     const char* no_color = std::getenv("NO_COLOR");
     const char* term = std::getenv("TERM");
@@ -23,27 +24,6 @@ std::size_t terminal_width()
     if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0)
         return 100;
     return std::max<std::size_t>(size.ws_col, 40);
-}
-
-std::vector<std::string> wrap(std::string_view text, std::size_t width)
-{
-    std::vector<std::string> lines;
-    std::string line;
-    while (!text.empty()) {
-        const std::size_t end = std::min(text.find(' '), text.size());
-        const std::string_view word = text.substr(0, end);
-        text.remove_prefix(std::min(end + 1, text.size()));
-        if (!line.empty() && line.size() + 1 + word.size() > width) {
-            lines.push_back(std::move(line));
-            line.clear();
-        }
-        if (!line.empty())
-            line += ' ';
-        line += word;
-    }
-    if (!line.empty())
-        lines.push_back(std::move(line));
-    return lines;
 }
 
 } // namespace finrace

@@ -22,8 +22,12 @@ void StateHistories::add(const event& e)
         // CLOSE before SYN_SENT is where every socket comes from. Any other state was entered unseen.
         if (e.old_state != TCP_STATE_CLOSE)
             history.push(e.old_state, e.old_state == TCP_STATE_ESTABLISHED ? e.connection.opened_ns : 0);
-    } else if (history.count > 0 && history.states[history.count - 1U] != e.old_state) {
-        history.push(e.old_state, 0); // the event that told of it was lost
+    } else if (history.count > 0) {
+        const std::uint8_t last = history.states[history.count - 1U];
+        if (last == e.new_state)
+            return; // told of twice
+        if (last != e.old_state)
+            history.push(e.old_state, 0); // the event that told of it was lost
     }
     history.push(e.new_state, e.timestamp_ns);
     if (histories_.size() > limit_)

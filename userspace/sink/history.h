@@ -42,7 +42,7 @@ private:
     };
 
     std::size_t limit_;
-    std::map<std::uint64_t, History> histories_; ///< by connection id: ids grow, so the first is the oldest
+    std::map<std::uint64_t, History> histories_; ///< by connection id: ids grow with time, so the first is the oldest
 };
 
 } // namespace finrace

@@ -4,6 +4,7 @@
 #include <array>
 #include <optional>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "sink/facts.h"
@@ -52,7 +53,8 @@ void add_network(Json& record, const event& e)
 Json connection_identity(const event& e)
 {
     const connection& c = e.connection;
-    Json result{{"id", c.id}};
+    // A string: the number passes 2^53, beyond which many readers of JSON round.
+    Json result{{"id", fmt::format("{:x}", c.id)}};
     if (c.opened_ns != 0)
         result["age_ms"] = milliseconds_between(c.opened_ns, e.timestamp_ns);
     if ((e.observed & OBSERVED_NETNS) != 0 && e.netns != 0)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-// Colours for a terminal, or none.
+// Text for a terminal: colours or none, lines that fit, and nothing in them that would steer the terminal.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
-
-#include <fmt/format.h>
+#include <vector>
 
 namespace finrace {
 
@@ -21,12 +21,15 @@ public:
     [[nodiscard]] std::string cyan(std::string_view text) const { return in("36", text); }
 
 private:
-    [[nodiscard]] std::string in(std::string_view code, std::string_view text) const
-    {
-        return on_ ? fmt::format("\x1b[{}m{}\x1b[0m", code, text) : std::string(text);
-    }
+    [[nodiscard]] std::string in(std::string_view code, std::string_view text) const;
 
     bool on_;
 };
+
+/// Lines of at most `width` columns, broken at spaces; the text's own line breaks and indents stay.
+std::vector<std::string> wrap(std::string_view text, std::size_t width);
+
+/// A name as the kernel has it, any bytes, fit to be shown: what is not printable ASCII becomes "?".
+std::string printable(std::string_view bytes);
 
 } // namespace finrace

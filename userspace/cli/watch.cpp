@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// finrace watch: each verdict as a small timeline, live.
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "cli/live_loop.h"
+#include "cli/options.h"
+#include "cli/terminal.h"
+#include "sink/stream.h"
+#include "sink/timeline.h"
+
+namespace finrace {
+
+namespace {
+
+constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(100);
+constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
+
+class Viewer final : public LiveListener {
+public:
+    Viewer(Stream& stream, const LiveLoop& loop) : stream_(stream), loop_(loop), paint_(shows_colours(stdout)) {}
+
+    void on_event(const event& e, const Classification& classification, const Upstream& upstream) override
+    {
+        queue_.follow(e);
+        if (classification.verdict)
+            queue_.add({.judged = e,
+                        .last = e,
+                        .verdict = *classification.verdict,
+                        .idle_timeout = upstream.idle_timeout.timeout(),
+                        .process_name = process_name(e.connection)});
+    }
+
+    bool on_tick() override
+    {
+        show(queue_.take_ready(WallClock::monotonic_now_ns()));
+        return !stream_.closed_by_reader();
+    }
+
+    [[nodiscard]] int output_descriptor() const override { return stream_.descriptor(); }
+    void on_reader_left() override { stream_.reader_left(); }
+
+    void finish()
+    {
+        show(queue_.take_all());
+        stream_.drain(last_words);
+    }
+
+private:
+    void show(const std::vector<Sighting>& sightings)
+    {
+        for (const Sighting& sighting : sightings) {
+            std::string text = timeline(sighting, loop_.clock(), paint_, terminal_width());
+            text.pop_back(); // the stream ends the last line
+            stream_.write(text);
+        }
+        stream_.flush();
+    }
+
+    Stream& stream_;
+    const LiveLoop& loop_;
+    Paint paint_;
+    SightingQueue queue_;
+};
+
+void say_tally(const LiveLoop& loop)
+{
+    std::vector<std::string> parts;
+    for (const auto& [cause, count] : loop.verdicts())
+        parts.push_back(fmt::format("{} {}", count, to_string(cause)));
+    if (parts.empty())
+        parts.emplace_back("no verdict");
+    if (loop.unclassified() > 0)
+        parts.push_back(fmt::format("{} failed without a cause that can be named", loop.unclassified()));
+    const loss_counters losses = loop.source().losses();
+    std::uint64_t lost = 0;
+    for (const std::uint64_t count : losses.by_place)
+        lost += count;
+    if (lost > 0)
+        parts.push_back(fmt::format("{} events or connections lost: this is not all (--ring-bytes)", lost));
+    say(fmt::format("{}", fmt::join(parts, ", ")));
+}
+
+int watch(const WatchOptions& options)
+{
+    Stream stream = Stream::to_descriptor(STDOUT_FILENO);
+    LiveLoop loop(options, tick);
+    Viewer viewer(stream, loop);
+    loop.run(viewer);
+    if (!stream.closed_by_reader())
+        viewer.finish();
+    say_tally(loop);
+    return exit_success;
+}
+
+} // namespace
+
+void add_watch(CLI::App& program, Action& action)
+{
+    CLI::App* command = program.add_subcommand("watch", "each failed request as a timeline, live, for eyes");
+    auto options = std::make_shared<WatchOptions>();
+    add_watch_options(*command, *options);
+    command->footer("Times are relative to the request. Ends with 0 on Ctrl-C.\n"
+                    "\n"
+                    "Examples:\n"
+                    "  finrace watch\n"
+                    "  finrace watch --upstream 10.0.0.5:8000 --process nginx");
+    command->callback([options, &action] { action = [options] { return watch(*options); }; });
+}
+
+} // namespace finrace

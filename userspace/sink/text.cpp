@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "sink/text.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+namespace finrace {
+
+std::string Paint::in(std::string_view code, std::string_view text) const
+{
+    return on_ ? fmt::format("\x1b[{}m{}\x1b[0m", code, text) : std::string(text);
+}
+
+namespace {
+
+/// Takes what comes before `separator` off the front of `text`.
+std::string_view take_until(std::string_view& text, char separator)
+{
+    const std::size_t end = std::min(text.find(separator), text.size());
+    const std::string_view front = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    return front;
+}
+
+} // namespace
+
+std::vector<std::string> wrap(std::string_view text, std::size_t width)
+{
+    std::vector<std::string> lines;
+    while (!text.empty()) {
+        std::string_view paragraph = take_until(text, '\n');
+        const std::size_t indent = std::min(paragraph.find_first_not_of(' '), paragraph.size());
+        paragraph.remove_prefix(indent);
+        std::string line(indent, ' ');
+        while (!paragraph.empty()) {
+            const std::string_view word = take_until(paragraph, ' ');
+            if (line.size() > indent && line.size() + 1 + word.size() > width) {
+                lines.push_back(line);
+                line.assign(indent, ' ');
+            }
+            if (line.size() > indent)
+                line += ' ';
+            line += word;
+        }
+        lines.push_back(line);
+    }
+    return lines;
+}
+
+std::string printable(std::string_view bytes)
+{
+    std::string text(bytes);
+    std::replace_if(text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+    return text;
+}
+
+} // namespace finrace
