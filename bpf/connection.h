@@ -79,10 +79,15 @@ FINRACE_INLINE int connection_awaits_response(const struct connection *c, __u64 
 	return c->exchange > 0 && connection_response_bytes(c, bytes_received) == 0;
 }
 
-/* Bytes of the current exchange's request written so far. */
+/*
+ * Bytes of the current exchange's request written so far, modulo 4 GiB: an upload may pass the 2 GiB that can be told
+ * from "before". A source that can't know whether this host's FIN is queued may be one short: that is none.
+ */
 FINRACE_INLINE __u32 connection_request_bytes(const struct connection *c, __u32 send_next)
 {
-	return c->exchange ? sequence_distance(c->request_seq, send_next) : 0;
+	__u32 written = send_next - c->request_seq;
+
+	return c->exchange && written != 0xffffffffU ? written : 0;
 }
 
 /* Of these, the bytes that the peer has not acknowledged. */
@@ -124,12 +129,17 @@ FINRACE_INLINE void connection_adopt(struct connection *c, __u64 id, const struc
 				    __u32 flags, __u8 state)
 {
 	connection_start(c, id, 0, flags | CONNECTION_ADOPTED, state);
+	/* CLOSING as well: the peer's FIN came while this host's own was under way. */
+	if (state == TCP_STATE_FIN_WAIT1 || state == TCP_STATE_FIN_WAIT2 || state == TCP_STATE_CLOSING)
+		c->flags |= CONNECTION_LOCAL_FIRST;
 	if (view->bytes_received)
 		c->flags |= CONNECTION_CARRIED;
 	c->received_before = view->bytes_received;
 	c->last_byte_ns = view->last_receive_ns > last_send_ns ? view->last_receive_ns : last_send_ns;
 	if (!c->last_byte_ns)
 		c->last_byte_ns = view->now_ns;
+	if (state == TCP_STATE_SYN_SENT) /* what is not acknowledged there is the SYN */
+		return;
 	if (sequence_distance(view->acknowledged, view->send_next) || last_send_ns > view->last_receive_ns) {
 		c->flags |= CONNECTION_ADOPTED_IN_EXCHANGE;
 		c->exchange = 1;
@@ -168,6 +178,16 @@ FINRACE_INLINE void connection_continue(struct connection *c, __u64 now_ns)
 	c->last_byte_ns = now_ns;
 }
 
+/*
+ * Bytes older than the current request are not acknowledged either: an answer came before its request's end (413 and
+ * kin), so what looked like a new request was the rest of the old one.
+ */
+FINRACE_INLINE void connection_note_earlier_unacked(struct connection *c, __u32 send_next, __u32 acknowledged)
+{
+	if (c->exchange && sequence_distance(acknowledged, send_next) > connection_request_bytes(c, send_next))
+		c->flags |= CONNECTION_EARLIER_UNACKED;
+}
+
 /* The peer's FIN, once the kernel has applied its acknowledgement number (tcp_ack runs before tcp_fin). */
 FINRACE_INLINE void connection_peer_fin(struct connection *c, const struct socket_view *view)
 {
@@ -176,6 +196,7 @@ FINRACE_INLINE void connection_peer_fin(struct connection *c, const struct socke
 	c->flags |= CONNECTION_PEER_FIN;
 	c->peer_fin_ns = view->now_ns;
 	c->fin_unacked = connection_unacked_bytes(c, view->send_next, view->acknowledged);
+	connection_note_earlier_unacked(c, view->send_next, view->acknowledged);
 	c->fin_idle_ms = saturating_ms(connection_last_byte_ns(c, view->last_receive_ns), view->now_ns);
 }
 
@@ -204,6 +225,7 @@ FINRACE_INLINE void connection_peer_reset(struct connection *c, const struct soc
 			acknowledged = reset->ack;
 		c->flags |= CONNECTION_RESET_HAS_ACK;
 		c->reset_unacked = connection_unacked_bytes(c, view->send_next, acknowledged);
+		connection_note_earlier_unacked(c, view->send_next, acknowledged);
 	}
 	if (c->flags & CONNECTION_PEER_FIN) {
 		if (reset->seq == reset->receive_next - 1)
@@ -232,11 +254,11 @@ FINRACE_INLINE int connection_is_urgent(const struct connection *c, __u8 kind, _
 {
 	switch (kind) {
 	case EVENT_OPEN_FAILED:
-	case EVENT_SENT_AFTER_FIN:
 		return 1;
 	case EVENT_PEER_FIN:
 		return (c->flags & CONNECTION_CLIENT) && connection_awaits_response(c, bytes_received);
 	case EVENT_PEER_RESET:
+	case EVENT_SENT_AFTER_FIN: /* on an accepted connection that is an answer to a client that half-closed */
 		return (c->flags & CONNECTION_CLIENT) != 0;
 	default:
 		return (c->flags & CONNECTION_CLIENT) && c->lost_events;

@@ -75,6 +75,7 @@ enum connection_flag {
 	CONNECTION_STATE_CALLBACKS = 1 << 15,   /* cgroup: sock_ops reports this socket's states */
 	CONNECTION_IGNORED = 1 << 16,           /* cgroup: known not to be followed */
 	CONNECTION_DATA_AFTER_CLOSE = 1 << 17,  /* data came in after this host had closed its direction */
+	CONNECTION_EARLIER_UNACKED = 1 << 18,   /* the FIN or RST left bytes from before the current request unacknowledged */
 };
 
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
