@@ -43,9 +43,9 @@ class Script:
         return (self.open().add(True, wire.ACK, 1, 1, REQUEST % name)
                 .add(False, wire.ACK, 1, self.out, b"ok", after=0.04))
 
-    def second(self, name=b"second", after=1.0):
+    def second(self, name=b"second", after=1.0, knows_fin=False):
         self.end = self.out + len(REQUEST % name)
-        return self.add(True, wire.ACK, self.out, 3, REQUEST % name, after=after)
+        return self.add(True, wire.ACK, self.out, 4 if knows_fin else 3, REQUEST % name, after=after)
 
     def connections(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -79,13 +79,13 @@ class WireTest(unittest.TestCase):
         script.add(False, wire.FIN | wire.ACK, 3, script.end)
         self.assertEqual(script.evidence().kind, "fin_acknowledged")
 
-    def test_stale_and_blurred(self):
+    def test_stale_by_the_acknowledgement_of_the_fin_not_by_the_order_at_the_tap(self):
         script = Script().exchanged()
-        script.add(False, wire.FIN | wire.ACK, 3, script.out, after=1).second(after=0.002)
-        self.assertEqual((script.evidence().kind, script.evidence().blurred), ("stale", False))
+        script.add(False, wire.FIN | wire.ACK, 3, script.out, after=1).second(after=0.0001, knows_fin=True)
+        self.assertEqual(script.evidence().kind, "stale")
         script = Script().exchanged()
         script.add(False, wire.FIN | wire.ACK, 3, script.out, after=1).second(after=0.0001)
-        self.assertEqual((script.evidence().kind, script.evidence().blurred), ("stale", True))
+        self.assertEqual(script.evidence().kind, "crossed")
 
     def test_resets_and_answer(self):
         for flags, unacked, kind in ((wire.RST | wire.ACK, 0, "reset_unread"), (wire.RST | wire.ACK, 1, "reset_crossed"),
@@ -117,9 +117,9 @@ class WireTest(unittest.TestCase):
         self.assertEqual(len(script.connections()), 2)
 
 
-def failure(port=40000, time=100.0, kind="crossed", blurred=False):
+def failure(port=40000, time=100.0, kind="crossed", after=0.01, rested=1.0):
     exchange = Exchange("race-00-0001", 0, True, None, log={"msec": time}, error="upstream prematurely closed connection")
-    exchange.evidence = wire.Evidence(kind, "", ("10.77.0.1", port, "10.77.0.2", 8000), blurred)
+    exchange.evidence = wire.Evidence(kind, "", ("10.77.0.1", port, "10.77.0.2", 8000), after, rested)
     return exchange
 
 
@@ -156,10 +156,19 @@ class MatchTest(unittest.TestCase):
             self.assertIsNotNone(proxy_lab.disagreement(failure(), wrong))
         self.assertIsNone(proxy_lab.disagreement(failure(kind="stale"), verdict(cause="stale_reuse", variant=None)))
         self.assertIsNotNone(proxy_lab.disagreement(failure(kind="stale"), verdict()))
-        self.assertIsNone(proxy_lab.disagreement(failure(kind="stale", blurred=True), verdict()))
         self.assertIsNone(proxy_lab.disagreement(failure(kind="reset_bare"),
                                                  verdict(variant="reset_closed", certainty="likely")))
         self.assertIsNotNone(proxy_lab.disagreement(failure(kind="answered"), verdict()))
+
+    def test_an_acknowledged_request_and_a_stalled_upstream(self):
+        reset = verdict(cause="upstream_reset", variant=None, certainty="likely")
+        reset.record["finrace"]["upstream"] = {"idle_timeout_ms": 1000}
+        self.assertIsNotNone(proxy_lab.disagreement(failure(kind="reset_unread"), reset))
+        self.assertIsNone(proxy_lab.disagreement(failure(kind="reset_unread", after=0.2), reset))
+        self.assertIsNone(proxy_lab.disagreement(failure(kind="reset_unread", rested=1.3), reset))
+        self.assertIsNotNone(proxy_lab.disagreement(failure(kind="crossed", after=0.2), reset))
+        reset.record["finrace"]["certainty"] = "proven"
+        self.assertIsNotNone(proxy_lab.disagreement(failure(kind="reset_unread", after=0.2), reset))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,6 @@ from pathlib import Path
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
-# Below this distance the capture's order of a FIN and a request is not the socket's order: the tap stands before
-# the socket's backlog, so a FIN may be captured before a request that was written without knowing of it.
-TAP_BLUR = 0.001
-
 REQUEST_ID = re.compile(rb"\r\nx-request-id: *([^\r\n]+)\r\n", re.IGNORECASE)
 
 LINK_HEADER = {1: 14, 101: 0, 12: 0, 113: 16, 276: 20}  # Ethernet, raw IP (two numbers), Linux cooked 1 and 2
@@ -43,6 +39,7 @@ class Request:
     time: float
     start: int
     end: int
+    ack: int  # what its first segment acknowledges: the FIN too, if the socket had taken it in
 
 
 @dataclass
@@ -83,7 +80,8 @@ class Evidence:
     kind: str  # answered, crossed, fin_acknowledged, reset_crossed, reset_unread, reset_bare, stale, unsent, open
     text: str
     connection: tuple | None = None
-    blurred: bool = False  # the order of FIN and request can't be told from outside the socket
+    after: float = 0.0  # seconds from the request to the FIN or RST
+    rested: float = 0.0  # seconds from the last response byte to the FIN or RST
 
 
 def _segments(data: bytes):
@@ -157,7 +155,7 @@ def read(path: Path, port: int) -> list:
             again = any(request.start == segment.seq for request in connection.requests)
             if match and not again:
                 connection.requests.append(Request(match[1].decode("latin-1"), len(connection.segments), time,
-                                                   segment.seq, segment.end))
+                                                   segment.seq, segment.end, segment.ack))
             elif connection.requests and not again:
                 connection.requests[-1].end = max(connection.requests[-1].end, segment.end)
         connection.segments.append(segment)
@@ -165,32 +163,36 @@ def read(path: Path, port: int) -> list:
 
 
 def evidence(connection: Connection, request: Request) -> Evidence:
-    """Judges by the first thing that came back after the request, and by a FIN that had come before it."""
-    for segment in connection.segments[:request.index]:
-        if not segment.outgoing and segment.flags & FIN:
-            late = (request.time - segment.time) * 1e6
-            return Evidence("stale", f"request sent {late:.0f} us after the FIN had come", connection.key,
-                            request.time - segment.time < TAP_BLUR)
-    size = request.end - request.start
-    for segment in connection.segments[request.index:]:
-        if segment.outgoing:
-            continue
-        after = (segment.time - request.time) * 1e3
-        if segment.payload:
-            return Evidence("answered", f"response after {after:.1f} ms", connection.key)
-        if segment.flags & RST:
-            blurred = segment.time - request.time < TAP_BLUR
-            if segment.flags & ACK and segment.ack >= request.end:
-                return Evidence("reset_unread", f"RST with ACK after {after:.1f} ms, request acknowledged", connection.key,
-                                blurred)
-            if segment.flags & ACK:
-                return Evidence("reset_crossed", f"RST with ACK after {after:.1f} ms, {request.end - segment.ack} of {size} "
-                                "request bytes unacknowledged", connection.key, blurred)
-            return Evidence("reset_bare", f"bare RST after {after:.1f} ms", connection.key)
-        if segment.flags & FIN:
-            missing = request.end - segment.ack
-            if missing > 0:
-                return Evidence("crossed", f"FIN after {after:.1f} ms, {min(missing, size)} of {size} request bytes "
-                                "unacknowledged", connection.key, segment.time - request.time < TAP_BLUR)
-            return Evidence("fin_acknowledged", f"FIN after {after:.1f} ms, request acknowledged", connection.key)
-    return Evidence("open", "nothing came back", connection.key)
+    """Judges by sequence numbers, not by the capture's order: a FIN may pass the tap before a request that was written
+    without knowing of it, and wait in the socket's backlog."""
+    answer = next((index for index, segment in enumerate(connection.segments)
+                   if index > request.index and segment.payload and not segment.outgoing), None)
+    end = next((index for index, segment in enumerate(connection.segments)
+                if not segment.outgoing and segment.flags & (FIN | RST)), None)
+    if answer is not None and (end is None or answer <= end):
+        after = connection.segments[answer].time - request.time
+        return Evidence("answered", f"response after {after * 1e3:.1f} ms", connection.key, after)
+    if end is None:
+        return Evidence("open", "nothing came back", connection.key)
+    close = connection.segments[end]
+    after = close.time - request.time
+    quiet_since = max((segment.time for segment in connection.segments[:request.index]
+                       if segment.payload and not segment.outgoing), default=connection.opened)
+    missing, size = request.end - close.ack, request.end - request.start
+
+    def found(kind, text):
+        return Evidence(kind, text, connection.key, after, close.time - quiet_since)
+
+    unacknowledged = f"after {after * 1e3:.1f} ms, {min(missing, size)} of {size} request bytes unacknowledged"
+    acknowledged = f"after {after * 1e3:.1f} ms, request acknowledged"
+    if close.flags & RST:
+        if not close.flags & ACK:
+            return found("reset_bare", f"bare RST after {after * 1e3:.1f} ms")
+        if missing > 0:
+            return found("reset_crossed", f"RST with ACK {unacknowledged}")
+        return found("reset_unread", f"RST with ACK {acknowledged}")
+    if request.ack > close.end:
+        return found("stale", f"request sent {-after * 1e6:.0f} us after the FIN had come, and acknowledging it")
+    if missing > 0:
+        return found("crossed", f"FIN {unacknowledged}")
+    return found("fin_acknowledged", f"FIN {acknowledged}")
