@@ -37,10 +37,6 @@ bool has(const connection& c, std::uint32_t flags)
     return (c.flags & flags) != 0;
 }
 
-/// The last of the events that end an exchange; lost, it is made up for by EVENT_CLOSED.
-constexpr std::uint32_t deciding_kinds =
-    1U << EVENT_PEER_FIN | 1U << EVENT_PEER_RESET | 1U << EVENT_SENT_AFTER_FIN;
-
 std::uint64_t end_ns(const event& e)
 {
     const connection& c = e.connection;
@@ -282,27 +278,40 @@ Classification judge_sent_after_fin(const Evidence& evidence)
                                      age_ms));
 }
 
+bool is_harmless(Ending ending)
+{
+    return ending == Ending::idle_close_by_peer || ending == Ending::idle_close_by_local ||
+           ending == Ending::complete_close;
+}
+
+/// The last event: counts what was harmless, and decides what lost events would have decided.
 Classification judge_closed(const Evidence& evidence)
 {
     const event& e = evidence.e;
     const connection& c = evidence.c;
     const bool unanswered = c.exchange > 0 && e.response_bytes == 0;
+    const auto lost = [&c](event_kind kind) { return (c.lost_kinds & 1U << kind) != 0; };
 
-    // Events of this connection were lost: what they would have decided is decided now.
-    if ((c.lost_kinds & deciding_kinds) != 0) {
-        if (has(c, CONNECTION_SENT_AFTER_FIN))
-            return judge_sent_after_fin(evidence);
-        if (has(c, CONNECTION_PEER_FIN) && !has(c, CONNECTION_LOCAL_FIRST) &&
-            (c.lost_kinds & 1U << EVENT_PEER_FIN) != 0)
-            return judge_peer_fin(evidence);
-        if (has(c, CONNECTION_PEER_RESET) && !has(c, CONNECTION_PEER_FIN | CONNECTION_LOCAL_FIRST) &&
-            (c.lost_kinds & 1U << EVENT_PEER_RESET) != 0)
-            return judge_peer_reset(evidence);
-    }
     if (has(c, CONNECTION_LOCAL_FIRST))
         return unanswered ? unclassified() : harmless(Ending::idle_close_by_local);
-    if (has(c, CONNECTION_PEER_FIN | CONNECTION_PEER_RESET))
-        return {};
+    if (has(c, CONNECTION_SENT_AFTER_FIN)) {
+        if (c.fin_unacked > 0) // as judge_peer_fin() has it; the exchange has moved on since
+            return lost(EVENT_PEER_FIN) ? unclassified() : Classification{};
+        return lost(EVENT_SENT_AFTER_FIN) ? judge_sent_after_fin(evidence) : Classification{};
+    }
+    if (has(c, CONNECTION_PEER_FIN)) {
+        if (c.peer_fin_ns == 0)
+            return {}; // before the tracer: what it met is not known
+        Classification at_fin = judge_peer_fin(evidence);
+        if (!lost(EVENT_PEER_FIN)) {
+            if (!is_harmless(at_fin.ending))
+                return {};
+            at_fin.learned_idle_ms.reset();
+        }
+        return at_fin;
+    }
+    if (has(c, CONNECTION_PEER_RESET))
+        return lost(EVENT_PEER_RESET) ? judge_peer_reset(evidence) : Classification{};
     return unanswered ? unclassified() : harmless(Ending::idle_close_by_local);
 }
 
@@ -328,8 +337,12 @@ Classification classify(const event& e, const Upstream& upstream)
     switch (e.kind) {
     case EVENT_OPEN_FAILED:
         return judge_open_failed(evidence);
-    case EVENT_PEER_FIN:
-        return judge_peer_fin(evidence);
+    case EVENT_PEER_FIN: {
+        Classification result = judge_peer_fin(evidence);
+        if (is_harmless(result.ending))
+            result.ending = Ending::none; // so far: a request may yet be sent into it. EVENT_CLOSED counts it
+        return result;
+    }
     case EVENT_PEER_RESET:
         return judge_peer_reset(evidence);
     case EVENT_SENT_AFTER_FIN:
