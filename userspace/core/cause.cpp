@@ -68,8 +68,8 @@ constexpr std::array causes{
         .cause = Cause::response_cut,
         .title = "the response stopped half way",
         .happened = "The upstream reset the connection after it had begun to answer.",
-        .evidence = "RST at most a second after the last response byte of an open exchange; an RST after a longer rest "
-                    "is an idle close and no failure.",
+        .evidence = "RST less than 900 ms after the last response byte; an RST after a longer rest is an idle close and "
+                    "no failure.",
         .proxy_says = "nginx: \"readv() failed (104) while reading upstream\"; the client gets a truncated 200, or 502 if "
                       "the response's head was not complete.",
         .remedy = "Look at the application: a crash while it streams, a worker's own timeout, an inner hop's read "

@@ -20,11 +20,9 @@ constexpr std::uint64_t ns_per_ms = 1'000'000;
 constexpr std::uint64_t loop_slack_ms = 100;
 
 /// Without a learned timeout, a rest as long as this before a request makes an idle close thinkable at all: no
-/// server's keep-alive timer is shorter by default.
+/// server's keep-alive timer is shorter by default. After a response an RST this late is an idle close, an earlier one
+/// cuts the response.
 constexpr std::uint32_t shortest_idle_timer_ms = 900;
-
-/// After this much silence an RST ends an idle connection rather than a response.
-constexpr std::uint32_t longest_pause_in_response_ms = 1000;
 
 /// A FIN this soon after the last byte belongs to the exchange (Connection: close), not to an idle timer.
 constexpr std::uint32_t close_with_response_ms = 100;
@@ -206,11 +204,9 @@ Classification judge_peer_fin(const Evidence& evidence)
 
     if (has(c, CONNECTION_LOCAL_FIRST))
         return {}; // EVENT_CLOSED tells how that ended
-    if (c.exchange == 0) {
-        const bool carried = has(c, CONNECTION_CARRIED);
-        return harmless(Ending::idle_close_by_peer, carried ? std::optional(c.fin_idle_ms) : std::nullopt);
-    }
-    if (e.response_bytes > 0) {
+    if (c.exchange == 0 && !has(c, CONNECTION_CARRIED))
+        return harmless(Ending::idle_close_by_peer); // never used: a timer for that may be another one
+    if (c.exchange == 0 || e.response_bytes > 0) {
         if (c.fin_unacked > 0)
             return unclassified();
         if (c.fin_idle_ms < close_with_response_ms)
@@ -229,19 +225,23 @@ Classification judge_peer_reset(const Evidence& evidence)
 
     if (has(c, CONNECTION_PEER_FIN | CONNECTION_LOCAL_FIRST))
         return {}; // the FIN, or EVENT_CLOSED, has decided
-    if (c.exchange == 0)
-        return harmless(Ending::idle_close_by_peer,
-                        has(c, CONNECTION_CARRIED) ? std::optional(c.fin_idle_ms) : std::nullopt);
-    if (e.response_bytes > 0) {
-        if (e.unacked_bytes > 0)
+    if (c.exchange == 0 && !has(c, CONNECTION_CARRIED))
+        return harmless(Ending::idle_close_by_peer);
+    if (c.exchange == 0 || e.response_bytes > 0) {
+        // The RST's own acknowledgement is newer than the socket's.
+        if ((has(c, CONNECTION_RESET_HAS_ACK) ? c.reset_unacked : e.unacked_bytes) > 0)
             return unclassified();
         if (evidence.idle_close_at_timeout(c.fin_idle_ms))
             return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
-        if (c.fin_idle_ms <= longest_pause_in_response_ms)
+        if (c.fin_idle_ms < shortest_idle_timer_ms) {
+            if (c.exchange == 0)
+                return unclassified(); // the exchange was older than the tracer
             return verdict(evidence, Cause::response_cut, Variant::none, Certainty::likely,
                            fmt::format("The upstream reset the connection {} ms after {} bytes of the response.",
                                        c.fin_idle_ms, e.response_bytes));
-        return evidence.timeout ? unclassified() : harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
+        }
+        // Also where it fits no timeout: an upstream whose timer was changed is learned anew.
+        return harmless(evidence.timeout ? Ending::unclassified : Ending::idle_close_by_peer, c.fin_idle_ms);
     }
     if (has(c, CONNECTION_RESET_FLAGS_UNKNOWN))
         return unclassified();

@@ -54,7 +54,7 @@ private:
 };
 
 struct UpstreamCounts {
-    std::uint64_t opened = 0;              ///< connections whose handshake completed, or that were adopted
+    std::uint64_t opened = 0;              ///< connections whose handshake was seen to complete: not those older than the tracer
     std::uint64_t open_failed = 0;
     std::uint64_t closed = 0;
     std::uint64_t exchanges = 0;           ///< of the connections that have closed
