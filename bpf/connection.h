@@ -208,6 +208,8 @@ FINRACE_INLINE void connection_peer_fin(struct connection *c, const struct socke
 FINRACE_INLINE void connection_peer_reset(struct connection *c, const struct socket_view *view,
 					 const struct reset_segment *reset)
 {
+	__u32 acknowledged = view->acknowledged;
+
 	if (c->flags & CONNECTION_PEER_RESET)
 		return;
 	c->flags |= CONNECTION_PEER_RESET;
@@ -219,14 +221,12 @@ FINRACE_INLINE void connection_peer_reset(struct connection *c, const struct soc
 		return;
 	}
 	if (reset->flags & TCP_FLAG_BIT_ACK) {
-		__u32 acknowledged = view->acknowledged;
-
 		if (sequence_distance(acknowledged, reset->ack))
 			acknowledged = reset->ack;
 		c->flags |= CONNECTION_RESET_HAS_ACK;
 		c->reset_unacked = connection_unacked_bytes(c, view->send_next, acknowledged);
-		connection_note_earlier_unacked(c, view->send_next, acknowledged);
 	}
+	connection_note_earlier_unacked(c, view->send_next, acknowledged);
 	if (c->flags & CONNECTION_PEER_FIN) {
 		if (reset->seq == reset->receive_next - 1)
 			c->flags |= CONNECTION_RESET_AT_FIN;

@@ -79,6 +79,12 @@ struct Evidence {
         return !is_reused(c) && (end_ns(e) - c.opened_ns) / ns_per_ms <= 2 * rtt_ms + loop_slack_ms;
     }
 
+    /// A request is under way. A write of no bytes, or one that failed, asked nothing.
+    [[nodiscard]] bool asked() const
+    {
+        return c.exchange > 0 && (e.request_bytes > 0 || has(c, CONNECTION_ADOPTED_IN_EXCHANGE));
+    }
+
     [[nodiscard]] std::string idle_text() const
     {
         if (!is_reused(c))
@@ -95,9 +101,8 @@ struct Evidence {
 Classification verdict(const Evidence& evidence, Cause cause, Variant variant, Certainty certainty, std::string message)
 {
     const connection& c = evidence.c;
-    const bool began_before_us = has(c, CONNECTION_ADOPTED_IN_EXCHANGE) ||
-                                 (has(c, CONNECTION_ADOPTED | CONNECTION_PEER_FIN) && cause == Cause::stale_reuse &&
-                                  c.peer_fin_ns == 0);
+    const bool began_before_us =
+        has(c, CONNECTION_ADOPTED_IN_EXCHANGE) || (cause == Cause::stale_reuse && c.peer_fin_ns == 0);
     return {
         .ending = Ending::verdict,
         .verdict = Verdict{.cause = cause,
@@ -124,25 +129,24 @@ Classification judge_open_failed(const Evidence& evidence)
     const event& e = evidence.e;
     const connection& c = evidence.c;
     const bool error_seen = (e.observed & OBSERVED_SOCKET_ERROR) != 0;
-    const std::uint64_t waited_ms = (e.timestamp_ns - c.opened_ns) / ns_per_ms;
+    // Older than the tracer: when its first SYN was sent is not known.
+    const std::string waited =
+        c.opened_ns != 0 ? fmt::format(" in {} ms", (e.timestamp_ns - c.opened_ns) / ns_per_ms) : std::string();
 
     if (has(c, CONNECTION_PEER_RESET))
         return verdict(evidence, Cause::connect_refused, Variant::none, Certainty::proven,
-                       fmt::format("The upstream's host refused the connection with an RST after {} ms: nobody "
-                                   "listens there.",
-                                   waited_ms));
+                       fmt::format("The upstream's host answered the SYN with an RST{}: nobody listens there.", waited));
     if (e.retransmits == 0)
         return unclassified();
     if (error_seen && e.socket_error == ETIMEDOUT)
         return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::proven,
-                       fmt::format("No answer to the SYN and its {} retransmissions in {} ms.", e.retransmits,
-                                   waited_ms));
+                       fmt::format("No answer to the SYN and its {} retransmissions{}.", e.retransmits, waited));
     // The process closed its socket. Without that knowledge an ICMP error looks the same.
     if (has(c, CONNECTION_SOCKET_CLOSED) && (!error_seen || e.socket_error == 0))
         return verdict(evidence, Cause::connect_timeout, Variant::gave_up, Certainty::proven,
-                       fmt::format("No answer to the SYN and its {} retransmission{} in {} ms, when this host's "
-                                   "process gave up.",
-                                   e.retransmits, e.retransmits == 1 ? "" : "s", waited_ms));
+                       fmt::format("No answer to the SYN and its {} retransmission{}{}, when this host's process gave "
+                                   "up.",
+                                   e.retransmits, e.retransmits == 1 ? "" : "s", waited));
     return unclassified();
 }
 
@@ -150,7 +154,8 @@ Classification judge_open_failed(const Evidence& evidence)
 Classification judge_crossing(const Evidence& evidence, std::uint32_t unacked, Variant variant)
 {
     const event& e = evidence.e;
-    const bool whole = unacked >= e.request_bytes;
+    // Of a request older than the tracer, a part may have been acknowledged before.
+    const bool whole = unacked >= e.request_bytes && !has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE);
     const char* segment = variant == Variant::fin_crossed ? "FIN" : "RST";
 
     if (evidence.fresh())
@@ -176,7 +181,7 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
 {
     const connection& c = evidence.c;
     const char* segment = race == Variant::fin_lingering ? "FIN" : "RST";
-    const bool rested = is_reused(c) || c.idle_ms >= shortest_idle_timer_ms;
+    const bool rested = is_reused(c) || c.idle_ms >= shortest_idle_timer_ms || has(c, CONNECTION_ADOPTED);
 
     if (rested && evidence.in_race_window()) {
         if (evidence.idle_close_at_timeout(evidence.rested_ms()))
@@ -190,11 +195,15 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                                        "upstream's idle timeout (not learned yet) is about as long.",
                                        segment, evidence.after_ms, evidence.idle_text()));
     }
-    return verdict(evidence, otherwise, Variant::none, rested ? Certainty::likely : Certainty::proven,
-                   fmt::format("The upstream's kernel had all {} bytes of the request; {} ms after it the connection "
-                               "was {} without one byte of an answer.",
-                               evidence.e.request_bytes, evidence.after_ms,
-                               otherwise == Cause::upstream_closed ? "closed" : "reset"));
+    // How long it had rested before a request older than the tracer is not known.
+    const bool may_be_race = has(c, CONNECTION_ADOPTED_IN_EXCHANGE) && evidence.in_race_window();
+    return verdict(evidence, otherwise, Variant::none,
+                   may_be_race ? Certainty::possible
+                   : rested    ? Certainty::likely
+                               : Certainty::proven,
+                   fmt::format("The upstream's kernel had all of the request; {} ms after it the connection was {} "
+                               "without one byte of an answer.",
+                               evidence.after_ms, otherwise == Cause::upstream_closed ? "closed" : "reset"));
 }
 
 Classification judge_peer_fin(const Evidence& evidence)
@@ -206,6 +215,8 @@ Classification judge_peer_fin(const Evidence& evidence)
         return {}; // EVENT_CLOSED tells how that ended
     if (c.exchange == 0 && !has(c, CONNECTION_CARRIED))
         return harmless(Ending::idle_close_by_peer); // never used: a timer for that may be another one
+    if (has(c, CONNECTION_EARLIER_UNACKED))
+        return unclassified(); // the answer came before the request's end
     if (c.exchange == 0 || e.response_bytes > 0) {
         if (c.fin_unacked > 0)
             return unclassified();
@@ -213,6 +224,8 @@ Classification judge_peer_fin(const Evidence& evidence)
             return harmless(Ending::complete_close);
         return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
     }
+    if (!evidence.asked())
+        return harmless(Ending::idle_close_by_peer);
     if (c.fin_unacked > 0)
         return judge_crossing(evidence, c.fin_unacked, Variant::fin_crossed);
     return judge_unanswered(evidence, Variant::fin_lingering, Cause::upstream_closed);
@@ -227,6 +240,8 @@ Classification judge_peer_reset(const Evidence& evidence)
         return {}; // the FIN, or EVENT_CLOSED, has decided
     if (c.exchange == 0 && !has(c, CONNECTION_CARRIED))
         return harmless(Ending::idle_close_by_peer);
+    if (has(c, CONNECTION_EARLIER_UNACKED))
+        return unclassified();
     if (c.exchange == 0 || e.response_bytes > 0) {
         // The RST's own acknowledgement is newer than the socket's.
         if ((has(c, CONNECTION_RESET_HAS_ACK) ? c.reset_unacked : e.unacked_bytes) > 0)
@@ -243,6 +258,8 @@ Classification judge_peer_reset(const Evidence& evidence)
         // Also where it fits no timeout: an upstream whose timer was changed is learned anew.
         return harmless(evidence.timeout ? Ending::unclassified : Ending::idle_close_by_peer, c.fin_idle_ms);
     }
+    if (!evidence.asked())
+        return harmless(Ending::idle_close_by_peer);
     if (has(c, CONNECTION_RESET_FLAGS_UNKNOWN))
         return unclassified();
     if (has(c, CONNECTION_RESET_HAS_ACK)) {
@@ -252,13 +269,14 @@ Classification judge_peer_reset(const Evidence& evidence)
             return unclassified();
         return judge_unanswered(evidence, Variant::reset_unread, Cause::upstream_reset);
     }
-    // A bare RST answers a segment that met no socket.
-    if (!evidence.in_race_window())
+    // A bare RST answers a segment that met no socket; but if any of the request was acknowledged, it met one.
+    if (!evidence.in_race_window() || e.unacked_bytes < e.request_bytes)
         return unclassified();
     if (evidence.fresh())
         return verdict(evidence, Cause::upstream_reset, Variant::none, Certainty::likely,
                        fmt::format("A bare RST answered the first request, {} ms after it.", evidence.after_ms));
-    return verdict(evidence, Cause::keepalive_race, Variant::reset_closed, Certainty::likely,
+    return verdict(evidence, Cause::keepalive_race, Variant::reset_closed,
+                   has(c, CONNECTION_ADOPTED_IN_EXCHANGE) ? Certainty::possible : Certainty::likely,
                    fmt::format("A bare RST answered the request on this connection, {}{}: the upstream's socket was "
                                "gone already, and its close had not been seen here.",
                                evidence.idle_text(), evidence.timeout_text()));
@@ -271,7 +289,9 @@ Classification judge_sent_after_fin(const Evidence& evidence)
     if (c.fin_unacked > 0)
         return {}; // more of a request that was under way at the FIN
     const double age_ms = static_cast<double>(c.request_ns - c.peer_fin_ns) / 1e6;
-    return verdict(evidence, Cause::stale_reuse, Variant::none, Certainty::proven,
+    // A FIN right after a response may have met a request that was answered before its end; this would be its rest.
+    const bool with_response = is_reused(c) && c.fin_idle_ms < close_with_response_ms;
+    return verdict(evidence, Cause::stale_reuse, Variant::none, with_response ? Certainty::likely : Certainty::proven,
                    c.peer_fin_ns == 0
                        ? std::string("The request was written into a connection that the upstream had closed before.")
                        : fmt::format("The request was written {:.3f} ms after the upstream's FIN had been received.",
@@ -289,7 +309,7 @@ Classification judge_closed(const Evidence& evidence)
 {
     const event& e = evidence.e;
     const connection& c = evidence.c;
-    const bool unanswered = c.exchange > 0 && e.response_bytes == 0;
+    const bool unanswered = evidence.asked() && e.response_bytes == 0;
     const auto lost = [&c](event_kind kind) { return (c.lost_kinds & 1U << kind) != 0; };
 
     if (has(c, CONNECTION_LOCAL_FIRST))
