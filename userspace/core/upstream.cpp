@@ -2,6 +2,7 @@
 #include "core/upstream.h"
 
 #include <algorithm>
+#include <span>
 #include <string_view>
 
 namespace finrace {
@@ -20,6 +21,18 @@ std::size_t UpstreamKeyHash::operator()(const UpstreamKey& key) const noexcept
     const std::string_view bytes(reinterpret_cast<const char*>(key.address.data()), key.address.size());
     return std::hash<std::string_view>{}(bytes) ^ (std::size_t{key.port} << 16U) ^ key.family;
 }
+
+namespace {
+
+std::uint32_t widest_hole(std::span<const std::uint32_t> sorted)
+{
+    std::uint32_t widest = 0;
+    for (std::size_t i = 1; i < sorted.size(); ++i)
+        widest = std::max(widest, sorted[i] - sorted[i - 1]);
+    return widest;
+}
+
+} // namespace
 
 void IdleTimeoutLearner::learn(std::uint32_t idle_ms)
 {
@@ -40,8 +53,17 @@ std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
     std::vector<std::uint32_t> sorted = samples_;
     std::sort(sorted.begin(), sorted.end());
     // A timer checked once a second (gunicorn's gthread) makes a wide cluster, most others a narrow one: the
-    // narrowest width that holds most of the samples is the timer's.
-    for (const std::uint32_t percent : {2U, 10U, 50U}) {
+    // narrowest width that holds most of the samples is the timer's. What is wide needs more samples and fewer
+    // exceptions, for a handful of unrelated idle times lies within a factor of one and a half as often as not; and no
+    // hole in its midst, for that makes two timers.
+    struct Width {
+        std::uint32_t percent;
+        std::size_t samples;
+        std::size_t share_percent;
+        bool may_have_hole;
+    };
+    for (const auto& [percent, samples, share_percent, may_have_hole] :
+         {Width{2, 3, 60, true}, Width{10, 5, 70, true}, Width{50, 10, 80, false}}) {
         std::size_t best_first = 0;
         std::size_t best_count = 0;
         for (std::size_t first = 0, last = 0; first < sorted.size(); ++first) {
@@ -53,10 +75,12 @@ std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
                 best_first = first;
             }
         }
-        if (best_count >= 3 && best_count * 10 >= sorted.size() * 6) {
+        const std::span cluster(sorted.data() + best_first, best_count);
+        if (best_count >= samples && best_count * 100 >= sorted.size() * share_percent &&
+            (may_have_hole || widest_hole(cluster) * 2 <= cluster.back() - cluster.front())) {
             result = IdleTimeout{
-                .ms = sorted[best_first + best_count / 2],
-                .spread_ms = sorted[best_first + best_count - 1] - sorted[best_first],
+                .ms = cluster[best_count / 2],
+                .spread_ms = cluster.back() - cluster.front(),
                 .samples = static_cast<std::uint32_t>(best_count),
             };
             break;

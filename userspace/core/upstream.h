@@ -42,7 +42,7 @@ struct IdleTimeout {
 class IdleTimeoutLearner {
 public:
     void learn(std::uint32_t idle_ms);
-    /// The timeout, if the samples cluster: at least 3, and most of those kept.
+    /// The timeout, if the samples cluster: at least 3 and most of those kept, the more the wider the cluster.
     [[nodiscard]] std::optional<IdleTimeout> timeout() const;
     [[nodiscard]] std::size_t samples() const { return samples_.size(); }
 

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Learned idle timeouts, and the bounded table of upstreams.
+#include <catch2/catch.hpp>
+
+#include <algorithm>
+#include <cstdlib>
+#include <initializer_list>
+#include <random>
+#include <vector>
+
+#include "core/upstream.h"
+
+using namespace finrace;
+
+namespace {
+
+IdleTimeoutLearner taught(const std::vector<std::uint32_t>& samples)
+{
+    IdleTimeoutLearner learner;
+    for (const std::uint32_t ms : samples)
+        learner.learn(ms);
+    return learner;
+}
+
+std::uint32_t distance(std::uint32_t a, std::uint32_t b)
+{
+    return a > b ? a - b : b - a;
+}
+
+/// At most 1 % or 10 ms, whichever is more.
+bool is_close(std::uint32_t learned, std::uint32_t timer)
+{
+    return distance(learned, timer) <= std::max(10U, timer / 100);
+}
+
+event event_of(std::uint8_t last_octet, std::uint16_t port, std::uint8_t family = 4)
+{
+    event e{};
+    e.peer_address[0] = 10;
+    e.peer_address[3] = last_octet;
+    e.peer_port = port;
+    e.family = family;
+    return e;
+}
+
+} // namespace
+
+TEST_CASE("nothing is learned from too few samples", "[upstream]")
+{
+    CHECK(!taught({}).timeout());
+    CHECK(!taught({5000}).timeout());
+    CHECK(!taught({5000, 5000}).timeout());
+    CHECK(taught({5000, 5000, 5000}).timeout());
+    CHECK(!taught({5000, 5000, 5000, 900, 20'000, 60'000}).timeout()); // half is not most
+}
+
+TEST_CASE("an exact timer", "[upstream]")
+{
+    const auto timer = GENERATE(200U, 1000U, 5000U, 65'000U, 350'000U, 3'600'000U, 4'000'000'000U);
+    const auto timeout = taught(std::vector<std::uint32_t>(5, timer)).timeout();
+    REQUIRE(timeout);
+    CHECK(timeout->ms == timer);
+    CHECK(timeout->spread_ms == 0);
+    CHECK(timeout->samples == 5);
+}
+
+TEST_CASE("a timer with an event loop's lateness, from five samples", "[upstream]")
+{
+    const auto timer = GENERATE(1000U, 2000U, 5000U, 65'000U);
+    std::mt19937 random(timer); // NOLINT: a fixed seed, so that a failure comes again
+    std::uniform_int_distribution<std::uint32_t> late(0, 10);
+    for (int round = 0; round < 200; ++round) {
+        IdleTimeoutLearner learner;
+        for (int i = 0; i < 5; ++i)
+            learner.learn(timer + late(random));
+        const auto timeout = learner.timeout();
+        REQUIRE(timeout);
+        CHECK(is_close(timeout->ms, timer));
+        CHECK(timeout->spread_ms <= 10);
+        CHECK(timeout->samples == 5);
+    }
+}
+
+TEST_CASE("a timer, and closes for other reasons", "[upstream]")
+{
+    std::mt19937 random(7); // NOLINT
+    std::uniform_int_distribution<std::uint32_t> late(0, 10), other(100, 60'000);
+    for (int round = 0; round < 200; ++round) {
+        std::vector<std::uint32_t> samples;
+        for (int i = 0; i < 14; ++i)
+            samples.push_back(5000 + late(random));
+        for (int i = 0; i < 6; ++i)
+            samples.push_back(other(random));
+        std::shuffle(samples.begin(), samples.end(), random);
+        const auto timeout = taught(samples).timeout();
+        REQUIRE(timeout);
+        CHECK(is_close(timeout->ms, 5000));
+        CHECK(timeout->samples >= 14);
+        CHECK(timeout->spread_ms <= 100); // a restart's closes far below the timer don't widen it
+    }
+}
+
+TEST_CASE("a timer that is looked at once a second", "[upstream]")
+{
+    // gunicorn's gthread: 2 s on paper, 2 to 3 s in fact. A wide cluster needs more samples.
+    std::mt19937 random(3); // NOLINT
+    std::uniform_int_distribution<std::uint32_t> idle(2000, 3000);
+    int learned = 0;
+    for (int round = 0; round < 200; ++round) {
+        IdleTimeoutLearner learner;
+        for (int i = 0; i < 20; ++i)
+            learner.learn(idle(random));
+        if (const auto timeout = learner.timeout()) {
+            ++learned;
+            CHECK(timeout->ms >= 2000);
+            CHECK(timeout->ms <= 3000);
+            CHECK(timeout->ms - timeout->spread_ms <= 2300); // ms and spread reach over the whole range
+            CHECK(timeout->ms + timeout->spread_ms >= 2700);
+        }
+    }
+    CHECK(learned >= 198);
+}
+
+TEST_CASE("two timers: one of them or none, never something between", "[upstream]")
+{
+    std::mt19937 random(11); // NOLINT
+    std::uniform_int_distribution<std::uint32_t> late(0, 10);
+    const auto timers = GENERATE(std::pair(5000U, 60'000U), std::pair(5000U, 6000U), std::pair(2000U, 2900U),
+                                 std::pair(5000U, 5400U), std::pair(1000U, 2000U));
+    const auto of_first = GENERATE(5, 10, 12, 15, 19);
+    std::vector<std::uint32_t> samples;
+    for (int i = 0; i < 20; ++i)
+        samples.push_back((i < of_first ? timers.first : timers.second) + late(random));
+    std::shuffle(samples.begin(), samples.end(), random);
+    const auto timeout = taught(samples).timeout();
+    CAPTURE(timers.first, timers.second, of_first);
+    if (timeout) {
+        CAPTURE(timeout->ms, timeout->spread_ms);
+        CHECK((is_close(timeout->ms, timers.first) || is_close(timeout->ms, timers.second)));
+        // A cluster that reaches over both is claimed only where they are within a tenth of each other.
+        CHECK((timeout->spread_ms <= 10 || timers.second - timers.first <= timers.first / 10));
+    }
+    if (of_first == 15) { // three in four are most
+        REQUIRE(timeout);
+        CHECK(is_close(timeout->ms, timers.first));
+    }
+}
+
+TEST_CASE("noise is no timer", "[upstream]")
+{
+    std::mt19937 random(5); // NOLINT
+    std::uniform_int_distribution<std::uint32_t> even(100, 60'000);
+    std::exponential_distribution<double> rare(1.0 / 10'000);
+    for (const int count : {3, 4, 5, 6, 8, 10, 20, 50, 128}) {
+        int learned = 0;
+        for (int round = 0; round < 500; ++round) {
+            IdleTimeoutLearner a, b;
+            for (int i = 0; i < count; ++i) {
+                a.learn(even(random));
+                b.learn(100 + static_cast<std::uint32_t>(rare(random)));
+            }
+            learned += a.timeout().has_value() + b.timeout().has_value();
+        }
+        CAPTURE(count);
+        CHECK(learned <= 10); // of 1000
+    }
+}
+
+TEST_CASE("what is learned follows a timer that was changed", "[upstream]")
+{
+    IdleTimeoutLearner learner = taught(std::vector<std::uint32_t>(500, 5000));
+    CHECK(learner.samples() == 128);
+    REQUIRE(learner.timeout());
+    CHECK(learner.timeout()->ms == 5000);
+    for (int i = 0; i < 128; ++i)
+        learner.learn(65'000);
+    REQUIRE(learner.timeout());
+    CHECK(learner.timeout()->ms == 65'000);
+    CHECK(learner.timeout()->samples == 128);
+    CHECK(learner.samples() == 128);
+}
+
+TEST_CASE("the answer is not kept beyond the next sample", "[upstream]")
+{
+    IdleTimeoutLearner learner = taught({5000, 5000});
+    CHECK(!learner.timeout());
+    learner.learn(5000);
+    REQUIRE(learner.timeout());
+    CHECK(learner.timeout()->samples == 3);
+    for (int i = 0; i < 10; ++i)
+        learner.learn(static_cast<std::uint32_t>(10'000 * (i + 1)));
+    CHECK(!learner.timeout());
+}
+
+TEST_CASE("the grouping key is address, port and family", "[upstream]")
+{
+    Upstreams upstreams;
+    upstreams.at(UpstreamKey::of(event_of(1, 80))).counts.opened = 1;
+    upstreams.at(UpstreamKey::of(event_of(1, 81))).counts.opened = 2;
+    upstreams.at(UpstreamKey::of(event_of(2, 80))).counts.opened = 3;
+    upstreams.at(UpstreamKey::of(event_of(1, 80, 6))).counts.opened = 4;
+    CHECK(upstreams.size() == 4);
+    CHECK(upstreams.at(UpstreamKey::of(event_of(1, 80))).counts.opened == 1);
+    CHECK(upstreams.at(UpstreamKey::of(event_of(1, 80, 6))).counts.opened == 4);
+    CHECK(upstreams.size() == 4);
+
+    event local_differs = event_of(1, 80);
+    local_differs.local_port = 5555;
+    local_differs.local_address[0] = 9;
+    CHECK(UpstreamKey::of(local_differs) == UpstreamKey::of(event_of(1, 80)));
+}
+
+TEST_CASE("the table of upstreams is bounded, what is beyond shares one entry", "[upstream]")
+{
+    Upstreams upstreams(3);
+    for (std::uint8_t i = 0; i < 10; ++i)
+        ++upstreams.at(UpstreamKey::of(event_of(i, 80))).counts.opened;
+    CHECK(upstreams.size() == 3);
+    ++upstreams.at(UpstreamKey::of(event_of(1, 80))).counts.opened; // known ones stay themselves
+    ++upstreams.at(UpstreamKey::of(event_of(9, 80))).counts.opened;
+
+    std::size_t own = 0;
+    std::size_t others = 0;
+    upstreams.for_each([&](const UpstreamKey* key, const Upstream& upstream) {
+        if (key != nullptr) {
+            ++own;
+            CHECK(upstream.counts.opened == (key->address[3] == 1 ? 2U : 1U));
+        } else {
+            ++others;
+            CHECK(upstream.counts.opened == 8);
+        }
+    });
+    CHECK(own == 3);
+    CHECK(others == 1);
+}
+
+TEST_CASE("no entry for others before there are any", "[upstream]")
+{
+    Upstreams upstreams(1);
+    upstreams.at(UpstreamKey::of(event_of(1, 80)));
+    std::size_t visited = 0;
+    upstreams.for_each([&](const UpstreamKey* key, const Upstream&) {
+        ++visited;
+        CHECK(key != nullptr);
+    });
+    CHECK(visited == 1);
+}
+
+TEST_CASE("references to upstreams stay good while others are added", "[upstream]")
+{
+    Upstreams upstreams;
+    Upstream& first = upstreams.at(UpstreamKey::of(event_of(1, 80)));
+    for (std::uint16_t port = 1000; port < 4000; ++port)
+        upstreams.at(UpstreamKey::of(event_of(2, port)));
+    first.counts.closed = 42;
+    CHECK(upstreams.at(UpstreamKey::of(event_of(1, 80))).counts.closed == 42);
+}
