@@ -135,7 +135,11 @@ class Capture:
             self.process.communicate()
             raise Wrong("tcpdump did not end") from None
         report = rest.decode()
-        must("0 packets dropped by kernel" in report, f"the capture is not whole: {report.strip()}")
+        self.whole = "0 packets dropped by kernel" in report
+        self.report = report.strip()
+
+    def segments(self):
+        must(self.whole, f"the capture is not whole: {self.report}")
         return read_capture(self.path)
 
 
@@ -624,17 +628,18 @@ def play(line, folder, family, runs, names, delay):
         command += ["--left", line.left, "--right", line.right, "--control", line.control]
         command += ["--delay", delay, "--truth", truth]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=570)
+        if done.returncode != 0:
+            print(done.stderr, end="")
+            raise Wrong(f"lab.py: exit {done.returncode}: its summary is above")
         in_namespace(line.left, mark)
         for capture in captures:
             capture.wait_for_marker()
     finally:
-        segments = [capture.stop() for capture in captures]
-    if done.returncode != 0:
-        print(done.stderr, end="")
-    must(done.returncode == 0, f"lab.py: exit {done.returncode}: its summary is above")
+        for capture in captures:
+            capture.stop()
     print(f"        {done.stderr.strip().splitlines()[-1]}")
     with open(truth, encoding="utf-8") as file:
-        return [json.loads(text) for text in file], segments
+        return [json.loads(text) for text in file], [capture.segments() for capture in captures]
 
 
 def by_connection(segments):
