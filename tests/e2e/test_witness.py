@@ -117,9 +117,9 @@ class WireTest(unittest.TestCase):
         self.assertEqual(len(script.connections()), 2)
 
 
-def failure(port=40000, time=100.0, kind="crossed", after=0.01, rested=1.0):
+def failure(port=40000, time=100.0, kind="crossed", after=0.01, rested=1.0, ended=0.0):
     exchange = Exchange("race-00-0001", 0, True, None, log={"msec": time}, error="upstream prematurely closed connection")
-    exchange.evidence = wire.Evidence(kind, "", ("10.77.0.1", port, "10.77.0.2", 8000), after, rested)
+    exchange.evidence = wire.Evidence(kind, "", ("10.77.0.1", port, "10.77.0.2", 8000), after, rested, ended)
     return exchange
 
 
@@ -147,6 +147,11 @@ class MatchTest(unittest.TestCase):
         self.assertEqual(self.counts([failure()], [verdict(), verdict()]), (1, 0, 1))
         self.assertEqual(self.counts([failure()], [verdict(port=40001)]), (0, 1, 1))
         self.assertEqual(self.counts([failure()], [verdict(when="1970-01-01T00:01:41.1Z")]), (0, 1, 1))
+
+    def test_nginx_notices_late(self):
+        self.assertEqual(self.counts([failure(time=103.0)], [verdict()]), (0, 1, 1))
+        self.assertEqual(self.counts([failure(time=103.0, ended=100.2)], [verdict()]), (1, 0, 0))
+        self.assertEqual(self.counts([failure(time=103.0, ended=101.3)], [verdict()]), (0, 1, 1))
 
     def test_cause_against_the_wire(self):
         self.assertIsNone(proxy_lab.disagreement(failure(), verdict()))

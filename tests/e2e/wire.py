@@ -82,6 +82,7 @@ class Evidence:
     connection: tuple | None = None
     after: float = 0.0  # seconds from the request to the FIN or RST
     rested: float = 0.0  # seconds from the last response byte to the FIN or RST
+    ended: float = 0.0  # when the FIN or RST passed the tap
 
 
 def _segments(data: bytes):
@@ -181,7 +182,7 @@ def evidence(connection: Connection, request: Request) -> Evidence:
     missing, size = request.end - close.ack, request.end - request.start
 
     def found(kind, text):
-        return Evidence(kind, text, connection.key, after, close.time - quiet_since)
+        return Evidence(kind, text, connection.key, after, close.time - quiet_since, close.time)
 
     unacknowledged = f"after {after * 1e3:.1f} ms, {min(missing, size)} of {size} request bytes unacknowledged"
     acknowledged = f"after {after * 1e3:.1f} ms, request acknowledged"
