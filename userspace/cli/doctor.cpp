@@ -149,14 +149,14 @@ void print(const Findings& findings)
                                       : findings.cgroup_root,
          !findings.cgroup_root.empty());
     fact("capabilities",
-         findings.missing_capabilities.empty()
-             ? "all that is needed"
-             : fmt::format("{} missing: nothing can be tried out; run it as root",
-                           fmt::join(findings.missing_capabilities, ", ")),
+         findings.missing_capabilities.empty() ? "all that is needed"
+                                               : fmt::format("{} missing: nothing can be tried out; run it as root",
+                                                             fmt::join(findings.missing_capabilities, ", ")),
          findings.missing_capabilities.empty());
 
     for (const BackendReport& report : findings.backends) {
-        fmt::print("\n{}  {}\n", paint.bold(full_name(report)), report.works ? paint.green("works") : paint.red("does not work"));
+        fmt::print("\n{}  {}\n", paint.bold(full_name(report)),
+                   report.works ? paint.green("works") : paint.red("does not work"));
         if (!report.problem.empty())
             for (const std::string& line : wrap(report.problem, std::min<std::size_t>(terminal_width(), 120) - 2))
                 fmt::print("  {}\n", line);
@@ -179,12 +179,9 @@ void print(const Findings& findings)
 Json to_json(const Findings& findings)
 {
     Json json{
-        {"version", FINRACE_VERSION},
-        {"kernel", findings.kernel},
-        {"machine", findings.machine},
-        {"btf", findings.btf},
-        {"lockdown", findings.lockdown},
-        {"missing_capabilities", findings.missing_capabilities},
+        {"version", FINRACE_VERSION},    {"kernel", findings.kernel},
+        {"machine", findings.machine},   {"btf", findings.btf},
+        {"lockdown", findings.lockdown}, {"missing_capabilities", findings.missing_capabilities},
     };
     if (!findings.cgroup_root.empty())
         json["cgroup_root"] = findings.cgroup_root;
@@ -230,7 +227,8 @@ int doctor(bool json)
 
 void add_doctor(CLI::App& program, Action& action)
 {
-    CLI::App* command = program.add_subcommand("doctor", "what this kernel allows, what would attach, what would be missed");
+    CLI::App* command =
+        program.add_subcommand("doctor", "what this kernel allows, what would attach, what would be missed");
     auto json = std::make_shared<bool>(false);
     command->add_flag("--json", *json, "the same as one JSON object");
     command->footer("Ends with 0 if some backend works, else with 2.\n"

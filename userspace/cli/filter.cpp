@@ -34,8 +34,8 @@ bool Filter::matches(const event& e) const
     }
     if (processes.empty())
         return true;
-    const bool by_name = std::any_of(processes.begin(), processes.end(),
-                                     [](const ProcessPattern& pattern) { return !pattern.pid; });
+    const bool by_name =
+        std::any_of(processes.begin(), processes.end(), [](const ProcessPattern& pattern) { return !pattern.pid; });
     const std::string name = by_name ? process_name(e.connection) : std::string();
     return std::any_of(processes.begin(), processes.end(), [&](const ProcessPattern& pattern) {
         return pattern.pid ? *pattern.pid == e.connection.pid : !name.empty() && pattern.name == name;

@@ -14,9 +14,10 @@ int main(int argc, char** argv)
 {
     using namespace finrace;
 
-    CLI::App program("Watches TCP in the kernel and names why a proxied request died: above all the keep-alive race, in "
-                     "which a request and the upstream's idle close cross on the wire.",
-                     "finrace");
+    CLI::App program(
+        "Watches TCP in the kernel and names why a proxied request died: above all the keep-alive race, in "
+        "which a request and the upstream's idle close cross on the wire.",
+        "finrace");
     program.set_version_flag("--version", "finrace " FINRACE_VERSION);
     program.require_subcommand(1);
     program.footer("Examples:\n"

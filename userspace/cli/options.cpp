@@ -60,8 +60,8 @@ void add_watch_options(CLI::App& command, WatchOptions& options)
                        {{"auto", Backend::automatic}, {"trace", Backend::trace}, {"cgroup", Backend::cgroup}}, text);
                });
     add_parsed(command, "--attach", "auto|fentry|kprobe", "how backend trace attaches", [&](const std::string& text) {
-        options.live.attach = choose<Attach>(
-            {{"auto", Attach::automatic}, {"fentry", Attach::fentry}, {"kprobe", Attach::kprobe}}, text);
+        options.live.attach =
+            choose<Attach>({{"auto", Attach::automatic}, {"fentry", Attach::fentry}, {"kprobe", Attach::kprobe}}, text);
     });
     add_parsed(command, "--ring-bytes", "SIZE", "room for events on their way from the kernel (64k, 4M); default 4M",
                [&](const std::string& text) {

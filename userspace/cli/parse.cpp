@@ -39,8 +39,8 @@ std::pair<std::string_view, std::string_view> split_unit(std::string_view text)
     return {text.substr(0, length), text.substr(length)};
 }
 
-constexpr std::string_view address_forms =
-    "accepted: 10.0.0.5, 10.0.0.0/8, 10.0.0.5:8080, 2001:db8::5, 2001:db8::/32, [2001:db8::5]:8080, [2001:db8::/32]:8080";
+constexpr std::string_view address_forms = "accepted: 10.0.0.5, 10.0.0.0/8, 10.0.0.5:8080, 2001:db8::5, 2001:db8::/32, "
+                                           "[2001:db8::5]:8080, [2001:db8::/32]:8080";
 
 [[noreturn]] void refuse_address(std::string_view text, std::string_view why)
 {

@@ -170,7 +170,8 @@ void add_run(CLI::App& program, Action& action)
     CLI::App* command = program.add_subcommand("run", "the daemon: JSON lines on standard output, or to a file");
     auto options = std::make_shared<RunOptions>();
     add_watch_options(*command, options->watch);
-    command->add_option("--output", options->output, "append to this file (created with mode 0600); - is standard output")
+    command
+        ->add_option("--output", options->output, "append to this file (created with mode 0600); - is standard output")
         ->type_name("FILE");
     add_parsed(*command, "--interval", "DURATION", "time between summaries (250ms, 10s, 2m); default 10s",
                [options](const std::string& text) {
@@ -180,12 +181,13 @@ void add_run(CLI::App& program, Action& action)
                });
     command->add_flag("--connections", options->connections,
                       "one record for the end of every connection, healthy and accepted ones too");
-    command->footer("Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
-                    "\n"
-                    "Examples:\n"
-                    "  finrace run --output /var/log/finrace.jsonl\n"
-                    "  finrace run --upstream 10.0.0.0/8:8000 --process nginx --interval 1m\n"
-                    "  finrace run | jq -r 'select(.event.name == \"finrace.verdict\") | .finrace.message'");
+    command->footer(
+        "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
+        "\n"
+        "Examples:\n"
+        "  finrace run --output /var/log/finrace.jsonl\n"
+        "  finrace run --upstream 10.0.0.0/8:8000 --process nginx --interval 1m\n"
+        "  finrace run | jq -r 'select(.event.name == \"finrace.verdict\") | .finrace.message'");
     command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

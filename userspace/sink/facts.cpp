@@ -15,8 +15,16 @@ namespace finrace {
 std::string_view kind_name(unsigned kind)
 {
     static constexpr std::array<std::string_view, EVENT_KINDS> names{
-        "",          "opened",      "open_failed",    "peer_fin",            "peer_reset",
-        "local_fin", "local_reset", "sent_after_fin", "segment_after_close", "state",
+        "",
+        "opened",
+        "open_failed",
+        "peer_fin",
+        "peer_reset",
+        "local_fin",
+        "local_reset",
+        "sent_after_fin",
+        "segment_after_close",
+        "state",
         "closed",
     };
     return kind < names.size() ? names[kind] : std::string_view{};

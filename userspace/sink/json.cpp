@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "sink/json.h"
 
-#include <array>
+#include <cerrno>
 #include <optional>
 
 #include <fmt/format.h>
@@ -209,6 +209,8 @@ Json connection_record(const Origin& origin, const event& e, std::span<const Sta
     of_connection["outcome"] = failed ? "open_failed" : "closed";
     if ((e.observed & OBSERVED_SOCKET_ERROR) != 0 && e.socket_error != 0)
         of_connection["error"] = error_name(e.socket_error);
+    else if (failed && has(e, CONNECTION_PEER_RESET))
+        of_connection["error"] = error_name(ECONNREFUSED); // what the kernel makes of it, seen or not
     if (!failed) {
         of_connection["exchanges"] = c.exchange;
         of_connection["bytes_sent"] = e.bytes_sent;
@@ -235,14 +237,12 @@ Json connection_record(const Origin& origin, const event& e, std::span<const Sta
     return record;
 }
 
-Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const UpstreamKey* key,
-                     const Upstream& upstream)
+Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const UpstreamKey* key, const Upstream& upstream)
 {
     Json record = begin_record(origin, monotonic_ns, "finrace.upstream");
     if (key != nullptr) {
         record["network"] = network_type(key->family);
-        record["network"]["peer"] = {{"address", address_text(key->address.data(), key->family)},
-                                     {"port", key->port}};
+        record["network"]["peer"] = {{"address", address_text(key->address.data(), key->family)}, {"port", key->port}};
     }
     Json& finrace = record["finrace"];
     finrace["schema"] = record_schema;
@@ -295,8 +295,7 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
         {"begun", health.connections_begun},
         {"adopted", health.connections_adopted},
         {"open_estimate",
-         health.connections_begun > health.connections_ended ? health.connections_begun - health.connections_ended
-                                                             : 0},
+         health.connections_begun > health.connections_ended ? health.connections_begun - health.connections_ended : 0},
     };
     of_health["events"] = health.events;
     of_health["losses"] = std::move(by_place);

@@ -55,9 +55,8 @@ Stream Stream::to_file(const std::string& path, std::size_t backlog)
     // O_NONBLOCK: a FIFO without a reader is refused instead of waited for.
     const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0600);
     if (fd < 0)
-        throw OutputError(errno == ENXIO
-                              ? fmt::format("nobody reads from {}: start the pipe's reader first", path)
-                              : fmt::format("cannot open {} for appending: {}", path, std::strerror(errno)));
+        throw OutputError(errno == ENXIO ? fmt::format("nobody reads from {}: start the pipe's reader first", path)
+                                         : fmt::format("cannot open {} for appending: {}", path, std::strerror(errno)));
     Stream stream(fd, backlog);
     stream.owned_ = true;
     struct stat status {};
@@ -111,8 +110,7 @@ void Stream::flush()
                 break;
             size = std::min<std::size_t>(size, PIPE_BUF);
         }
-        const ssize_t count =
-            socket_ ? ::send(fd_, data, size, MSG_DONTWAIT | MSG_NOSIGNAL) : ::write(fd_, data, size);
+        const ssize_t count = socket_ ? ::send(fd_, data, size, MSG_DONTWAIT | MSG_NOSIGNAL) : ::write(fd_, data, size);
         if (count < 0) {
             if (errno == EINTR)
                 continue;
@@ -139,8 +137,8 @@ void Stream::drain(std::chrono::milliseconds limit)
     const auto deadline = std::chrono::steady_clock::now() + limit;
     for (;;) {
         flush();
-        const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
-            deadline - std::chrono::steady_clock::now());
+        const auto left =
+            std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
         if (waiting() == 0 || closed_by_reader_ || problem_ != 0 || left.count() <= 0)
             break;
         pollfd ready{.fd = fd_, .events = POLLOUT, .revents = 0};

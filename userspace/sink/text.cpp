@@ -51,7 +51,8 @@ std::vector<std::string> wrap(std::string_view text, std::size_t width)
 std::string printable(std::string_view bytes)
 {
     std::string text(bytes);
-    std::replace_if(text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+    std::replace_if(
+        text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
     return text;
 }
 

@@ -50,7 +50,7 @@ public:
     explicit Story(const Sighting& sighting)
         // A later exchange on the same connection has another request: then the verdict's event is all there is.
         : e_(sighting.last.connection.exchange == sighting.judged.connection.exchange ? sighting.last
-                                                                                       : sighting.judged),
+                                                                                      : sighting.judged),
           c_(e_.connection), timeout_(sighting.idle_timeout),
           request_bytes_(std::max(sighting.judged.request_bytes, e_.request_bytes)),
           opening_(sighting.judged.kind == EVENT_OPEN_FAILED), zero_ns_(opening_ ? c_.opened_ns : c_.request_ns)
@@ -148,9 +148,9 @@ private:
         else if (has(c_, CONNECTION_RESET_FLAGS_UNKNOWN) || (e_.observed & OBSERVED_RESET_HEADER) == 0)
             shows = "its header could not be seen";
         else if (has(c_, CONNECTION_RESET_HAS_ACK))
-            shows = request_bytes_ > 0 ? acknowledged_text(c_.reset_unacked, request_bytes_) +
-                                             ": the upstream's socket still existed"
-                                       : "with ACK: the upstream's socket still existed";
+            shows = request_bytes_ > 0
+                        ? acknowledged_text(c_.reset_unacked, request_bytes_) + ": the upstream's socket still existed"
+                        : "with ACK: the upstream's socket still existed";
         else if (has(c_, CONNECTION_RESET_AT_FIN))
             shows = "its number is the FIN's: answers what was sent before the FIN came";
         else if (has(c_, CONNECTION_RESET_BEYOND_FIN))
@@ -181,8 +181,8 @@ std::string head(const Sighting& sighting, const WallClock& clock, const Paint& 
 {
     const Verdict& verdict = sighting.verdict;
     const std::string certainty(to_string(verdict.certainty));
-    std::string line = paint.dim(clock.time_of_day(sighting.judged.timestamp_ns)) + "  " +
-                       paint.red(to_string(verdict.cause));
+    std::string line =
+        paint.dim(clock.time_of_day(sighting.judged.timestamp_ns)) + "  " + paint.red(to_string(verdict.cause));
     if (verdict.variant != Variant::none)
         line += fmt::format(" ({})", to_string(verdict.variant));
     line += "  " + (verdict.certainty == Certainty::proven ? paint.green(certainty) : paint.yellow(certainty));
@@ -241,11 +241,10 @@ void SightingQueue::follow(const event& e)
 
 std::vector<Sighting> SightingQueue::take_ready(std::uint64_t now_ns)
 {
-    const auto first_waiting =
-        std::stable_partition(waiting_.begin(), waiting_.end(), [&](const Sighting& sighting) {
-            return sighting.last.kind == EVENT_CLOSED || sighting.last.kind == EVENT_OPEN_FAILED ||
-                   now_ns >= sighting.judged.timestamp_ns + hold_ns;
-        });
+    const auto first_waiting = std::stable_partition(waiting_.begin(), waiting_.end(), [&](const Sighting& sighting) {
+        return sighting.last.kind == EVENT_CLOSED || sighting.last.kind == EVENT_OPEN_FAILED ||
+               now_ns >= sighting.judged.timestamp_ns + hold_ns;
+    });
     std::move(waiting_.begin(), first_waiting, std::back_inserter(ready_));
     waiting_.erase(waiting_.begin(), first_waiting);
     return std::exchange(ready_, {});

@@ -1,0 +1,64 @@
+#!/usr/bin/python3
+"""Checks files of JSON lines against docs/record.schema.json. Exit 0: all conform; 1: some record does not; 2: usage.
+
+For scripts: `check_records.py FILE...` ("-" is standard input). For tests: complaints(lines).
+"""
+import json
+import sys
+from pathlib import Path
+
+import jsonschema
+
+SCHEMA = Path(__file__).resolve().parent.parent / "docs/record.schema.json"
+
+
+def validator() -> jsonschema.Draft202012Validator:
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def refuse_constant(name: str):
+    raise ValueError(f"{name} is no JSON")
+
+
+def complaints(lines) -> list:
+    """One text for each thing wrong in these lines (bytes, each without its newline)."""
+    check, found = validator(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line.decode("utf-8"), parse_constant=refuse_constant)
+        except ValueError as error:
+            found.append(f"line {number}: {error}: {line[:200]!r}")
+            continue
+        for error in check.iter_errors(record):
+            where = ".".join(str(part) for part in error.absolute_path) or "record"
+            found.append(f"line {number}: {where}: {error.message[:300]}")
+    return found
+
+
+def main(paths: list) -> int:
+    if not paths:
+        print(__doc__, file=sys.stderr)
+        return 2
+    total, wrong = 0, 0
+    for path in paths:
+        try:
+            content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        except OSError as error:
+            print(f"check_records.py: {error}", file=sys.stderr)
+            return 2
+        if content and not content.endswith(b"\n"):
+            print(f"{path}: the last line has no end", file=sys.stderr)
+            wrong += 1
+        lines = content.split(b"\n")[:-1]
+        total += len(lines)
+        for complaint in complaints(lines):
+            wrong += 1
+            print(f"{path}: {complaint}", file=sys.stderr)
+    print(f"{total} records, {wrong} complaints")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

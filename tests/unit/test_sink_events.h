@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Events as a kernel would send them, for the tests of what is made of them.
+#pragma once
+
+#include <cstring>
+#include <string_view>
+
+#include <arpa/inet.h>
+
+#include "bpf/event.h"
+#include "core/classify.h"
+
+namespace finrace::test {
+
+constexpr std::uint64_t ms = 1'000'000;
+constexpr std::uint64_t request_at = 10'000 * ms;
+constexpr std::uint16_t everything = OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE |
+                                     OBSERVED_RESET_HEADER | OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS |
+                                     OBSERVED_CLOSE_CALL;
+
+inline void set_name(event& e, std::string_view name)
+{
+    std::memset(e.connection.comm, 0, sizeof(e.connection.comm));
+    std::memcpy(e.connection.comm, name.data(), name.size());
+}
+
+/// A connection of nginx to 10.0.0.2:8000, opened at 5 s, that sent its third request of 176 bytes at 10 s.
+inline event in_exchange(std::uint8_t kind, std::uint64_t at_ns)
+{
+    event e{};
+    e.timestamp_ns = at_ns;
+    e.family = 4;
+    ::inet_pton(AF_INET, "10.0.0.1", e.local_address);
+    ::inet_pton(AF_INET, "10.0.0.2", e.peer_address);
+    e.local_port = 41234;
+    e.peer_port = 8000;
+    e.kind = kind;
+    e.observed = everything;
+    e.netns = 4026531840U;
+    e.request_bytes = 176;
+    e.srtt_us = 40'210;
+    e.old_state = e.new_state = TCP_STATE_ESTABLISHED;
+    e.version = FINRACE_EVENT_VERSION;
+    connection& c = e.connection;
+    c.id = 0xabcdef0123456789ULL;
+    c.opened_ns = 5'000 * ms;
+    c.request_ns = request_at;
+    c.exchange = 3;
+    c.idle_ms = 981;
+    c.longest_idle_ms = 990;
+    c.pid = 1234;
+    c.flags = CONNECTION_CLIENT;
+    set_name(e, "nginx");
+    return e;
+}
+
+/// The upstream's FIN, 20.113 ms after the request, acknowledges none of it.
+inline event crossing()
+{
+    event e = in_exchange(EVENT_PEER_FIN, request_at + 20'113'000);
+    e.new_state = TCP_STATE_CLOSE_WAIT;
+    e.unacked_bytes = 176;
+    e.connection.flags |= CONNECTION_PEER_FIN;
+    e.connection.peer_fin_ns = e.timestamp_ns;
+    e.connection.fin_unacked = 176;
+    e.connection.fin_idle_ms = 20;
+    return e;
+}
+
+/// The same connection 20 ms later: a bare RST with the FIN's number has closed it.
+inline event crossing_closed()
+{
+    event e = crossing();
+    e.kind = EVENT_CLOSED;
+    e.timestamp_ns += 20 * ms;
+    e.old_state = TCP_STATE_CLOSE_WAIT;
+    e.new_state = TCP_STATE_CLOSE;
+    e.connection.flags |= CONNECTION_PEER_RESET | CONNECTION_RESET_AT_FIN;
+    e.connection.peer_reset_ns = e.timestamp_ns;
+    return e;
+}
+
+inline event refused()
+{
+    event e = in_exchange(EVENT_OPEN_FAILED, 5'000 * ms + 250'000);
+    e.old_state = TCP_STATE_SYN_SENT;
+    e.new_state = TCP_STATE_CLOSE;
+    e.socket_error = ECONNREFUSED;
+    e.request_bytes = 0;
+    e.srtt_us = 0;
+    e.connection.exchange = 0;
+    e.connection.request_ns = 0;
+    e.connection.idle_ms = e.connection.longest_idle_ms = 0;
+    e.connection.flags |= CONNECTION_PEER_RESET | CONNECTION_RESET_HAS_ACK;
+    e.connection.peer_reset_ns = e.timestamp_ns;
+    return e;
+}
+
+inline Verdict race(Variant variant = Variant::fin_crossed)
+{
+    return {.cause = Cause::keepalive_race,
+            .variant = variant,
+            .certainty = Certainty::proven,
+            .incomplete = false,
+            .message = "They crossed."};
+}
+
+/// An upstream whose idle closes agree on 1000 ms.
+inline Upstream known_upstream()
+{
+    Upstream upstream;
+    for (const std::uint32_t idle_ms : {998U, 1000U, 1000U, 1003U})
+        upstream.idle_timeout.learn(idle_ms);
+    return upstream;
+}
+
+} // namespace finrace::test

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Records against golden texts and against docs/record.schema.json, by Debian's python3-jsonschema.
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+
+#include "sink/facts.h"
+#include "sink/history.h"
+#include "sink/json.h"
+#include "test_sink_events.h"
+
+using namespace finrace;
+using namespace finrace::test;
+
+namespace {
+
+/// 2026-01-31T12:00:00Z at monotonic zero.
+const Origin origin{.host_name = "proxy-1", .clock = WallClock(1'769'860'800'000'000'000)};
+
+Health healthy()
+{
+    Health health;
+    health.version = "0.1.0";
+    health.backend = "trace";
+    health.attach = "fentry";
+    health.interval = std::chrono::seconds(10);
+    health.uptime = std::chrono::milliseconds(12'345);
+    health.connections_begun = 10;
+    health.connections_adopted = 2;
+    health.connections_ended = 7;
+    health.events = 40;
+    health.records_written = 5;
+    health.upstreams = 1;
+    health.verdicts = {{Cause::keepalive_race, 3}};
+    return health;
+}
+
+Json verdict_of(const event& e, const Verdict& verdict = race())
+{
+    return verdict_record(origin, e, verdict, Upstream{}, "");
+}
+
+/// Runs tests/check_records.py over these lines; its exit status.
+int check_records(const std::vector<std::string>& lines)
+{
+    const auto script = std::filesystem::path(__FILE__).parent_path().parent_path() / "check_records.py";
+    std::string path = std::filesystem::temp_directory_path() / "finrace-records-XXXXXX";
+    const int fd = ::mkstemp(path.data());
+    REQUIRE(fd >= 0);
+    ::close(fd);
+    {
+        std::ofstream file(path);
+        for (const std::string& line : lines)
+            file << line << '\n';
+    }
+    const int status = std::system(("/usr/bin/python3 " + script.string() + " " + path + " >&2").c_str());
+    std::filesystem::remove(path);
+    REQUIRE(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+} // namespace
+
+TEST_CASE("a crossing's record, word for word")
+{
+    const Json record = verdict_record(origin, crossing(), race(), known_upstream(), "not asked for");
+    CHECK(to_line(record) ==
+          R"({"timestamp":"2026-01-31T12:00:10.020113000Z","event":{"name":"finrace.verdict"},)"
+          R"("host":{"name":"proxy-1"},"process":{"pid":1234,"executable":{"name":"nginx"}},)"
+          R"("network":{"transport":"tcp","type":"ipv4","local":{"address":"10.0.0.1","port":41234},)"
+          R"("peer":{"address":"10.0.0.2","port":8000}},)"
+          R"("finrace":{"schema":1,"cause":"keepalive_race","variant":"fin_crossed","certainty":"proven",)"
+          R"("side":"client","message":"They crossed.",)"
+          R"("connection":{"id":"abcdef0123456789","age_ms":5020.113,"netns":4026531840,"exchange":3,"reused":true,)"
+          R"("idle_ms":981},"request":{"bytes":176,"unacked_bytes":176},"response":{"bytes":0},)"
+          R"("close":{"by":"peer","how":"fin","after_request_ms":20.113},)"
+          R"("upstream":{"idle_timeout_ms":1000,"spread_ms":5,"samples":4},)"
+          R"("evidence":{"event":"peer_fin","state":"CLOSE_WAIT","peer_fin_ms":20.113,"fin_unacked_bytes":176,)"
+          R"("quiet_before_close_ms":20,"srtt_us":40210,"retransmits":0,"unread_bytes":0},)"
+          R"("lost_events":0,"incomplete":false}})");
+}
+
+TEST_CASE("a refused connection's record, word for word")
+{
+    Verdict verdict = race(Variant::none);
+    verdict.cause = Cause::connect_refused;
+    CHECK(to_line(verdict_of(refused(), verdict)) ==
+          R"({"timestamp":"2026-01-31T12:00:05.000250000Z","event":{"name":"finrace.verdict"},)"
+          R"("host":{"name":"proxy-1"},"process":{"pid":1234,"executable":{"name":"nginx"}},)"
+          R"("network":{"transport":"tcp","type":"ipv4","local":{"address":"10.0.0.1","port":41234},)"
+          R"("peer":{"address":"10.0.0.2","port":8000}},)"
+          R"("finrace":{"schema":1,"cause":"connect_refused","certainty":"proven","side":"client",)"
+          R"("message":"They crossed.","connection":{"id":"abcdef0123456789","age_ms":0.25,"netns":4026531840},)"
+          R"("close":{"by":"peer","how":"reset"},)"
+          R"("evidence":{"event":"open_failed","state":"CLOSE","reset_ack":true,"quiet_before_close_ms":0,)"
+          R"("retransmits":0,"unread_bytes":0,"socket_error":"ECONNREFUSED"},"lost_events":0,"incomplete":false}})");
+}
+
+TEST_CASE("what the source could not observe is absent")
+{
+    event e = crossing();
+    e.observed = 0;
+    e.connection.pid = 0;
+    e.connection.opened_ns = 0;
+    e.srtt_us = 0;
+    e.connection.flags |= CONNECTION_ADOPTED | CONNECTION_CARRIED | CONNECTION_PEER_RESET;
+    const Json record = verdict_of(e);
+    CHECK_FALSE(record.contains("process"));
+    const Json& finrace = record["finrace"];
+    CHECK_FALSE(finrace["connection"].contains("netns"));
+    CHECK_FALSE(finrace["connection"].contains("age_ms"));
+    CHECK(finrace["connection"]["adopted"] == true);
+    CHECK_FALSE(finrace.contains("upstream"));
+    for (const char* name : {"srtt_us", "unread_bytes", "socket_error", "reset_ack", "reset_at_fin"})
+        CHECK_FALSE(finrace["evidence"].contains(name));
+}
+
+TEST_CASE("a request that was under way when the tracer started has no beginning and no size")
+{
+    event e = crossing();
+    e.connection.exchange = 1;
+    e.connection.flags |= CONNECTION_ADOPTED | CONNECTION_ADOPTED_IN_EXCHANGE;
+    const Json finrace = verdict_of(e)["finrace"];
+    CHECK_FALSE(finrace["request"].contains("bytes"));
+    CHECK_FALSE(finrace.contains("response"));
+    CHECK_FALSE(finrace["connection"].contains("idle_ms"));
+    CHECK_FALSE(finrace["close"].contains("after_request_ms"));
+    CHECK_FALSE(finrace["evidence"].contains("peer_fin_ms"));
+}
+
+TEST_CASE("a stale send: the close lies before the request, whose size is not known yet")
+{
+    event e = in_exchange(EVENT_SENT_AFTER_FIN, request_at);
+    e.request_bytes = 0;
+    e.connection.flags |= CONNECTION_PEER_FIN | CONNECTION_SENT_AFTER_FIN;
+    e.connection.peer_fin_ns = request_at - 350'000;
+    const Json finrace = verdict_of(e)["finrace"];
+    CHECK(finrace["close"]["after_request_ms"] == -0.35);
+    CHECK_FALSE(finrace.contains("request"));
+    CHECK(finrace["evidence"]["sent_after_fin"] == true);
+    CHECK_FALSE(finrace["evidence"].contains("fin_unacked_bytes"));
+}
+
+TEST_CASE("the request's unacknowledged bytes are those of the first close")
+{
+    event e = in_exchange(EVENT_PEER_RESET, request_at + ms);
+    e.unacked_bytes = 176; // an RST's ACK never reaches the socket
+    e.connection.flags |= CONNECTION_PEER_RESET | CONNECTION_RESET_HAS_ACK;
+    e.connection.peer_reset_ns = e.timestamp_ns;
+    e.connection.reset_unacked = 0;
+    CHECK(unacked_by_close(e) == 0U);
+    e.connection.flags &= ~static_cast<std::uint32_t>(CONNECTION_RESET_HAS_ACK);
+    CHECK(unacked_by_close(e) == 176U);
+    e.connection.exchange = 0;
+    CHECK_FALSE(unacked_by_close(e));
+}
+
+TEST_CASE("who closed first, and how")
+{
+    const auto close_of = [](std::uint8_t kind, std::uint32_t flags, std::uint16_t error) {
+        event e = in_exchange(kind, request_at);
+        e.connection.flags |= flags;
+        e.socket_error = error;
+        const std::optional<Close> close = first_close(e);
+        return close ? std::string(to_string(close->by)) + " " + std::string(to_string(close->how)) : std::string();
+    };
+    CHECK(close_of(EVENT_CLOSED, CONNECTION_PEER_FIN | CONNECTION_LOCAL_FIN, 0) == "peer fin");
+    CHECK(close_of(EVENT_CLOSED, CONNECTION_PEER_FIN | CONNECTION_PEER_RESET, 0) == "peer fin");
+    CHECK(close_of(EVENT_CLOSED, CONNECTION_PEER_RESET, 0) == "peer reset");
+    CHECK(close_of(EVENT_CLOSED, CONNECTION_LOCAL_FIRST | CONNECTION_LOCAL_FIN | CONNECTION_PEER_FIN, 0) ==
+          "local fin");
+    CHECK(close_of(EVENT_CLOSED, CONNECTION_LOCAL_FIRST | CONNECTION_LOCAL_RESET, 0) == "local reset");
+    CHECK(close_of(EVENT_CLOSED, 0, ETIMEDOUT) == "local timeout");
+    CHECK(close_of(EVENT_CLOSED, 0, 0).empty());
+    CHECK(close_of(EVENT_OPEN_FAILED, CONNECTION_PEER_RESET, ECONNREFUSED) == "peer reset");
+    CHECK(close_of(EVENT_OPEN_FAILED, 0, ETIMEDOUT) == "local timeout");
+    CHECK(close_of(EVENT_OPEN_FAILED, 0, EHOSTUNREACH).empty());
+}
+
+TEST_CASE("a process name of any bytes makes valid JSON")
+{
+    event e = crossing();
+    set_name(e, std::string_view("\xff\xfe\"\\\n\x01\xc3(\xe2\x82", 10));
+    const std::string line = to_line(verdict_of(e));
+    CHECK(line.find('\n') == std::string::npos);
+    const nlohmann::json parsed = nlohmann::json::parse(line);
+    CHECK(parsed["process"]["executable"]["name"] == "\xef\xbf\xbd\xef\xbf\xbd\"\\\n\x01\xef\xbf\xbd(\xef\xbf\xbd");
+
+    e.connection.comm[0] = '\0';
+    CHECK(verdict_record(origin, e, race(), Upstream{}, "late")["process"]["executable"]["name"] == "late");
+    CHECK_FALSE(verdict_of(e)["process"].contains("executable"));
+}
+
+TEST_CASE("lost events are named")
+{
+    event e = crossing();
+    e.connection.lost_events = 2;
+    e.connection.lost_kinds = 1U << EVENT_OPENED | 1U << EVENT_PEER_RESET;
+    Verdict verdict = race();
+    verdict.incomplete = true;
+    const Json finrace = verdict_of(e, verdict)["finrace"];
+    CHECK(finrace["lost_events"] == 2);
+    CHECK(finrace["lost_kinds"] == Json({"opened", "peer_reset"}));
+    CHECK(finrace["incomplete"] == true);
+}
+
+TEST_CASE("a whole connection with its states")
+{
+    StateHistories histories;
+    event e = in_exchange(EVENT_STATE, 4'990 * ms);
+    e.old_state = TCP_STATE_CLOSE;
+    e.new_state = TCP_STATE_SYN_SENT;
+    histories.add(e);
+    for (int twice = 0; twice < 2; ++twice) {
+        e = in_exchange(EVENT_OPENED, 5'000 * ms);
+        e.old_state = TCP_STATE_SYN_SENT;
+        e.new_state = TCP_STATE_ESTABLISHED;
+        histories.add(e);
+    }
+    e = crossing();
+    e.old_state = TCP_STATE_ESTABLISHED;
+    histories.add(e);
+    e = crossing_closed();
+    e.bytes_sent = 528;
+    e.bytes_received = 1000;
+    histories.add(e);
+    const Json record = connection_record(origin, e, histories.take(e.connection.id), "");
+    CHECK(histories.size() == 0);
+    const Json& connection = record["finrace"]["connection"];
+    CHECK(connection["states"].dump() ==
+          R"([{"state":"SYN_SENT","at":"2026-01-31T12:00:04.990000000Z","ms":10.0},)"
+          R"({"state":"ESTABLISHED","at":"2026-01-31T12:00:05.000000000Z","ms":5020.113},)"
+          R"({"state":"CLOSE_WAIT","at":"2026-01-31T12:00:10.020113000Z","ms":20.0},)"
+          R"({"state":"CLOSE","at":"2026-01-31T12:00:10.040113000Z"}])");
+    CHECK(connection["exchanges"] == 3);
+    CHECK(connection["bytes_sent"] == 528);
+    CHECK(connection["bytes_received"] == 1000);
+    CHECK(connection["opened_by"] == "local");
+    CHECK(record["finrace"]["close"] == Json({{"by", "peer"}, {"how", "fin"}}));
+}
+
+TEST_CASE("states that were missed have no time")
+{
+    StateHistories histories(2);
+    event e = crossing_closed(); // nothing before it was seen
+    histories.add(e);
+    const std::vector<StateStep> steps = histories.take(e.connection.id);
+    REQUIRE(steps.size() == 2);
+    CHECK(steps[0].state == TCP_STATE_CLOSE_WAIT);
+    CHECK(steps[0].at_ns == 0);
+    CHECK(steps[1].at_ns == e.timestamp_ns);
+
+    for (const std::uint64_t id : {1U, 2U, 3U}) {
+        e.connection.id = id;
+        histories.add(e);
+    }
+    CHECK(histories.size() == 2);
+    CHECK(histories.take(1).empty());
+    CHECK(histories.take(3).size() == 2);
+}
+
+TEST_CASE("losses make a run's health incomplete")
+{
+    CHECK(health_record(origin, 0, healthy())["finrace"]["health"]["complete"] == true);
+    Health health = healthy();
+    health.losses.by_place[LOSS_TABLE_FULL] = 1;
+    CHECK(health_record(origin, 0, health)["finrace"]["health"]["complete"] == false);
+    health = healthy();
+    health.records_dropped = 4;
+    const Json dropped = health_record(origin, 0, health);
+    CHECK(dropped["finrace"]["health"]["complete"] == false);
+    CHECK(dropped["finrace"]["output"]["dropped"] == 4);
+    health = healthy();
+    health.losses.by_place[LOSS_RING_FULL] = 9;
+    health.losses.by_kind[EVENT_CLOSED] = 9;
+    const Json finrace = health_record(origin, 0, health)["finrace"];
+    CHECK(finrace["lost_events"] == 9);
+    CHECK(finrace["health"]["losses"]["events_by_kind"] == Json({{"closed", 9}}));
+}
+
+TEST_CASE("every kind of record conforms to the schema, and nothing else does")
+{
+    std::vector<std::string> lines;
+    for (const CauseText& text : cause_texts()) {
+        Verdict verdict = race(Variant::none);
+        verdict.cause = text.cause;
+        lines.push_back(to_line(verdict_of(crossing(), verdict)));
+    }
+    for (int variant = 0; variant <= static_cast<int>(Variant::gave_up); ++variant)
+        lines.push_back(to_line(
+            verdict_record(origin, crossing_closed(), race(static_cast<Variant>(variant)), known_upstream(), "x")));
+    for (unsigned kind = 1; kind < EVENT_KINDS; ++kind) {
+        if (kind == EVENT_OPENED || kind == EVENT_STATE)
+            continue; // nothing ends with these
+        event e = crossing_closed();
+        e.kind = static_cast<std::uint8_t>(kind);
+        e.family = 6;
+        e.connection.lost_events = 255;
+        e.connection.lost_kinds = 0xffff;
+        e.connection.flags = 0xffffffffU;
+        e.socket_error = 200; // no errno has this number
+        lines.push_back(to_line(verdict_of(e)));
+    }
+    const std::vector<StateStep> states{{.state = TCP_STATE_SYN_RECV, .at_ns = 0},
+                                        {.state = TCP_STATE_ESTABLISHED, .at_ns = 5},
+                                        {.state = TCP_STATE_CLOSE, .at_ns = 6}};
+    lines.push_back(to_line(connection_record(origin, crossing_closed(), states, "")));
+    lines.push_back(to_line(connection_record(origin, refused(), {}, "")));
+    Upstream upstream = known_upstream();
+    upstream.counts.verdicts[Cause::stale_reuse] = 2;
+    const UpstreamKey key = UpstreamKey::of(crossing());
+    lines.push_back(to_line(upstream_record(origin, 1, &key, upstream)));
+    lines.push_back(to_line(upstream_record(origin, 1, nullptr, Upstream{})));
+    lines.push_back(to_line(health_record(origin, 1, healthy())));
+    Health health = healthy();
+    health.attach.clear();
+    health.backend = "cgroup";
+    health.losses.by_kind[EVENT_STATE] = 1;
+    health.missing_hooks.push_back({.name = "a", .purpose = "b", .problem = "c"});
+    lines.push_back(to_line(health_record(origin, 1, health)));
+    CHECK(check_records(lines) == 0);
+
+    // A field that nobody documented, at each level that has one, and a record of no known kind.
+    for (const char* pointer : {"/new", "/network/new", "/finrace/new", "/finrace/connection/new",
+                                "/finrace/evidence/new", "/process/executable/new", "/finrace/close/new"}) {
+        CAPTURE(pointer);
+        Json record = verdict_of(crossing());
+        record[Json::json_pointer(pointer)] = 1;
+        CHECK(check_records({to_line(record)}) == 1);
+    }
+    Json record = verdict_of(crossing());
+    record["event"]["name"] = "finrace.other";
+    CHECK(check_records({to_line(record)}) == 1);
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// The writer against real pipes, files and a full device.
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+
+#include "sink/stream.h"
+
+using namespace finrace;
+
+namespace {
+
+struct Pipe {
+    std::array<int, 2> ends{-1, -1};
+
+    Pipe() { REQUIRE(::pipe(ends.data()) == 0); }
+    ~Pipe()
+    {
+        close_reader();
+        ::close(ends[1]);
+    }
+    Pipe(const Pipe&) = delete;
+    Pipe& operator=(const Pipe&) = delete;
+    void close_reader()
+    {
+        if (ends[0] >= 0)
+            ::close(ends[0]);
+        ends[0] = -1;
+    }
+    /// Whatever is in it now.
+    std::string read() const
+    {
+        std::string text(1U << 20U, '\0');
+        ::fcntl(ends[0], F_SETFL, O_NONBLOCK);
+        const ssize_t count = ::read(ends[0], text.data(), text.size());
+        text.resize(count > 0 ? static_cast<std::size_t>(count) : 0);
+        return text;
+    }
+};
+
+struct TemporaryDirectory {
+    std::string path = std::filesystem::temp_directory_path() / "finrace-stream-XXXXXX";
+
+    TemporaryDirectory() { REQUIRE(::mkdtemp(path.data()) != nullptr); }
+    ~TemporaryDirectory() { std::filesystem::remove_all(path); }
+    TemporaryDirectory(const TemporaryDirectory&) = delete;
+    TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+};
+
+std::string content(const std::string& path)
+{
+    std::ifstream file(path);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+} // namespace
+
+TEST_CASE("a slow reader: lines wait, are dropped beyond the limit, and never torn")
+{
+    const Pipe pipe;
+    constexpr std::size_t limit = 100'000;
+    Stream stream = Stream::to_descriptor(pipe.ends[1], limit);
+    const std::string line(999, 'x');
+    for (int i = 0; i < 500; ++i) {
+        stream.write(line);
+        stream.flush(); // must not block: nobody reads
+    }
+    CHECK(stream.waiting() <= limit);
+    CHECK(stream.dropped() > 0);
+
+    std::string got;
+    for (std::string part = pipe.read(); !part.empty(); part = pipe.read()) {
+        got += part;
+        stream.flush();
+    }
+    CHECK(stream.waiting() == 0);
+    CHECK(stream.written() + stream.dropped() == 500);
+    CHECK(got.size() == stream.written() * 1000);
+    for (std::size_t at = 999; at < got.size(); at += 1000)
+        REQUIRE(got[at] == '\n');
+    CHECK_FALSE(stream.closed_by_reader());
+}
+
+TEST_CASE("the descriptor's own blocking mode stays as it was")
+{
+    const Pipe pipe;
+    const Stream stream = Stream::to_descriptor(pipe.ends[1]);
+    CHECK((::fcntl(pipe.ends[1], F_GETFL) & O_NONBLOCK) == 0);
+}
+
+TEST_CASE("a reader that leaves is noticed, and the program lives on")
+{
+    ::signal(SIGPIPE, SIG_IGN); // as the program does
+    Pipe pipe;
+    Stream stream = Stream::to_descriptor(pipe.ends[1]);
+    pipe.close_reader();
+    stream.write("a");
+    stream.flush();
+    CHECK(stream.closed_by_reader());
+    stream.write("b");
+    CHECK(stream.dropped() == 1);
+}
+
+TEST_CASE("a socket as output")
+{
+    std::array<int, 2> ends{};
+    REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) == 0);
+    {
+        Stream stream = Stream::to_descriptor(ends[1]);
+        stream.write("line");
+        stream.flush();
+        std::array<char, 16> got{};
+        CHECK(::recv(ends[0], got.data(), got.size(), MSG_DONTWAIT) == 5);
+        ::close(ends[0]);
+        stream.write("line");
+        stream.flush();
+        CHECK(stream.closed_by_reader());
+    }
+    ::close(ends[1]);
+}
+
+TEST_CASE("a full disk: the problem is told, the lines wait and are counted if they can't be written")
+{
+    Stream stream = Stream::to_file("/dev/full");
+    stream.write("line");
+    stream.flush();
+    CHECK(stream.problem() == ENOSPC);
+    CHECK(stream.waiting() == 5);
+    CHECK(stream.written() == 0);
+    stream.drain(std::chrono::milliseconds(10));
+    CHECK(stream.dropped() == 1);
+}
+
+TEST_CASE("a file is created for its owner, appended to, and its torn last line is ended")
+{
+    const TemporaryDirectory directory;
+    const std::string path = directory.path + "/records";
+    {
+        Stream stream = Stream::to_file(path);
+        stream.write("one");
+        stream.flush();
+    }
+    struct stat status {};
+    REQUIRE(::stat(path.c_str(), &status) == 0);
+    CHECK((status.st_mode & 0777U) == 0600U);
+    std::ofstream(path, std::ios::app) << "torn";
+    {
+        Stream stream = Stream::to_file(path);
+        stream.write("two");
+        stream.flush();
+        CHECK(stream.written() == 1);
+    }
+    CHECK(content(path) == "one\ntorn\ntwo\n");
+}
+
+TEST_CASE("outputs that cannot be opened say why")
+{
+    const TemporaryDirectory directory;
+    CHECK_THROWS_WITH(Stream::to_file(directory.path), Catch::Contains("Is a directory"));
+    CHECK_THROWS_WITH(Stream::to_file(directory.path + "/no/such"), Catch::Contains("No such file"));
+    const std::string fifo = directory.path + "/fifo";
+    REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
+    CHECK_THROWS_WITH(Stream::to_file(fifo), Catch::Contains("nobody reads"));
+    CHECK_THROWS_AS(Stream::to_descriptor(9999), OutputError);
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Verdicts for eyes, word for word, and the queue that waits for their ends.
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+
+#include <catch2/catch.hpp>
+
+#include "sink/text.h"
+#include "sink/timeline.h"
+#include "test_sink_events.h"
+
+using namespace finrace;
+using namespace finrace::test;
+
+namespace {
+
+Sighting sighting(const event& judged, const event& last, Verdict verdict = race())
+{
+    return {.judged = judged,
+            .last = last,
+            .verdict = std::move(verdict),
+            .idle_timeout = known_upstream().idle_timeout.timeout(),
+            .process_name = "nginx"};
+}
+
+std::string show(const Sighting& one, bool colours = false)
+{
+    ::setenv("TZ", "UTC", 1);
+    ::tzset();
+    return timeline(one, WallClock(1'769'860'800'000'000'000), Paint(colours), 100);
+}
+
+} // namespace
+
+TEST_CASE("a crossing as a timeline")
+{
+    CHECK(show(sighting(crossing(), crossing_closed())) ==
+          "12:00:10.020  keepalive_race (fin_crossed)  proven\n"
+          "  nginx[1234]  10.0.0.1:41234 → 10.0.0.2:8000  request 3 on this connection\n"
+          "        -981     ms   ·   idle      from here; this upstream closes after 1000 ms (4 closes, spread 5 ms)\n"
+          "          +0.000 ms  ──▶  request   176 bytes\n"
+          "         +20.113 ms  ◀──  FIN       acknowledges 0 of 176 request bytes: sent before the request arrived\n"
+          "         +40.113 ms  ◀──  RST       its number is the FIN's: answers what was sent before the FIN came\n"
+          "  They crossed.\n"
+          "\n");
+}
+
+TEST_CASE("a stale send puts the FIN before the request, and takes the request's size from the end")
+{
+    event judged = in_exchange(EVENT_SENT_AFTER_FIN, request_at);
+    judged.request_bytes = 0;
+    judged.connection.flags |= CONNECTION_PEER_FIN | CONNECTION_SENT_AFTER_FIN;
+    judged.connection.peer_fin_ns = request_at - 350'000;
+    event last = judged;
+    last.kind = EVENT_CLOSED;
+    last.request_bytes = 30;
+    const std::string text = show(sighting(judged, last));
+    CHECK(text.find("-0.350 ms  ◀──  FIN\n") < text.find("+0.000 ms  ──▶  request   30 bytes, sent after"));
+    CHECK(text.find("acknowledges") == std::string::npos);
+}
+
+TEST_CASE("a refused connection is told from its SYN")
+{
+    const std::string text = show(sighting(refused(), refused()));
+    CHECK_THAT(text, Catch::Contains("          +0.000 ms  ──▶  SYN\n"));
+    CHECK_THAT(text, Catch::Contains("          +0.250 ms  ◀──  RST       refuses the SYN\n"));
+}
+
+TEST_CASE("a later exchange on the same connection does not mix into the story")
+{
+    event later = crossing_closed();
+    later.connection.exchange = 4;
+    later.connection.request_ns += 5 * ms;
+    CHECK(show(sighting(crossing(), later)) == show(sighting(crossing(), crossing())));
+}
+
+TEST_CASE("no story needs more than ten lines, and none breaks the terminal")
+{
+    for (unsigned kind = 1; kind < EVENT_KINDS; ++kind) {
+        event e = crossing_closed();
+        e.kind = static_cast<std::uint8_t>(kind);
+        e.connection.flags = 0xffffffffU & ~static_cast<std::uint32_t>(CONNECTION_ADOPTED_IN_EXCHANGE);
+        e.connection.local_close_ns = e.timestamp_ns;
+        e.response_bytes = 1;
+        Sighting one = sighting(e, e);
+        one.process_name = "\x1b[2J\xff\n";
+        const std::string text = show(one);
+        CHECK(std::count(text.begin(), text.end(), '\n') <= 10);
+        CHECK(text.find('\x1b') == std::string::npos);
+        CHECK(text.find('\xff') == std::string::npos);
+        CHECK_THAT(text, Catch::Contains("?[2J??[1234]"));
+    }
+    CHECK_THAT(show(sighting(crossing(), crossing()), true), Catch::Contains("\x1b[1;31mkeepalive_race\x1b[0m"));
+}
+
+TEST_CASE("a sighting waits for its connection's end, or half a second")
+{
+    SightingQueue queue;
+    queue.add(sighting(crossing(), crossing()));
+    const std::uint64_t seen_at = crossing().timestamp_ns;
+    CHECK(queue.take_ready(seen_at + SightingQueue::hold_ns - 1).empty());
+
+    event other = crossing_closed();
+    other.connection.id = 1;
+    queue.follow(other);
+    CHECK(queue.take_ready(seen_at).empty());
+    queue.follow(crossing_closed());
+    const std::vector<Sighting> closed = queue.take_ready(seen_at);
+    REQUIRE(closed.size() == 1);
+    CHECK(closed[0].last.kind == EVENT_CLOSED);
+
+    queue.add(sighting(crossing(), crossing()));
+    CHECK(queue.take_ready(seen_at + SightingQueue::hold_ns).size() == 1);
+
+    for (std::size_t i = 0; i < SightingQueue::capacity + 5; ++i)
+        queue.add(sighting(crossing(), crossing()));
+    CHECK(queue.take_ready(seen_at).size() == 5);
+    CHECK(queue.take_all().size() == SightingQueue::capacity);
+}
+
+TEST_CASE("wrapped text keeps its breaks and indents")
+{
+    CHECK(wrap("one two three", 7) == std::vector<std::string>{"one two", "three"});
+    CHECK(wrap("a\n  b c\nd", 4) == std::vector<std::string>{"a", "  b", "  c", "d"});
+    CHECK(wrap("longerthanwidth x", 5) == std::vector<std::string>{"longerthanwidth", "x"});
+}
