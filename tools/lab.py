@@ -151,7 +151,7 @@ class OwnLine:
     """A delay-line started by the lab itself."""
 
     def __init__(self, program, delay):
-        self.folder = tempfile.TemporaryDirectory(prefix="finrace-lab-")
+        self.folder = tempfile.TemporaryDirectory(prefix="finrace-line-")
         self.control = os.path.join(self.folder.name, "line.sock")
         command = [program, "--delay", f"{delay * 1000:g}ms", "--control", self.control]
         try:

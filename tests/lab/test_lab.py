@@ -403,7 +403,7 @@ class Results:
 
 class DelayLine:
     def __init__(self, program, *flags):
-        self.folder = tempfile.mkdtemp(prefix="finrace-test-")
+        self.folder = tempfile.mkdtemp(prefix="finrace-line-test-")
         self.control = os.path.join(self.folder, "line.sock")
         self.process = subprocess.Popen([program, "--control", self.control, *flags], stdout=subprocess.PIPE, text=True)
         ready = self.process.stdout.readline().split() if select.select([self.process.stdout], [], [], PATIENCE)[0] else []
@@ -815,7 +815,7 @@ def main():
         if not good:
             print(f"test_lab.py: {problem}", file=sys.stderr)
             return 2
-    folder = options.keep or tempfile.mkdtemp(prefix="finrace-lab-test-")
+    folder = options.keep or tempfile.mkdtemp(prefix="finrace-wire-")
     os.makedirs(folder, exist_ok=True)
     results = Results(options.only)
     try:
