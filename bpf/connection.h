@@ -140,7 +140,9 @@ FINRACE_INLINE void connection_adopt(struct connection *c, __u64 id, const struc
 		c->last_byte_ns = view->now_ns;
 	if (state == TCP_STATE_SYN_SENT) /* what is not acknowledged there is the SYN */
 		return;
-	if (sequence_distance(view->acknowledged, view->send_next) || last_send_ns > view->last_receive_ns) {
+	/* What came in after the last send is (the beginning of) its answer, whatever is not acknowledged yet. */
+	if (last_send_ns > view->last_receive_ns ||
+	    (last_send_ns == view->last_receive_ns && sequence_distance(view->acknowledged, view->send_next))) {
 		c->flags |= CONNECTION_ADOPTED_IN_EXCHANGE;
 		c->exchange = 1;
 		c->request_ns = last_send_ns ? last_send_ns : view->now_ns;

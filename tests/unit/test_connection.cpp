@@ -563,6 +563,35 @@ TEST_CASE("connections older than the tracer", "[connection]")
             CHECK(s.c.idle_ms == 1000);
         }
     }
+    SECTION("answered before the request's end: no request waits")
+    {
+        s.open_unfollowed();
+        s.request(100);
+        s.wait_ms(10);
+        s.receive(50, 30U);
+        s.wait_ms(10);
+        s.adopt();
+        CHECK(has_none(s.c, CONNECTION_ADOPTED_IN_EXCHANGE));
+        CHECK(s.c.exchange == 0);
+    }
+    SECTION("sent and received in the same tick: what is not acknowledged waits")
+    {
+        s.open_unfollowed();
+        s.request(100);
+        s.receive(50);
+        s.request(100);
+        SECTION("not acknowledged")
+        {
+            s.adopt();
+            CHECK(has(s.c, CONNECTION_ADOPTED_IN_EXCHANGE));
+        }
+        SECTION("acknowledged")
+        {
+            s.acknowledge();
+            s.adopt();
+            CHECK(has_none(s.c, CONNECTION_ADOPTED_IN_EXCHANGE));
+        }
+    }
     SECTION("in mid-exchange, all acknowledged, nothing answered")
     {
         s.open_unfollowed();

@@ -1,0 +1,1510 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Each cause and variant, just inside and just outside each of its boundaries; what was lost; what is older than the
+// tracer; and random lives, of which none may end twice or get a verdict where nothing failed. Every event here comes out
+// of bpf/connection.h, driven as a backend drives it.
+#include <catch2/catch.hpp>
+
+#include <cerrno>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/classify.h"
+#include "driven_socket.h"
+
+namespace Catch {
+template <> struct StringMaker<finrace::Cause> {
+    static std::string convert(finrace::Cause cause) { return std::string(finrace::to_string(cause)); }
+};
+template <> struct StringMaker<finrace::Variant> {
+    static std::string convert(finrace::Variant variant) { return '"' + std::string(finrace::to_string(variant)) + '"'; }
+};
+template <> struct StringMaker<finrace::Certainty> {
+    static std::string convert(finrace::Certainty certainty) { return std::string(finrace::to_string(certainty)); }
+};
+template <> struct StringMaker<finrace::Ending> {
+    static std::string convert(finrace::Ending ending)
+    {
+        static const char* const names[] = {"none",           "verdict",       "idle_close_by_peer", "idle_close_by_local",
+                                            "complete_close", "unclassified"};
+        return names[static_cast<int>(ending)];
+    }
+};
+} // namespace Catch
+
+using namespace finrace;
+using finrace::test::Backend;
+using finrace::test::DrivenSocket;
+using finrace::test::ResetOptions;
+
+namespace {
+
+constexpr std::uint32_t one_flight = 14'600;
+
+Upstream upstream_with_timer(std::uint32_t ms, std::uint32_t spread_ms = 0)
+{
+    Upstream upstream;
+    for (int i = 0; i < 4; ++i)
+        upstream.idle_timeout.learn(ms);
+    if (spread_ms != 0) {
+        upstream.idle_timeout.learn(ms);
+        upstream.idle_timeout.learn(ms + spread_ms);
+    }
+    return upstream;
+}
+
+const Upstream unlearned;
+
+/// The one ending of a connection's life, out of all of its events. Lets the life end if it has not.
+Classification ending_of(DrivenSocket s, const Upstream& upstream)
+{
+    if (s.open_still())
+        s.close();
+    if (s.open_still())
+        s.local_fin_acknowledged();
+    if (s.open_still())
+        s.fin();
+    REQUIRE(!s.open_still());
+    Classification ending;
+    for (const event& e : s.events) {
+        Classification c = classify(e, upstream);
+        if (c.ending == Ending::none)
+            continue;
+        CHECK(ending.ending == Ending::none);
+        CHECK(c.verdict.has_value() == (c.ending == Ending::verdict));
+        ending = std::move(c);
+    }
+    return ending;
+}
+
+std::vector<std::uint32_t> learned_from(const DrivenSocket& s, const Upstream& upstream)
+{
+    std::vector<std::uint32_t> learned;
+    for (const event& e : s.events)
+        if (const auto ms = classify(e, upstream).learned_idle_ms)
+            learned.push_back(*ms);
+    return learned;
+}
+
+struct Expected {
+    Cause cause;
+    Variant variant;
+    Certainty certainty;
+    bool incomplete = false;
+};
+
+void check(const Classification& c, const Expected& expected)
+{
+    REQUIRE(c.ending == Ending::verdict);
+    CHECK(c.verdict->cause == expected.cause);
+    CHECK(c.verdict->variant == expected.variant);
+    CHECK(c.verdict->certainty == expected.certainty);
+    CHECK(c.verdict->incomplete == expected.incomplete);
+    CHECK(c.verdict->message.size() > 20);
+    CHECK(!c.learned_idle_ms);
+}
+
+void check(const DrivenSocket& s, const Expected& expected, const Upstream& upstream = unlearned)
+{
+    check(ending_of(s, upstream), expected);
+}
+
+void check(const DrivenSocket& s, Ending expected, const Upstream& upstream = unlearned)
+{
+    CHECK(ending_of(s, upstream).ending == expected);
+}
+
+/// A connection after `exchanges` answered ones.
+DrivenSocket used(int exchanges = 1, Backend backend = Backend::trace)
+{
+    DrivenSocket s(backend);
+    s.open();
+    for (int i = 0; i < exchanges; ++i) {
+        s.wait_ms(1);
+        s.request(100);
+        s.wait_ms(1);
+        s.receive(1000);
+    }
+    return s;
+}
+
+/// The same, left idle, and a request under way.
+DrivenSocket requested(std::uint64_t idle_ms, std::uint32_t bytes = 100, Backend backend = Backend::trace)
+{
+    DrivenSocket s = used(1, backend);
+    s.wait_ms(idle_ms);
+    s.request(bytes);
+    return s;
+}
+
+DrivenSocket preconnected(std::uint64_t ahead_ms, std::uint32_t bytes = 100)
+{
+    DrivenSocket s;
+    s.open();
+    s.wait_ms(ahead_ms);
+    s.request(bytes);
+    return s;
+}
+
+constexpr Expected fin_crossed{Cause::keepalive_race, Variant::fin_crossed, Certainty::proven};
+constexpr Expected fin_crossed_in_part{Cause::keepalive_race, Variant::fin_crossed, Certainty::likely};
+constexpr Expected reset_crossed{Cause::keepalive_race, Variant::reset_crossed, Certainty::proven};
+constexpr Expected reset_crossed_in_part{Cause::keepalive_race, Variant::reset_crossed, Certainty::likely};
+constexpr Expected reset_closed{Cause::keepalive_race, Variant::reset_closed, Certainty::likely};
+constexpr Expected stale_reuse{Cause::stale_reuse, Variant::none, Certainty::proven};
+constexpr Expected closed_first{Cause::upstream_closed, Variant::none, Certainty::proven};
+constexpr Expected closed_reused{Cause::upstream_closed, Variant::none, Certainty::likely};
+constexpr Expected reset_first{Cause::upstream_reset, Variant::none, Certainty::proven};
+constexpr Expected reset_reused{Cause::upstream_reset, Variant::none, Certainty::likely};
+constexpr Expected response_cut{Cause::response_cut, Variant::none, Certainty::likely};
+
+constexpr Expected incomplete(Expected expected)
+{
+    expected.incomplete = true;
+    return expected;
+}
+
+constexpr Expected with(Expected expected, Certainty certainty)
+{
+    expected.certainty = certainty;
+    return expected;
+}
+
+} // namespace
+
+// ---------------------------------------------------------------------------------------------- FIN and request crossed
+
+TEST_CASE("a FIN that acknowledges none of the request is a race, proven", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    const auto bytes = GENERATE(1U, 176U, 3600U, 10'000'000U);
+    const auto after_ms = GENERATE(0U, 20U, 5000U); // no knowledge of timers or windows is needed
+    DrivenSocket s = requested(2, bytes, backend);
+    s.wait_ms(after_ms);
+    s.fin(0U);
+    check(s, fin_crossed);
+    check(s, fin_crossed, upstream_with_timer(65'000));
+}
+
+TEST_CASE("all of the request acknowledged but its last byte, or that as well", "[classify]")
+{
+    DrivenSocket s = requested(2000, 176);
+    s.wait_ms(20);
+    SECTION("all but one: the rest crossed")
+    {
+        s.fin(175U);
+        check(s, fin_crossed_in_part, upstream_with_timer(5000));
+    }
+    SECTION("all")
+    {
+        s.fin(176U);
+        check(s, closed_reused, upstream_with_timer(5000));
+    }
+    SECTION("all but one is no race if it comes later than a race can")
+    {
+        s.wait_ms(80);
+        DrivenSocket later = s;
+        s.fin(175U);
+        check(s, fin_crossed_in_part);
+        later.wait_ms(1);
+        later.fin(175U);
+        check(later, Ending::unclassified);
+    }
+    SECTION("none or one")
+    {
+        DrivenSocket one = s;
+        s.wait_ms(5000);
+        s.fin(0U);
+        check(s, fin_crossed);
+        one.wait_ms(5000);
+        one.fin(1U);
+        check(one, Ending::unclassified);
+    }
+}
+
+TEST_CASE("the race window grows with the round trip", "[classify]")
+{
+    DrivenSocket s = requested(2000);
+    s.srtt_us = 40'000;
+    s.wait_ms(180);
+    DrivenSocket later = s;
+    s.fin(99U);
+    check(s, fin_crossed_in_part);
+    later.wait_ms(1);
+    later.fin(99U);
+    check(later, Ending::unclassified);
+}
+
+TEST_CASE("a part of more than one flight may as well have been refused", "[classify]")
+{
+    DrivenSocket s = requested(2000, one_flight);
+    s.fin(1000U);
+    check(s, fin_crossed_in_part);
+    DrivenSocket larger = requested(2000, one_flight + 1);
+    larger.fin(1000U);
+    check(larger, Ending::unclassified);
+    DrivenSocket upload = requested(2000, 10'000'000);
+    upload.fin(1'000'000U);
+    check(upload, Ending::unclassified);
+    DrivenSocket untouched = requested(2000, 10'000'000);
+    untouched.fin(0U);
+    check(untouched, fin_crossed);
+}
+
+TEST_CASE("pipelined requests cross as one", "[classify]")
+{
+    DrivenSocket s = requested(2000, 100);
+    s.send(100);
+    s.wait_ms(20);
+    SECTION("none acknowledged")
+    {
+        s.fin(0U);
+        check(s, fin_crossed);
+    }
+    SECTION("the first acknowledged")
+    {
+        s.fin(100U);
+        check(s, fin_crossed_in_part);
+    }
+    SECTION("the first answered: what is known of the second is not enough for a name")
+    {
+        s.receive(10, 100U);
+        s.fin(100U);
+        check(s, Ending::unclassified);
+    }
+}
+
+TEST_CASE("more of the request written after the FIN changes nothing", "[classify]")
+{
+    DrivenSocket s = requested(2000);
+    s.fin(0U);
+    s.wait_ms(1);
+    s.send(5000);
+    s.reset({.answers = ResetOptions::Answers::after_fin});
+    check(s, fin_crossed);
+}
+
+TEST_CASE("the first request on a connection: opened ahead, or closed on accept", "[classify]")
+{
+    constexpr Expected on_accept{Cause::upstream_closed, Variant::on_accept, Certainty::proven};
+    constexpr Expected reset_on_accept{Cause::upstream_reset, Variant::on_accept, Certainty::proven};
+    const auto rtt_ms = GENERATE(0U, 40U);
+
+    DrivenSocket young;
+    young.srtt_us = rtt_ms * 1000;
+    young.open();
+    young.wait_ms(80);
+    young.request(100);
+    young.wait_ms(20 + 2 * rtt_ms);
+    DrivenSocket older = young;
+    older.wait_ms(1);
+
+    SECTION("FIN")
+    {
+        young.fin(0U);
+        check(young, on_accept);
+        older.fin(0U);
+        check(older, fin_crossed);
+    }
+    SECTION("RST")
+    {
+        young.reset({.acknowledges = 0U});
+        check(young, reset_on_accept);
+        older.reset({.acknowledges = 0U});
+        check(older, reset_crossed);
+    }
+    SECTION("in part")
+    {
+        young.fin(40U);
+        check(young, with(on_accept, Certainty::likely));
+    }
+    SECTION("bare RST")
+    {
+        young.reset();
+        check(young, reset_reused); // upstream_reset, likely
+    }
+}
+
+TEST_CASE("a second request is never one on accept, however young the connection", "[classify]")
+{
+    DrivenSocket s = requested(0);
+    s.fin(0U);
+    check(s, fin_crossed);
+}
+
+TEST_CASE("an answer before the request's end makes no race of its rest", "[classify]")
+{
+    DrivenSocket s = used();
+    s.wait_ms(2000);
+    s.request(50'000);
+    s.wait_ms(5);
+    s.receive(200, 20'000U); // 413
+    s.send(8'000);           // the upload goes on: it looks like a new request
+    s.wait_ms(1);
+    SECTION("FIN")
+    {
+        s.fin(20'000U);
+        check(s, Ending::unclassified, upstream_with_timer(5000));
+    }
+    SECTION("RST with ACK")
+    {
+        s.reset({.acknowledges = 20'000U});
+        check(s, Ending::unclassified);
+    }
+    SECTION("bare RST")
+    {
+        s.reset();
+        check(s, Ending::unclassified);
+    }
+    SECTION("and where acknowledgements show a new request, it is one")
+    {
+        s.fin(50'000U);
+        check(s, fin_crossed);
+    }
+}
+
+// ------------------------------------------------------------------------------------- acknowledged, not answered
+
+TEST_CASE("a FIN that acknowledges all, at the upstream's timer or elsewhere", "[classify]")
+{
+    constexpr Expected lingering{Cause::keepalive_race, Variant::fin_lingering, Certainty::likely};
+    // Tolerance: 2 % and 50 ms: 4850 to 5150 ms from the last byte to the FIN.
+    const Upstream upstream = upstream_with_timer(5000);
+    const auto closed_after = [](std::uint64_t idle, std::uint64_t after) {
+        DrivenSocket s = requested(idle);
+        s.wait_ms(after);
+        s.fin();
+        return s;
+    };
+    check(closed_after(4850, 0), lingering, upstream);
+    check(closed_after(4849, 0), closed_reused, upstream);
+    check(closed_after(5150, 0), lingering, upstream);
+    check(closed_after(5151, 0), closed_reused, upstream);
+    // What counts is the rest up to the close.
+    check(closed_after(4750, 100), lingering, upstream);
+    check(closed_after(4749, 100), closed_reused, upstream);
+    check(closed_after(5050, 100), lingering, upstream);
+    check(closed_after(5051, 100), closed_reused, upstream);
+    // Within the race window.
+    check(closed_after(4900, 100), lingering, upstream);
+    check(closed_after(4900, 101), closed_reused, upstream);
+
+    SECTION("a timer with a spread")
+    {
+        const Upstream wide = upstream_with_timer(5000, 60); // 4790 to 5210
+        check(closed_after(4790, 0), lingering, wide);
+        check(closed_after(4789, 0), closed_reused, wide);
+        check(closed_after(5210, 0), lingering, wide);
+        check(closed_after(5211, 0), closed_reused, wide);
+    }
+    SECTION("a round trip of 40 ms: 80 ms more of either")
+    {
+        const auto far = [](std::uint64_t idle, std::uint64_t after) {
+            DrivenSocket s = requested(idle);
+            s.srtt_us = 40'000;
+            s.wait_ms(after);
+            s.fin();
+            return s;
+        };
+        check(far(4770, 0), lingering, upstream);
+        check(far(4769, 0), closed_reused, upstream);
+        check(far(4850, 180), lingering, upstream);
+        check(far(4850, 181), closed_reused, upstream);
+    }
+    SECTION("the timer not learned: possible after a rest that a timer may have, else not")
+    {
+        check(closed_after(900, 0), with(lingering, Certainty::possible));
+        check(closed_after(899, 0), closed_reused);
+        check(closed_after(900, 100), with(lingering, Certainty::possible));
+        check(closed_after(900, 101), closed_reused);
+    }
+    SECTION("too few samples are no timer")
+    {
+        Upstream barely;
+        barely.idle_timeout.learn(5000);
+        barely.idle_timeout.learn(5000);
+        check(closed_after(3000, 0), with(lingering, Certainty::possible), barely);
+        barely.idle_timeout.learn(5000);
+        check(closed_after(3000, 0), closed_reused, barely);
+    }
+}
+
+TEST_CASE("the first request, taken and not answered", "[classify]")
+{
+    constexpr Expected lingering{Cause::keepalive_race, Variant::fin_lingering, Certainty::possible};
+    SECTION("at once after opening")
+    {
+        DrivenSocket s = preconnected(1);
+        s.wait_ms(20);
+        s.fin();
+        check(s, closed_first);
+        check(s, closed_first, upstream_with_timer(5000));
+    }
+    SECTION("after 300 ms of thought")
+    {
+        DrivenSocket s = preconnected(1);
+        s.wait_ms(300);
+        s.fin();
+        check(s, closed_first);
+    }
+    SECTION("opened long ahead")
+    {
+        DrivenSocket s = preconnected(899);
+        s.fin();
+        check(s, closed_first);
+        DrivenSocket longer = preconnected(900);
+        longer.fin();
+        check(longer, lingering);
+        DrivenSocket at_timer = preconnected(5000);
+        at_timer.fin();
+        check(at_timer, with(lingering, Certainty::likely), upstream_with_timer(5000));
+    }
+}
+
+TEST_CASE("an RST that acknowledges all: unread at the timer, or aborted", "[classify]")
+{
+    constexpr Expected unread{Cause::keepalive_race, Variant::reset_unread, Certainty::likely};
+    const Upstream upstream = upstream_with_timer(5000);
+    const auto reset_after = [](std::uint64_t idle, std::uint64_t after, std::uint32_t bytes = 100) {
+        DrivenSocket s = requested(idle, bytes);
+        s.wait_ms(after);
+        s.reset({.acknowledges = bytes});
+        return s;
+    };
+    check(reset_after(4850, 0), unread, upstream);
+    check(reset_after(4849, 0), reset_reused, upstream);
+    check(reset_after(5150, 0), unread, upstream);
+    check(reset_after(5151, 0), reset_reused, upstream);
+    check(reset_after(4900, 100), unread, upstream);
+    check(reset_after(4900, 101), reset_reused, upstream);
+    check(reset_after(900, 0), with(unread, Certainty::possible));
+    check(reset_after(899, 0), reset_reused);
+    // Of more than a flight, a part was read: it may have been refused.
+    check(reset_after(4950, 0, one_flight), unread, upstream);
+    check(reset_after(4950, 0, one_flight + 1), Ending::unclassified, upstream);
+    check(reset_after(200, 0, one_flight), reset_reused, upstream);
+    check(reset_after(200, 0, one_flight + 1), Ending::unclassified, upstream);
+
+    DrivenSocket first = preconnected(1);
+    first.wait_ms(20);
+    first.reset({.acknowledges = 100U});
+    check(first, reset_first);
+}
+
+TEST_CASE("an RST with ACK that crossed the request", "[classify]")
+{
+    DrivenSocket s = requested(2000);
+    s.wait_ms(20);
+    SECTION("none acknowledged")
+    {
+        s.wait_ms(5000);
+        s.reset({.acknowledges = 0U});
+        check(s, reset_crossed);
+    }
+    SECTION("all but one byte")
+    {
+        s.reset({.acknowledges = 99U});
+        check(s, reset_crossed_in_part);
+    }
+    SECTION("all")
+    {
+        s.reset({.acknowledges = 100U});
+        check(s, reset_reused, upstream_with_timer(5000));
+    }
+    SECTION("a part of an upload")
+    {
+        DrivenSocket upload = requested(2000, 10'000'000);
+        upload.acknowledge(900'000U);
+        upload.reset({.acknowledges = 1'000'000U});
+        check(upload, Ending::unclassified);
+    }
+}
+
+TEST_CASE("a bare RST", "[classify]")
+{
+    DrivenSocket s = requested(2000);
+    SECTION("as soon as an answer can be, and later")
+    {
+        s.srtt_us = 10'000;
+        s.wait_ms(120);
+        DrivenSocket later = s;
+        s.reset();
+        check(s, reset_closed);
+        later.wait_ms(1);
+        later.reset();
+        check(later, Ending::unclassified);
+    }
+    SECTION("with any of the request acknowledged, a socket was there")
+    {
+        s.acknowledge(1U);
+        s.reset();
+        check(s, Ending::unclassified);
+    }
+    SECTION("its header not seen: with or without ACK is not known")
+    {
+        s.reset({.header_seen = false});
+        check(s, Ending::unclassified);
+    }
+    SECTION("on a first request, young or opened ahead")
+    {
+        DrivenSocket young = preconnected(100);
+        DrivenSocket older = preconnected(101);
+        young.reset();
+        check(young, reset_reused);
+        older.reset();
+        check(older, reset_closed);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- stale reuse
+
+TEST_CASE("sent after the FIN, or just before", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    DrivenSocket s = used(2, backend);
+    s.wait_ms(5000);
+    SECTION("a microsecond after")
+    {
+        s.fin();
+        s.wait_ns(1000);
+        s.request(100);
+        s.wait_ms(20);
+        s.reset({.answers = ResetOptions::Answers::after_fin});
+        const auto c = ending_of(s, unlearned);
+        check(c, stale_reuse);
+        CHECK(c.verdict->message.find("0.001 ms") != std::string::npos);
+        CHECK(learned_from(s, unlearned) == std::vector{5000U}); // its idle close teaches all the same
+    }
+    SECTION("a microsecond before")
+    {
+        s.request(100);
+        s.wait_ns(1000);
+        s.fin(0U);
+        check(s, fin_crossed);
+    }
+    SECTION("minutes after")
+    {
+        s.fin();
+        s.wait_ms(300'000);
+        s.request(100);
+        check(s, stale_reuse);
+    }
+    SECTION("no answer, no RST: the process closes")
+    {
+        s.fin();
+        s.request(100);
+        s.close();
+        check(s, stale_reuse);
+    }
+}
+
+TEST_CASE("sent after a FIN that came with a response: it may be the rest of a request", "[classify]")
+{
+    DrivenSocket s = used();
+    s.wait_ms(99);
+    DrivenSocket idle = s;
+    s.fin();
+    s.request(100);
+    check(s, with(stale_reuse, Certainty::likely));
+    idle.wait_ms(1);
+    idle.fin();
+    idle.request(100);
+    check(idle, stale_reuse);
+    DrivenSocket first;
+    first.open();
+    first.fin();
+    first.request(100);
+    check(first, stale_reuse); // nothing before it that it could be the rest of
+}
+
+TEST_CASE("the next request after a FIN that left part of the last one unacknowledged", "[classify]")
+{
+    DrivenSocket s = used();
+    s.wait_ms(1000);
+    s.request(100);
+    s.receive(50, 0U); // 408, written before the request arrived
+    s.fin(0U);
+    s.request(100);
+    check(s, Ending::unclassified);
+}
+
+// ----------------------------------------------------------------------------------------------- the response had begun
+
+TEST_CASE("an RST after the response's first byte, or before", "[classify]")
+{
+    DrivenSocket s = requested(200);
+    s.wait_ms(20);
+    SECTION("before")
+    {
+        s.reset({.acknowledges = 100U});
+        check(s, reset_reused);
+    }
+    SECTION("after one byte")
+    {
+        s.receive(1);
+        s.reset({.acknowledges = 100U});
+        check(s, response_cut);
+    }
+    SECTION("bare, or its header unseen: the same")
+    {
+        s.receive(1);
+        s.reset({.header_seen = GENERATE(true, false)});
+        check(s, response_cut);
+    }
+    SECTION("after a pause, or after a rest that a timer may have")
+    {
+        s.receive(1000);
+        s.wait_ms(899);
+        DrivenSocket rested = s;
+        s.reset({.acknowledges = 100U});
+        check(s, response_cut);
+        check(s, response_cut, upstream_with_timer(5000));
+        rested.wait_ms(1);
+        rested.reset({.acknowledges = 100U});
+        check(rested, Ending::idle_close_by_peer);
+        CHECK(learned_from(rested, unlearned) == std::vector{900U});
+        // With a timer known that it does not fit, it is neither; but it teaches, for the timer may have changed.
+        check(rested, Ending::unclassified, upstream_with_timer(5000));
+        CHECK(learned_from(rested, upstream_with_timer(5000)) == std::vector{900U});
+    }
+    SECTION("at a short timer that is known: an idle close")
+    {
+        s.receive(1000);
+        s.wait_ms(500);
+        s.reset({.acknowledges = 100U});
+        check(s, Ending::idle_close_by_peer, upstream_with_timer(500));
+        check(s, response_cut, upstream_with_timer(562)); // 61 ms of tolerance are one short
+        check(s, Ending::idle_close_by_peer, upstream_with_timer(561));
+    }
+    SECTION("with bytes of the request unacknowledged: an early refusal, which has no name yet")
+    {
+        s.send(100);
+        s.receive(200, 100U);
+        DrivenSocket acknowledged = s;
+        s.reset({.acknowledges = 100U});
+        check(s, Ending::unclassified);
+        acknowledged.reset({.acknowledges = 200U}); // the RST's own acknowledgement is the newest
+        check(acknowledged, response_cut);
+    }
+}
+
+TEST_CASE("a FIN after the response's first byte is harmless", "[classify]")
+{
+    DrivenSocket s = requested(200);
+    s.wait_ms(20);
+    SECTION("without it")
+    {
+        s.fin();
+        check(s, closed_reused);
+    }
+    SECTION("with it")
+    {
+        s.receive(1);
+        s.fin();
+        check(s, Ending::complete_close);
+        CHECK(learned_from(s, unlearned).empty());
+    }
+    SECTION("soon, or after a rest")
+    {
+        s.receive(1000);
+        s.wait_ms(99);
+        DrivenSocket rested = s;
+        s.fin();
+        check(s, Ending::complete_close);
+        CHECK(learned_from(s, unlearned).empty());
+        rested.wait_ms(1);
+        rested.fin();
+        check(rested, Ending::idle_close_by_peer);
+        CHECK(learned_from(rested, unlearned) == std::vector{100U});
+    }
+    SECTION("an answer that the FIN left part of the request without")
+    {
+        s.receive(50, 99U);
+        s.fin(99U);
+        check(s, Ending::unclassified);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------- harmless
+
+TEST_CASE("idle closes", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    const Upstream upstream = upstream_with_timer(5000);
+    DrivenSocket s = used(3, backend);
+    s.wait_ms(5000);
+    SECTION("by the upstream's FIN: learned once, counted once")
+    {
+        s.fin();
+        s.wait_ms(1);
+        s.close();
+        s.local_fin_acknowledged();
+        check(s, Ending::idle_close_by_peer);
+        CHECK(learned_from(s, unlearned) == std::vector{5000U});
+        CHECK(classify(*s.last_of(EVENT_PEER_FIN), unlearned).ending == Ending::none); // nothing has ended yet
+    }
+    SECTION("by the upstream's FIN, its event lost: learned and counted at the end")
+    {
+        s.ring_full_for = {EVENT_PEER_FIN};
+        s.fin();
+        s.close();
+        s.local_fin_acknowledged();
+        check(s, Ending::idle_close_by_peer);
+        CHECK(learned_from(s, unlearned) == std::vector{5000U});
+    }
+    SECTION("by the upstream's RST")
+    {
+        s.reset({.acknowledges = 100U});
+        check(s, Ending::idle_close_by_peer);
+        check(s, Ending::idle_close_by_peer, upstream);
+        CHECK(learned_from(s, upstream) == std::vector{5000U});
+    }
+    SECTION("by this host, in order")
+    {
+        s.close();
+        s.local_fin_acknowledged();
+        s.wait_ms(20);
+        s.fin();
+        check(s, Ending::idle_close_by_local);
+        CHECK(learned_from(s, unlearned).empty());
+    }
+    SECTION("by this host, abruptly")
+    {
+        s.abort();
+        check(s, Ending::idle_close_by_local);
+    }
+    SECTION("by both at once")
+    {
+        s.close();
+        s.fin();
+        check(s, Ending::idle_close_by_local);
+        CHECK(learned_from(s, unlearned).empty());
+    }
+    SECTION("by this host, answered by an RST")
+    {
+        s.close();
+        s.reset();
+        check(s, Ending::idle_close_by_local);
+    }
+    SECTION("after a write of no bytes")
+    {
+        s.send(0);
+        s.wait_ms(100);
+        s.fin();
+        check(s, Ending::idle_close_by_peer, upstream);
+        CHECK(learned_from(s, upstream).empty());
+    }
+}
+
+TEST_CASE("a connection never used", "[classify]")
+{
+    DrivenSocket s;
+    s.open();
+    s.wait_ms(5000);
+    SECTION("FIN")
+    {
+        s.fin();
+    }
+    SECTION("RST")
+    {
+        s.reset({.acknowledges = 0U});
+    }
+    check(s, Ending::idle_close_by_peer, upstream_with_timer(5000));
+    CHECK(learned_from(s, unlearned).empty());
+}
+
+TEST_CASE("this host gives up a request under way: no name yet", "[classify]")
+{
+    DrivenSocket s = requested(2000);
+    s.wait_ms(60'000);
+    SECTION("close")
+    {
+        s.close();
+        s.local_fin_acknowledged();
+        s.fin();
+    }
+    SECTION("abort")
+    {
+        s.abort();
+    }
+    SECTION("an RST of its own")
+    {
+        s.local_reset();
+    }
+    SECTION("the kernel gives up")
+    {
+        s.times_out();
+    }
+    check(s, Ending::unclassified);
+}
+
+TEST_CASE("half-closed by this host", "[classify]")
+{
+    DrivenSocket s = requested(200);
+    s.shutdown();
+    s.local_fin_acknowledged();
+    s.wait_ms(20);
+    SECTION("answered")
+    {
+        s.receive(1000);
+        s.fin();
+        check(s, Ending::idle_close_by_local);
+    }
+    SECTION("not answered")
+    {
+        s.fin();
+        check(s, Ending::unclassified);
+    }
+    SECTION("reset")
+    {
+        s.reset();
+        check(s, Ending::unclassified);
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- opening
+
+TEST_CASE("connections that don't open", "[classify]")
+{
+    constexpr Expected refused{Cause::connect_refused, Variant::none, Certainty::proven};
+    constexpr Expected timeout{Cause::connect_timeout, Variant::none, Certainty::proven};
+    constexpr Expected gave_up{Cause::connect_timeout, Variant::gave_up, Certainty::proven};
+    DrivenSocket trace(Backend::trace);
+    DrivenSocket cgroup(Backend::cgroup);
+    for (DrivenSocket* s : {&trace, &cgroup}) {
+        s->connect();
+        s->wait_ms(1500);
+    }
+    SECTION("refused")
+    {
+        trace.open_fails(true, ECONNREFUSED);
+        check(trace, refused);
+        cgroup.open_fails(true, 0);
+        check(cgroup, refused);
+    }
+    SECTION("refused after a SYN that was lost")
+    {
+        trace.retransmits = 1;
+        trace.open_fails(true, ECONNREFUSED);
+        check(trace, refused);
+    }
+    SECTION("the kernel gave up")
+    {
+        trace.retransmits = 6;
+        trace.open_fails(false, ETIMEDOUT);
+        check(trace, timeout);
+        // cgroup sees no error: it may have been ICMP.
+        cgroup.retransmits = 6;
+        cgroup.open_fails(false, ETIMEDOUT);
+        check(cgroup, Ending::unclassified);
+    }
+    SECTION("the process gave up: with a SYN retransmitted, or too early to tell")
+    {
+        const auto retransmits = GENERATE(0U, 1U);
+        for (DrivenSocket* s : {&trace, &cgroup}) {
+            s->retransmits = retransmits;
+            s->close();
+            s->open_fails(false, 0);
+            if (retransmits == 0)
+                check(*s, Ending::unclassified);
+            else
+                check(*s, gave_up);
+        }
+    }
+    SECTION("unreachable is another cause")
+    {
+        trace.retransmits = 2;
+        trace.open_fails(false, EHOSTUNREACH);
+        check(trace, Ending::unclassified);
+    }
+    SECTION("its SYN older than the tracer: how long is not said")
+    {
+        DrivenSocket s;
+        s.connect_unfollowed();
+        s.adopt();
+        s.open_fails(true, ECONNREFUSED);
+        const auto c = ending_of(s, unlearned);
+        check(c, refused);
+        CHECK(c.verdict->message.find(" ms") == std::string::npos);
+    }
+}
+
+// -------------------------------------------------------------------------------------------- lost and missed events
+
+TEST_CASE("a lost event is made up for by the last one, which says so", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    SECTION("FIN")
+    {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.ring_full_for = {EVENT_PEER_FIN};
+        s.wait_ms(20);
+        s.fin(0U);
+        s.wait_ms(500); // the end comes later; when the FIN came is kept
+        check(s, incomplete(fin_crossed));
+    }
+    SECTION("FIN in part, within the window although the end is not")
+    {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.ring_full_for = {EVENT_PEER_FIN};
+        s.wait_ms(20);
+        s.fin(99U);
+        s.wait_ms(500);
+        check(s, incomplete(fin_crossed_in_part));
+    }
+    SECTION("FIN, and then an RST")
+    {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.ring_full_for = {EVENT_PEER_FIN, EVENT_PEER_RESET};
+        s.fin(0U);
+        s.wait_ms(20);
+        s.reset({.answers = ResetOptions::Answers::before_fin});
+        check(s, incomplete(fin_crossed));
+    }
+    SECTION("the RST after a FIN that was judged")
+    {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.ring_full_for = {EVENT_PEER_RESET};
+        s.fin(0U);
+        s.wait_ms(20);
+        s.reset({.answers = ResetOptions::Answers::before_fin});
+        check(s, fin_crossed); // nothing was lost before it
+    }
+    SECTION("RST")
+    {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.ring_full_for = {EVENT_PEER_RESET};
+        s.reset({.acknowledges = 0U});
+        check(s, incomplete(reset_crossed));
+    }
+    SECTION("RST in a response")
+    {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.ring_full_for = {EVENT_PEER_RESET};
+        s.receive(10);
+        s.reset({.acknowledges = 100U});
+        check(s, incomplete(response_cut));
+    }
+    SECTION("the send after a FIN")
+    {
+        DrivenSocket s = used(1, backend);
+        s.ring_full_for = {EVENT_SENT_AFTER_FIN};
+        s.wait_ms(1000);
+        s.fin();
+        s.request(100);
+        s.wait_ms(20);
+        s.reset({.answers = ResetOptions::Answers::after_fin});
+        check(s, incomplete(stale_reuse));
+    }
+    SECTION("FIN and RST around a send that was judged: no second verdict")
+    {
+        DrivenSocket s = used(1, backend);
+        s.ring_full_for = {EVENT_PEER_FIN, EVENT_PEER_RESET};
+        s.wait_ms(1000);
+        s.fin();
+        s.request(100);
+        s.wait_ms(20);
+        s.reset({.answers = ResetOptions::Answers::after_fin});
+        check(s, incomplete(stale_reuse));
+    }
+    SECTION("a FIN that made no name, and a send after it")
+    {
+        DrivenSocket s = used(1, backend);
+        s.ring_full_for = {EVENT_PEER_FIN};
+        s.wait_ms(1000);
+        s.request(100);
+        s.receive(50, 0U);
+        s.fin(0U);
+        s.request(100);
+        check(s, Ending::unclassified);
+    }
+    SECTION("the opening alone")
+    {
+        DrivenSocket s(backend);
+        s.ring_full_for = {EVENT_OPENED};
+        s.open();
+        s.wait_ms(500);
+        s.request(100);
+        s.fin(0U);
+        check(s, incomplete(fin_crossed));
+    }
+    SECTION("this host's FIN")
+    {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.ring_full_for = {EVENT_LOCAL_FIN};
+        s.close();
+        s.local_fin_acknowledged();
+        s.fin();
+        check(s, Ending::unclassified);
+    }
+}
+
+TEST_CASE("what became of connections older than the tracer", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    DrivenSocket s(backend);
+    s.open_unfollowed();
+    s.request(100);
+    s.receive(1000);
+
+    SECTION("idle when adopted: a request on it is a reuse, and all of it was seen")
+    {
+        s.wait_ms(2000);
+        s.adopt();
+        s.wait_ms(10);
+        s.request(100);
+        s.fin(0U);
+        check(s, fin_crossed);
+    }
+    SECTION("idle close: taught with the time before the tracer")
+    {
+        s.wait_ms(4000);
+        s.adopt();
+        s.wait_ms(1000);
+        s.fin();
+        check(s, Ending::idle_close_by_peer);
+        CHECK(learned_from(s, unlearned) == std::vector{5000U});
+    }
+    SECTION("adopted in mid-response, closed right after it: no idle close, nothing taught")
+    {
+        s.adopt();
+        s.receive(500);
+        s.wait_ms(99);
+        DrivenSocket rested = s;
+        s.fin();
+        check(s, Ending::complete_close);
+        CHECK(learned_from(s, unlearned).empty());
+        // An RST may have cut a response whose beginning was not seen.
+        rested.reset();
+        check(rested, Ending::unclassified);
+        CHECK(learned_from(rested, unlearned).empty());
+    }
+    SECTION("reset after a rest")
+    {
+        s.wait_ms(800);
+        s.adopt();
+        s.wait_ms(100);
+        s.reset();
+        check(s, Ending::idle_close_by_peer);
+        CHECK(learned_from(s, unlearned) == std::vector{900U});
+    }
+    SECTION("a request under way: how much of it was acknowledged before is not known")
+    {
+        s.wait_ms(2000);
+        s.request(100);
+        s.acknowledge(40U);
+        s.wait_ms(10);
+        s.adopt();
+        s.wait_ms(10);
+        SECTION("none of the rest acknowledged")
+        {
+            s.fin(40U);
+            check(s, incomplete(fin_crossed_in_part));
+        }
+        SECTION("all acknowledged, not answered: the rest before it is not known")
+        {
+            s.fin();
+            check(s, incomplete(with(closed_reused, Certainty::possible)), upstream_with_timer(2000));
+        }
+        SECTION("the same, much later")
+        {
+            s.wait_ms(1000);
+            s.fin();
+            check(s, incomplete(closed_reused));
+        }
+        SECTION("bare RST")
+        {
+            s.reset();
+            check(s, incomplete(with(reset_closed, Certainty::possible)));
+        }
+        SECTION("answered, and the next one crosses: seen in whole")
+        {
+            s.receive(10);
+            s.wait_ms(1000);
+            s.request(10);
+            s.fin(0U);
+            check(s, fin_crossed);
+        }
+    }
+    SECTION("an upload under way is no race")
+    {
+        s.request(1'000'000);
+        s.acknowledge(900'000U);
+        s.adopt();
+        s.fin(900'000U);
+        check(s, Ending::unclassified);
+    }
+    SECTION("in CLOSE_WAIT: when the FIN came is not known")
+    {
+        s.wait_ms(1000);
+        s.fin();
+        s.wait_ms(1000);
+        s.adopt();
+        DrivenSocket left_alone = s;
+        s.request(100);
+        check(s, incomplete(with(stale_reuse, Certainty::likely)));
+        check(left_alone, Ending::none); // nor what it met
+        CHECK(learned_from(left_alone, unlearned).empty());
+    }
+    SECTION("closed by this host before: what follows teaches nothing of the upstream")
+    {
+        s.wait_ms(300);
+        s.shutdown();
+        s.local_fin_acknowledged();
+        s.adopt();
+        s.wait_ms(700);
+        s.fin();
+        check(s, Ending::idle_close_by_local);
+        CHECK(learned_from(s, unlearned).empty());
+    }
+    SECTION("never used before it was adopted: how long it has been open is not known")
+    {
+        DrivenSocket fresh(backend);
+        fresh.open_unfollowed();
+        fresh.adopt();
+        fresh.wait_ms(10);
+        fresh.request(100);
+        DrivenSocket crossing = fresh;
+        fresh.fin();
+        check(fresh, closed_reused); // likely, where a fresh one would be proven
+        crossing.fin(0U);
+        check(crossing, fin_crossed); // and none on accept
+    }
+}
+
+TEST_CASE("an accepted connection gets no verdict and counts for no upstream", "[classify]")
+{
+    DrivenSocket s(Backend::trace, 1000, false);
+    s.open();
+    s.receive(100);
+    s.send(1000);
+    SECTION("the client half-closes and is answered")
+    {
+        s.receive(100);
+        s.fin();
+        s.send(1000);
+        CHECK(s.last().kind == EVENT_SENT_AFTER_FIN);
+    }
+    SECTION("the client resets")
+    {
+        s.reset();
+    }
+    check(s, Ending::none);
+    Upstreams upstreams;
+    for (const event& e : s.events)
+        CHECK(account(e, upstreams).ending == Ending::none);
+    CHECK(upstreams.size() == 0);
+}
+
+// ----------------------------------------------------------------------------------------------------------- counting
+
+TEST_CASE("everything is counted once per upstream", "[classify]")
+{
+    Upstreams upstreams;
+    const auto live = [&](DrivenSocket s) {
+        if (s.open_still())
+            s.close();
+        if (s.open_still())
+            s.local_fin_acknowledged();
+        if (s.open_still())
+            s.fin();
+        for (const event& e : s.events)
+            account(e, upstreams);
+        return s;
+    };
+    for (int i = 0; i < 5; ++i) {
+        DrivenSocket idle = used(2);
+        idle.wait_ms(3000);
+        idle.fin();
+        live(idle);
+    }
+    DrivenSocket race = requested(2990);
+    race.fin(0U);
+    live(race);
+    DrivenSocket stale = requested(100);
+    stale.receive(1);
+    stale.wait_ms(3000);
+    stale.fin();
+    stale.request(10);
+    live(stale);
+    DrivenSocket complete = used();
+    complete.fin();
+    live(complete);
+    live(used());
+    live(requested(10));
+    DrivenSocket refused;
+    refused.connect();
+    refused.open_fails(true, ECONNREFUSED);
+    const event key = live(refused).last();
+
+    REQUIRE(upstreams.size() == 1);
+    const Upstream& upstream = upstreams.at(UpstreamKey::of(key));
+    CHECK(upstream.counts.opened == 10);
+    CHECK(upstream.counts.closed == 10);
+    CHECK(upstream.counts.open_failed == 1);
+    CHECK(upstream.counts.idle_closes_by_peer == 5);
+    CHECK(upstream.counts.idle_closes_by_local == 1);
+    CHECK(upstream.counts.complete_closes == 1);
+    CHECK(upstream.counts.unclassified == 1);
+    CHECK(upstream.counts.verdicts.at(Cause::keepalive_race) == 1);
+    CHECK(upstream.counts.verdicts.at(Cause::stale_reuse) == 1);
+    CHECK(upstream.counts.verdicts.at(Cause::connect_refused) == 1);
+    CHECK(upstream.counts.verdicts.size() == 3);
+    CHECK(upstream.counts.exchanges == 5 * 2 + 2 + 3 + 1 + 1 + 2);
+    CHECK(upstream.longest_reused_idle_ms == 3000);
+    REQUIRE(upstream.idle_timeout.timeout());
+    CHECK(upstream.idle_timeout.timeout()->ms == 3000);
+    CHECK(upstream.idle_timeout.samples() == 6); // the stale reuse's FIN as well
+}
+
+TEST_CASE("an upstream that closes by RST and changes its timer is learned anew", "[classify]")
+{
+    Upstreams upstreams;
+    event last{};
+    const auto idle_close = [&](std::uint64_t ms) {
+        DrivenSocket s = used();
+        s.wait_ms(ms);
+        s.reset({.acknowledges = 100U});
+        for (const event& e : s.events)
+            account(e, upstreams);
+        last = s.last();
+    };
+    for (int i = 0; i < 10; ++i)
+        idle_close(2000);
+    CHECK(upstreams.at(UpstreamKey::of(last)).idle_timeout.timeout()->ms == 2000);
+    for (int i = 0; i < 100; ++i)
+        idle_close(65'000);
+    CHECK(upstreams.at(UpstreamKey::of(last)).idle_timeout.timeout()->ms == 65'000);
+    CHECK(upstreams.at(UpstreamKey::of(last)).counts.verdicts.empty());
+}
+
+// -------------------------------------------------------------------------------------------------------------- causes
+
+TEST_CASE("every cause has its text, and ids read back", "[classify]")
+{
+    constexpr Cause all[] = {Cause::keepalive_race, Cause::stale_reuse,     Cause::upstream_closed, Cause::upstream_reset,
+                             Cause::response_cut,   Cause::connect_refused, Cause::connect_timeout};
+    CHECK(cause_texts().size() == std::size(all));
+    for (const Cause cause : all) {
+        CAPTURE(cause);
+        CHECK(text_of(cause).cause == cause);
+        CHECK(cause_from_string(to_string(cause)) == cause);
+        CHECK(!text_of(cause).title.empty());
+        CHECK(!text_of(cause).happened.empty());
+        CHECK(!text_of(cause).evidence.empty());
+        CHECK(!text_of(cause).proxy_says.empty());
+        CHECK(!text_of(cause).remedy.empty());
+    }
+    CHECK(!cause_from_string("keepalive"));
+    CHECK(!cause_from_string(""));
+    // Each variant is explained where its cause is.
+    for (const Variant variant : {Variant::fin_crossed, Variant::fin_lingering, Variant::reset_crossed,
+                                  Variant::reset_unread, Variant::reset_closed})
+        CHECK(text_of(Cause::keepalive_race).evidence.find(to_string(variant)) != std::string_view::npos);
+    CHECK(text_of(Cause::upstream_closed).evidence.find(to_string(Variant::on_accept)) != std::string_view::npos);
+    CHECK(text_of(Cause::connect_timeout).evidence.find(to_string(Variant::gave_up)) != std::string_view::npos);
+    CHECK(to_string(Variant::none).empty());
+}
+
+// --------------------------------------------------------------------------------------------------------- random lives
+
+namespace {
+
+/// A random life of a connection, and what is true of it.
+struct Life {
+    DrivenSocket socket;
+    bool adopted = false;
+    bool unanswered = false; ///< at its end a send had met no answer
+    bool reset = false;      ///< by the peer
+    std::string story;       ///< for the report of a failure
+};
+
+class LifeMaker {
+public:
+    explicit LifeMaker(std::uint32_t seed) : random_(seed) {}
+
+    Life make()
+    {
+        const Backend backend = chance(50) ? Backend::trace : Backend::cgroup;
+        const std::uint32_t first_seq = chance(20) ? 0xffffffffU - below(3000) : below(0xffffffffU);
+        Life life{.socket = DrivenSocket(backend, first_seq, !chance(10)), .story = {}};
+        life_ = &life;
+        DrivenSocket& s = life.socket;
+        if (chance(30))
+            s.tick_ns = 4 * DrivenSocket::ms;
+        s.srtt_us = chance(50) ? below(100'000) : 0;
+        if (chance(40))
+            for (unsigned kind = EVENT_OPENED; kind < EVENT_KINDS; ++kind)
+                if (chance(35))
+                    s.ring_full_for.insert(kind);
+        life.adopted = chance(25);
+        if (life.adopted)
+            say("older"), s.open_unfollowed();
+        else if (s.client && chance(5))
+            return fail_to_open();
+        else
+            say("open"), s.open();
+        following_ = !life.adopted;
+        adopt_after_ = below(8);
+        for (step_ = 0; s.state() != TCP_STATE_CLOSE && step_ < 60; ++step_)
+            step();
+        end();
+        return life;
+    }
+
+private:
+    std::uint32_t below(std::uint32_t limit) { return std::uniform_int_distribution<std::uint32_t>(0, limit - 1)(random_); }
+    bool chance(unsigned percent) { return below(100) < percent; }
+    void say(const std::string& what) { life_->story += ' ' + what; }
+
+    Life fail_to_open()
+    {
+        DrivenSocket& s = life_->socket;
+        s.connect();
+        s.wait_ms(below(3000));
+        s.retransmits = below(3);
+        if (chance(30))
+            s.close();
+        const bool refused = chance(40);
+        life_->reset = true; // a verdict is in order
+        s.open_fails(refused, refused ? ECONNREFUSED : chance(50) ? ETIMEDOUT : 0);
+        say("fails to open");
+        return std::move(*life_);
+    }
+
+    void rest()
+    {
+        static constexpr std::uint64_t rests_ns[] = {0, 1'000, 1'000'000, 40'000'000, 99'000'000, 150'000'000,
+                                                     899'000'000, 1'000'000'000, 5'000'000'000, 60'000'000'000};
+        life_->socket.wait_ns(rests_ns[below(std::size(rests_ns))]);
+    }
+
+    std::optional<std::uint32_t> some_of_request()
+    {
+        if (sent_ == 0 || chance(40))
+            return std::nullopt;
+        acknowledged_ = chance(30) ? acknowledged_ : acknowledged_ + below(sent_ - acknowledged_ + 1);
+        return acknowledged_;
+    }
+
+    void step()
+    {
+        DrivenSocket& s = life_->socket;
+        if (!following_ && step_ >= adopt_after_) {
+            say("adopt");
+            s.adopt();
+            following_ = true;
+        }
+        rest();
+        const auto state = s.state();
+        const bool may_send = state == TCP_STATE_ESTABLISHED || state == TCP_STATE_CLOSE_WAIT;
+        const bool may_receive =
+            state == TCP_STATE_ESTABLISHED || state == TCP_STATE_FIN_WAIT1 || state == TCP_STATE_FIN_WAIT2;
+        const unsigned what = below(100);
+        if (what < 35 && may_send) {
+            const std::uint32_t bytes = chance(10) ? 1 + below(200'000) : 1 + below(500);
+            if (life_->unanswered && chance(80)) {
+                say("more");
+                s.send(bytes);
+                sent_ += bytes;
+            } else {
+                say("request");
+                s.request(bytes);
+                sent_ = bytes;
+                acknowledged_ = 0;
+            }
+            life_->unanswered = true;
+        } else if (what < 75 && may_receive) {
+            say("receive");
+            s.receive(1 + below(5000), chance(80) ? std::nullopt : some_of_request());
+            life_->unanswered = false;
+        } else if (what < 83 && may_receive) {
+            say("fin");
+            s.fin(life_->unanswered ? some_of_request() : std::nullopt);
+        } else if (what < 86 && following_) {
+            say("reset");
+            life_->reset = true;
+            ResetOptions options{.answers = chance(50) ? ResetOptions::Answers::before_fin
+                                                       : ResetOptions::Answers::after_fin};
+            if (chance(60))
+                options.acknowledges = chance(50) ? sent_ : acknowledged_;
+            options.header_seen = !chance(10);
+            s.reset(options);
+        } else if (what < 90 && may_send) {
+            say("close");
+            chance(50) ? s.close() : s.shutdown();
+        } else if (what < 91 && following_) {
+            say("abort");
+            s.abort();
+        } else if (what < 92 && following_) {
+            say("local reset");
+            s.local_reset();
+        } else if (what < 93 && following_) {
+            say("time-out");
+            s.times_out();
+        } else if (what < 97 && (state == TCP_STATE_FIN_WAIT1 || state == TCP_STATE_LAST_ACK || state == TCP_STATE_CLOSING)) {
+            say("ack");
+            s.local_fin_acknowledged();
+        }
+    }
+
+    void end()
+    {
+        DrivenSocket& s = life_->socket;
+        if (!following_ || !s.open_still())
+            return;
+        say("end");
+        s.close();
+        if (s.open_still())
+            s.local_fin_acknowledged();
+        if (s.open_still())
+            s.fin();
+    }
+
+    std::mt19937 random_;
+    Life* life_ = nullptr;
+    bool following_ = true;
+    unsigned step_ = 0;
+    unsigned adopt_after_ = 0;
+    std::uint32_t sent_ = 0;
+    std::uint32_t acknowledged_ = 0;
+};
+
+} // namespace
+
+TEST_CASE("random lives end once, and without a verdict where nothing failed", "[classify]")
+{
+    constexpr std::uint32_t lives = 40'000;
+    Upstreams upstreams;
+    std::size_t verdicts = 0;
+    std::size_t ended = 0;
+    for (std::uint32_t seed = 1; seed <= lives; ++seed) {
+        const Life life = LifeMaker(seed).make();
+        const DrivenSocket& s = life.socket;
+        unsigned endings = 0;
+        bool verdict = false;
+        for (const event& e : s.events) {
+            const Classification c = account(e, upstreams);
+            endings += c.ending != Ending::none ? 1 : 0;
+            if (!c.verdict)
+                continue;
+            verdict = true;
+            if (e.connection.lost_events > 0 && !c.verdict->incomplete)
+                FAIL("seed " << seed << ": lost events, and complete:" << life.story);
+        }
+        if (endings > 1)
+            FAIL("seed " << seed << ": " << endings << " endings:" << life.story);
+        if (verdict && (!s.client || (!life.unanswered && !life.reset)))
+            FAIL("seed " << seed << ": a verdict where nothing failed:" << life.story);
+        const bool seen_in_whole = s.client && !life.adopted && s.ring_full_for.count(EVENT_CLOSED) == 0 &&
+                                   s.ring_full_for.count(EVENT_OPEN_FAILED) == 0;
+        if (seen_in_whole && endings != 1)
+            FAIL("seed " << seed << ": ended, and not counted:" << life.story);
+        verdicts += verdict ? 1 : 0;
+        ended += endings;
+    }
+    // The lives are worth something: a good part fails, a good part does not.
+    CHECK(verdicts > lives / 20);
+    CHECK(ended > lives / 2);
+    CHECK(verdicts < ended);
+}
