@@ -6,10 +6,10 @@ How a failed request is matched with a verdict, exactly: nginx's error log names
 log's $connection, and each request has a client connection of its own), but not the local port of the upstream
 connection. The capture on the proxy's side does: every request carries a unique X-Request-Id through nginx to the
 upstream, so the segment that holds it names the connection, all four of its address and port. A verdict and a failed
-request belong together when these four are equal and the verdict lies between the close on the wire and nginx noticing it,
-with a second of slack at both ends. One case has no segment: the
-connection was reset before nginx wrote. Each client has an nginx upstream of its own with room for one idle connection,
-so that connection is the one that carried the same client's request before.
+request belong together when these four are equal and the verdict lies between the close on the wire and nginx
+noticing it, with a second of slack at both ends. One case has no segment: the connection was reset before nginx
+wrote. Each client has an nginx upstream of its own with room for one idle connection, so that connection is the one
+that carried the same client's request before.
 """
 
 import asyncio
@@ -45,7 +45,6 @@ POLL_SECONDS = 0.05
 
 MATCH_SECONDS = 1.0
 LOCAL_WINDOW = 0.003
-FEWEST_RACES = 10  # fewer, and a run has proved nothing
 
 _libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
@@ -341,9 +340,9 @@ class Lab:
     """Namespaces, capture, upstream and nginx as a context; everything ends with it."""
 
     def __init__(self, upstream: str, *, clients: int, keep_alive: int, family: int = 4, delay: str = "20ms",
-                 delay_line: Path = ROOT / "build/delay-line", seed: int = 1, say=lambda text: None):
+                 delay_line: Path = ROOT / "build/delay-line", seed: int = 1, logs: Path | None = None):
         self.upstream, self.clients, self.keep_alive, self.family = upstream, clients, keep_alive, family
-        self.delay, self.delay_line, self.seed, self.say = delay, delay_line, seed, say
+        self.delay, self.delay_line, self.seed, self.logs = delay, delay_line, seed, logs
         self.local = upstream == "local-uvicorn"
         # finrace watches the whole host: ports of this run's own keep another lab's records out of ours.
         self.port = 10000 + os.getpid() % 10000
@@ -375,6 +374,13 @@ class Lab:
     def _remove_directory(self):
         if not self.keep_directory:
             shutil.rmtree(self.directory, ignore_errors=True)
+        elif self.logs is not None:
+            shutil.copytree(self.directory, self.logs / self.directory.name)
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def kept_in(self) -> Path:
+        return self.logs / self.directory.name if self.logs is not None else self.directory
 
     # --- the parts -------------------------------------------------------------------------------------------------
 
@@ -561,8 +567,8 @@ class Lab:
             return self.idle_timeout - LOCAL_WINDOW / 2, self.idle_timeout + LOCAL_WINDOW / 2
         return self.idle_timeout - self.round_trip - 0.03, self.idle_timeout + 0.04
 
-    def race(self, requests: int):
-        """`requests` POSTs near the timer, from all clients at once; more, up to three times, if hardly any races.
+    def race(self, requests: int, enough: int = 1):
+        """`requests` POSTs near the timer, from all clients at once; up to three times as many until `enough` have raced.
 
         After each batch the aim is corrected by how many came too early and too late: a loaded machine is late by itself,
         and on one host the window is narrower than the clients' own lateness. There they also come as a crowd, which keeps
@@ -571,7 +577,7 @@ class Lab:
         low, high = self.window()
         spread, rounds = (0, 2) if self.local else (self.keep_alive / 2, 5)
         done = 0
-        while done < requests or (done < 3 * requests and self._failed() < 2 * FEWEST_RACES):
+        while done < requests or (done < 3 * requests and self._failed() < enough):
             batch = min(max(requests - done, self.clients), rounds * self.clients)
             before = len(self.exchanges)
             self.run_clients(self._race(batch, low, high, spread))

@@ -101,17 +101,18 @@ def _segments(data: bytes):
     while offset + 16 <= len(data):
         seconds, fraction, captured, _ = struct.unpack_from(endian + "IIII", data, offset)
         offset += 16
+        if not 0 < captured <= 262144:
+            raise ValueError(f"the capture is corrupt at byte {offset - 16}: a packet of {captured} bytes; the lab's "
+                             "directory (TMPDIR) must lie on a local file system")
         if offset + captured > len(data):
             return  # tcpdump is still writing this one
         packet = data[offset + LINK_HEADER[link]:offset + captured]
         offset += captured
-        if not packet:
-            continue
-        if packet[0] >> 4 == 4 and len(packet) >= 40 and packet[9] == 6:
+        if len(packet) >= 40 and packet[0] >> 4 == 4 and packet[9] == 6:
             header, total = (packet[0] & 15) * 4, struct.unpack_from("!H", packet, 2)[0]
             source, destination = packet[12:16], packet[16:20]
             tcp = packet[header:total]
-        elif packet[0] >> 4 == 6 and len(packet) >= 60 and packet[6] == 6:
+        elif len(packet) >= 60 and packet[0] >> 4 == 6 and packet[6] == 6:
             total = 40 + struct.unpack_from("!H", packet, 4)[0]
             source, destination = packet[8:24], packet[24:40]
             tcp = packet[40:total]
