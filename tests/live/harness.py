@@ -1,0 +1,552 @@
+"""What the live tests share: a running finrace, its records as they arrive, a network of the test's own, and the count.
+
+Each test runs in a fresh network namespace with a random prefix on its loopback device, so a record belongs to the test
+if its addresses do: finrace itself watches the whole host, as it does in production, and others may be at work on it.
+Nothing sleeps for a fixed time where a condition can be waited for; every wait has a limit and says what did not come.
+"""
+
+import ctypes
+import fnmatch
+import json
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from datetime import datetime, timezone
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SCHEMA = os.path.join(ROOT, "docs", "record.schema.json")
+
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+PR_SET_PDEATHSIG = 1
+READY_LIMIT = 180.0  # an emulated machine verifies and attaches slowly
+STOP_LIMIT = 60.0
+LIMIT = 60.0  # of any other wait
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class EnvironmentProblem(Exception):
+    """The machine, not what is tested: exit status 2."""
+
+
+class Wrong(AssertionError):
+    """What is tested did not behave."""
+
+
+def must(good, why):
+    if not good:
+        raise Wrong(why() if callable(why) else why)
+
+
+def wait_for(condition, what, limit=LIMIT, pause=0.02):
+    """Returns the condition's value once it is true."""
+    deadline = time.monotonic() + limit
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise Wrong(f"waited {limit:g} s for {what() if callable(what) else what}")
+        time.sleep(pause)
+
+
+def need(program, package):
+    path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if path is None:
+        raise EnvironmentProblem(f"{program} is missing: install the package {package} (scripts/setup)")
+    return path
+
+
+def checked(result, what):
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+
+
+def die_with_parent():
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def wall_time(text):
+    """Seconds since the epoch of an RFC 3339 time stamp, whose nanoseconds datetime does not take."""
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    seconds = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc).timestamp()
+    return seconds + (int(fraction) / 10 ** len(fraction) if fraction else 0.0)
+
+
+# ---- records -------------------------------------------------------------------------------------------------------------
+
+
+class Record(dict):
+    """One line of finrace's output; `arrived` is the wall time at which it could be read."""
+
+    arrived = 0.0
+
+    def at(self, path, default=None):
+        value = self
+        for name in path.split("."):
+            if not isinstance(value, dict) or name not in value:
+                return default
+            value = value[name]
+        return value
+
+    @property
+    def name(self):
+        return self.at("event.name")
+
+    @property
+    def local(self):
+        return self.at("network.local.address"), self.at("network.local.port")
+
+    @property
+    def peer(self):
+        return self.at("network.peer.address"), self.at("network.peer.port")
+
+    @property
+    def client(self):
+        return self.at("finrace.side") == "client"
+
+    @property
+    def ends(self):
+        """(client address, client port, server address, server port), whichever end this record tells of."""
+        return self.local + self.peer if self.client else self.peer + self.local
+
+    @property
+    def time(self):
+        return wall_time(self["timestamp"])
+
+    @property
+    def verdict(self):
+        """cause, variant, certainty in one word."""
+        parts = [self.at("finrace.cause"), self.at("finrace.variant"), self.at("finrace.certainty")]
+        return "/".join(str(part) for part in parts if part)
+
+
+def parse_line(line):
+    """A record must be valid UTF-8 and one JSON object; anything else is a failure, wherever it shows."""
+    try:
+        record = json.loads(line.decode("utf-8", "strict"), object_hook=None)
+    except ValueError as error:
+        raise Wrong(f"not a line of JSON in UTF-8: {line[:300]!r}: {error}") from error
+    must(isinstance(record, dict), f"not an object: {line[:300]!r}")
+    return Record(record)
+
+
+class Schema:
+    """Checks records against docs/record.schema.json."""
+
+    def __init__(self):
+        try:
+            import jsonschema
+        except ImportError as error:
+            raise EnvironmentProblem("python3-jsonschema is missing: run scripts/setup") from error
+        try:
+            with open(SCHEMA, encoding="utf-8") as file:
+                schema = json.load(file)
+        except OSError as error:
+            raise EnvironmentProblem(f"{SCHEMA}: {error.strerror}") from error
+        kind = jsonschema.validators.validator_for(schema)
+        kind.check_schema(schema)
+        self.validator = kind(schema)
+
+    def problems(self, records):
+        found = []
+        for record in records:
+            error = next(self.validator.iter_errors(record), None)
+            if error is not None:
+                where = ".".join(map(str, error.absolute_path)) or "the record"
+                found.append(f"{where}: {error.message[:300]} in {json.dumps(record)[:600]}")
+        return found
+
+
+_schema = None
+
+
+def check_schema(records):
+    global _schema
+    if _schema is None:
+        _schema = Schema()
+    problems = _schema.problems(records)
+    must(not problems, lambda: f"{len(problems)} of {len(records)} records are not valid: {problems[0]}")
+
+
+# ---- finrace -------------------------------------------------------------------------------------------------------------
+
+_host_network = None  # descriptor of the namespace in which finrace runs
+
+
+class Finrace:
+    """A running `finrace run`. Its standard error and its records are read as they come, by threads of this process."""
+
+    def __init__(self, options, *flags, interval="1s", output=None, wait=True):
+        """`output`: None for a file that is read along, else where records go (a path, or a descriptor as stdout)."""
+        self.options = options
+        self.lines = []  # (wall time, bytes), complete lines alone
+        self.rest = b""
+        self.said = []
+        self.ready = threading.Event()
+        self.finished = threading.Event()
+        self.path = None
+        command = [options.finrace, "run", *options.backend_flags, "--interval", interval]
+        stdout = subprocess.DEVNULL
+        if output is None:
+            handle, self.path = tempfile.mkstemp(prefix="records-", suffix=".jsonl", dir=options.folder)
+            os.close(handle)
+            command += ["--output", self.path]
+        elif isinstance(output, int):
+            stdout = output
+        else:
+            command += ["--output", output]
+        command += flags
+        self.command = command
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, preexec_fn=self.enter_host
+        )
+        self.watchers = [threading.Thread(target=self.listen, daemon=True)]
+        if self.path:
+            self.watchers.append(threading.Thread(target=self.follow, daemon=True))
+        for watcher in self.watchers:
+            watcher.start()
+        if wait:
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.kill()
+                raise
+
+    @staticmethod
+    def enter_host():
+        die_with_parent()
+        if _host_network is not None:
+            checked(libc.setns(_host_network, CLONE_NEWNET), "setns")
+
+    def listen(self):
+        for line in self.process.stderr:
+            text = line.decode("utf-8", "replace").rstrip("\n")
+            self.said.append(text)
+            if text.startswith("finrace: ready"):
+                self.ready.set()
+        self.process.wait()
+        self.finished.set()
+        self.ready.set()
+
+    def follow(self):
+        with open(self.path, "rb") as file:
+            while True:
+                last = self.finished.is_set()
+                data = file.read()
+                if data:
+                    now = time.time()
+                    *lines, self.rest = (self.rest + data).split(b"\n")
+                    self.lines += [(now, line) for line in lines]
+                elif last:
+                    return
+                else:
+                    time.sleep(0.02)
+
+    def wait_ready(self):
+        must(self.ready.wait(READY_LIMIT), f"not ready after {READY_LIMIT:g} s; it said: {self.words()}")
+        must(self.process.poll() is None and not self.finished.is_set(),
+             f"ended with {self.process.poll()} before it was ready: {self.words()}")
+
+    def words(self):
+        return " | ".join(self.said[-20:]) or "nothing"
+
+    def adopted(self):
+        """Of the ready line: connections taken in."""
+        for text in self.said:
+            if text.startswith("finrace: ready"):
+                return int(text.rsplit("connections taken in", 1)[0].split()[-1])
+        raise Wrong("no ready line")
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def stop(self, number=signal.SIGINT):
+        """Ends it, and asserts that it was alive, ended in time and with 0."""
+        must(self.alive(), lambda: f"ended by itself with {self.process.poll()}: {self.words()}")
+        self.send(number)
+        must(self.finished.wait(STOP_LIMIT), f"did not end within {STOP_LIMIT:g} s of signal {number}")
+        for watcher in self.watchers:
+            watcher.join(LIMIT)
+        must(self.process.returncode == 0, lambda: f"ended with {self.process.returncode}: {self.words()}")
+        must(not self.rest, lambda: f"the output ends within a line: {self.rest[-200:]!r}")
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.finished.wait(STOP_LIMIT)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    # -- what it wrote
+
+    def records(self, name=None, start=0):
+        found = []
+        for arrived, line in self.lines[start:]:
+            record = parse_line(line)
+            record.arrived = arrived
+            if name is None or record.name == name:
+                found.append(record)
+        return found
+
+    def verdicts(self, net=None):
+        return [one for one in self.records("finrace.verdict") if net is None or net.owns(one)]
+
+    def connections(self, net=None):
+        return [one for one in self.records("finrace.connection") if net is None or net.owns(one)]
+
+    def health(self):
+        """The last health record."""
+        found = self.records("finrace.health")
+        must(found, "no health record")
+        return found[-1]
+
+    def next_health(self, limit=LIMIT):
+        """A health record that was written after this call."""
+        start = len(self.lines)
+        return wait_for(lambda: next(iter(self.records("finrace.health", start)), None), "a health record", limit)
+
+    def wait_verdicts(self, net, count, limit=LIMIT):
+        def enough():
+            found = self.verdicts(net)
+            return found if len(found) >= count else None
+
+        return wait_for(enough, lambda: f"{count} verdicts; there are {[one.verdict for one in self.verdicts(net)][:20]}",
+                        limit)
+
+    def wait_connections(self, net, count, limit=LIMIT):
+        def enough():
+            found = self.connections(net)
+            return found if len(found) >= count else None
+
+        return wait_for(enough, lambda: f"{count} connections' records; there are {len(self.connections(net))}", limit)
+
+    def memory(self):
+        """Resident memory now, in bytes."""
+        with open(f"/proc/{self.process.pid}/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+        raise Wrong("no VmRSS")
+
+
+# ---- a network of the test's own -----------------------------------------------------------------------------------------
+
+
+class Net:
+    """The calling process's new network namespace: loopback alone, with 10.x.y.0/24 and fd66:x:y::/64 on it."""
+
+    def __init__(self):
+        global _host_network
+        if _host_network is None:
+            _host_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        checked(libc.unshare(CLONE_NEWNET), "unshare")
+        self.ns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        first, second = random.randrange(128, 250), random.randrange(256)
+        self.prefix = f"10.{first}.{second}."
+        self.prefix6 = f"fd66:{first:x}:{second:x}:"
+        ip = need("ip", "iproute2")
+        for command in (
+            ["link", "set", "lo", "up"],
+            ["address", "add", f"{self.prefix}1/24", "dev", "lo"],
+            ["-6", "route", "add", "local", f"{self.prefix6}:/64", "dev", "lo"],
+        ):
+            done = subprocess.run([ip, *command], capture_output=True, text=True, timeout=LIMIT)
+            if done.returncode != 0:
+                raise EnvironmentProblem(f"ip {' '.join(command)}: {done.stderr.strip()}")
+        for family in ("4", "6"):
+            # The test's own ports, chosen explicitly, must not collide with those that the kernel hands out.
+            path = f"/proc/sys/net/ipv{family}/ip_nonlocal_bind"
+            if os.path.exists(path):
+                with open(path, "w", encoding="ascii") as file:
+                    file.write("1")
+
+    def address(self, host=1, family="4"):
+        if family == "6":
+            return f"{self.prefix6}:{host:x}"
+        return f"{self.prefix}{host}"
+
+    def owns(self, record):
+        address = record.at("network.local.address") or record.at("network.peer.address") or ""
+        return address.startswith(self.prefix) or address.startswith(self.prefix6)
+
+    def close(self):
+        checked(libc.setns(_host_network, CLONE_NEWNET), "setns")
+        os.close(self.ns)
+
+
+class Pair:
+    """A connection with both ends in this process."""
+
+    def __init__(self, net, listener=None, family="4", client_host=1):
+        own = listener is None
+        self.listener = listener or listen(net, family)
+        mapped = "::ffff:" if family == "mapped" else ""
+        self.client = socket.socket(socket.AF_INET if family == "4" else socket.AF_INET6)
+        self.client.settimeout(LIMIT)
+        self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.client.bind((mapped + net.address(client_host, family), 0))
+        self.client.connect(self.listener.getsockname()[:2])
+        self.server, _ = self.listener.accept()
+        self.server.settimeout(LIMIT)
+        if own:
+            self.listener.close()
+        self.ends = self.client.getsockname()[:2] + self.client.getpeername()[:2]
+        if mapped:
+            self.ends = tuple(end[7:] if isinstance(end, str) else end for end in self.ends)
+
+    def exchange(self, request=b"GET / HTTP/1.1\r\n\r\n", response=b"HTTP/1.1 204 No Content\r\n\r\n"):
+        self.client.sendall(request)
+        self.serve(len(request), response)
+
+    def serve(self, size, response):
+        """The server reads a request of that size and answers; the client reads the answer."""
+        read_all(self.server, size)
+        self.server.sendall(response)
+        read_all(self.client, len(response))
+
+    def request_unanswered(self, size=50):
+        """The server reads the request and closes: upstream_closed."""
+        self.client.sendall(b"x" * size)
+        read_all(self.server, size)
+        self.server.close()
+        must(self.client.recv(1) == b"", "the client read a byte")
+
+    def close(self):
+        self.client.close()
+        self.server.close()
+
+
+def listen(net, family="4", host=1, backlog=4096):
+    sock = socket.socket(socket.AF_INET if family == "4" else socket.AF_INET6)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.settimeout(LIMIT)
+    if family == "mapped":
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::ffff:" + net.address(host, "4"), 0))
+    else:
+        sock.bind((net.address(host, family), 0))
+    sock.listen(backlog)
+    return sock
+
+
+def read_all(sock, size):
+    while size > 0:
+        part = sock.recv(min(size, 1 << 16))
+        must(part, "end of stream where bytes were due")
+        size -= len(part)
+
+
+def raise_file_limit(count):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count, max(count, hard)))
+        except (ValueError, OSError) as error:
+            raise EnvironmentProblem(f"ulimit -n {count}: {error}") from error
+
+
+# ---- running tests -------------------------------------------------------------------------------------------------------
+
+
+class Results:
+    def __init__(self, only="*"):
+        self.patterns = only.split(",")
+        self.passed = self.failed = 0
+
+    def wanted(self, name):
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
+
+    def note(self, name, problem, seconds=None):
+        took = "" if seconds is None or seconds < 0.1 else f"  ({seconds:.1f} s)"
+        if problem is None:
+            self.passed += 1
+            print(f"  pass  {name}{took}", flush=True)
+        else:
+            self.failed += 1
+            print(f"  FAIL  {name}{took}\n          {problem}", flush=True)
+
+    def run(self, name, test, *arguments):
+        if not self.wanted(name):
+            return
+        started = time.monotonic()
+        problem = None
+        try:
+            test(*arguments)
+        except EnvironmentProblem:
+            raise
+        except (Wrong, OSError, subprocess.SubprocessError) as error:
+            where = traceback.extract_tb(error.__traceback__)
+            lines = [f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in where][-3:]
+            problem = f"{error}\n          at {' > '.join(lines)}"
+        self.note(name, problem, time.monotonic() - started)
+
+    def end(self):
+        print(f"{self.passed} passed, {self.failed} failed", flush=True)
+        return 1 if self.failed else 0
+
+
+def add_options(parser):
+    parser.add_argument("--finrace", default=os.path.join(ROOT, "build", "finrace"), help="the binary (default: build/finrace)")
+    parser.add_argument("--backend", choices=("trace", "cgroup"), default="cgroup")
+    parser.add_argument("--attach", choices=("fentry", "kprobe"), help="of backend trace")
+    parser.add_argument("--logs", help="folder for what a failed run leaves (default: a new one in /tmp)")
+
+
+def prepare(options, name):
+    if os.geteuid() != 0:
+        raise EnvironmentProblem("not root: run it with sudo")
+    options.finrace = os.path.abspath(options.finrace)
+    if not os.access(options.finrace, os.X_OK):
+        raise EnvironmentProblem(f"{options.finrace} is missing: build it first (cmake --preset release)")
+    options.backend_flags = ["--backend", options.backend]
+    if options.attach:
+        options.backend_flags += ["--attach", options.attach]
+    options.backend_name = options.backend + (f" by {options.attach}" if options.attach else "")
+    if options.logs:
+        os.makedirs(options.logs, exist_ok=True)
+    options.folder = tempfile.mkdtemp(prefix=f"finrace-{name}-", dir=options.logs)
+
+
+def main(name, parse, test):
+    """`test(options, results)` under the rules that all live tests share: exit 0, 1 or 2, traces kept only of a failure."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options = parse()
+    failed = True
+    try:
+        prepare(options, name)
+        results = Results(getattr(options, "only", "*"))
+        test(options, results)
+        status = results.end()
+        failed = status != 0
+        return status
+    except EnvironmentProblem as problem:
+        print(f"{name}: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        failed = False
+        return 130
+    finally:
+        folder = getattr(options, "folder", None)
+        if folder and failed:
+            print(f"{name}: logs are kept in {folder}", file=sys.stderr)
+        elif folder:
+            shutil.rmtree(folder, ignore_errors=True)
