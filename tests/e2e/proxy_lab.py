@@ -543,9 +543,10 @@ class Lab:
         idles = self.idle_times()
         trips = [connection.established - connection.opened for connection in self.connections()
                  if connection.established]
-        if not idles or not trips:
+        if len(idles) < 2 or not trips:
             raise LabError("the capture shows no idle close: is tcpdump allowed to see the namespace?")
-        self.idle_timeout, self.round_trip = statistics.median(idles), statistics.median(trips)
+        # A loaded machine only makes them longer, so the shorter ones are nearer to the truth.
+        self.idle_timeout, self.round_trip = statistics.quantiles(idles, n=5)[0], statistics.median(trips)
         return number
 
     def idle_times(self) -> list:
