@@ -29,6 +29,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 LAB = os.path.join(HERE, "..", "..", "tools", "lab.py")
 PYTHON = "/usr/bin/python3"
+sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(LAB))
 import lab  # noqa: E402  (the scenarios' names and the way into a namespace)
 
