@@ -146,6 +146,8 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock 
 		count_loss(LOSS_TABLE_FULL);
 		return;
 	}
+	if (c->state == TCP_STATE_SYN_RECV) /* opened from both sides at once: it has connected, not accepted */
+		return;
 	connection_start(c, next_connection_id(), bpf_ktime_get_ns(), CONNECTION_STATE_CALLBACKS,
 			 TCP_STATE_ESTABLISHED);
 	connection_established(c, c->opened_ns);
@@ -183,6 +185,10 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 		kind = EVENT_LOCAL_FIN;
 		break;
 	case TCP_STATE_CLOSE:
+		/* close() with unread bytes or SO_LINGER 0: the RST leaves only after this, and meets no accounting. */
+		if ((old_state == TCP_STATE_ESTABLISHED || old_state == TCP_STATE_CLOSE_WAIT) &&
+		    c->flags & CONNECTION_SOCKET_CLOSED && !(c->flags & CONNECTION_PEER_RESET))
+			connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
 		kind = old_state == TCP_STATE_SYN_SENT ? EVENT_OPEN_FAILED : EVENT_CLOSED;
 		break;
 	default:
@@ -320,7 +326,10 @@ static __always_inline struct connection *adopt(struct __sk_buff *skb, struct bp
 	struct connection *c;
 	__u64 cookie;
 
-	if (adoptables_left <= 0 || sk->protocol != IPPROTO_TCP)
+	if (adoptables_left <= 0)
+		return NULL;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->protocol != IPPROTO_TCP)
 		return NULL;
 	tp = bpf_tcp_sock(sk);
 	if (!tp || sk->state == TCP_STATE_SYN_RECV || sk->state == TCP_STATE_LISTEN)
@@ -377,9 +386,6 @@ int cgroup_egress(struct __sk_buff *skb)
 	struct bpf_tcp_sock *tp;
 	struct connection *c;
 
-	if (!sk)
-		return ALLOW;
-	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return ALLOW;
 	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
@@ -487,9 +493,6 @@ int cgroup_ingress(struct __sk_buff *skb)
 	struct connection *c;
 	__u64 now_ns;
 
-	if (!sk)
-		return ALLOW;
-	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return ALLOW;
 	c = bpf_sk_storage_get(&connections, sk, NULL, 0);

@@ -110,6 +110,14 @@ struct bpf_iter__tcp {
 
 #pragma clang attribute pop
 
+/*
+ * Takes a pointer for what it is, for plain loads; the verifier turns the call into a move. Linux 6.2, commit
+ * a35b9af4ec2c. Set by the loader: without it the branch that calls is never verified.
+ */
+extern void *bpf_rdonly_cast(const void *object, __u32 type_id) __ksym __weak;
+const volatile bool have_rdonly_cast;
+#define READ_ONLY(object, type) ((type *)bpf_rdonly_cast(object, bpf_core_type_id_kernel(type)))
+
 /* Set by the loader: the length of a jiffy. clock_getres(CLOCK_MONOTONIC_COARSE) tells it (kernel: TICK_NSEC). */
 const volatile __u64 tick_ns = 4000000;
 

@@ -16,7 +16,16 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define HOOK(name, function, ...) \
 	SEC("kprobe/" #function)  \
 	int BPF_KPROBE(name, __VA_ARGS__)
-#define READ(object, field) BPF_CORE_READ(object, field)
+/* A plain load where the kernel lets a kprobe's pointer be taken for what it is, a helper call elsewhere. */
+#define READ(object, field)                                               \
+	({                                                                \
+		typeof((object)->field) value;                            \
+		if (have_rdonly_cast)                                     \
+			value = READ_ONLY(object, typeof(*(object)))->field; \
+		else                                                      \
+			value = BPF_CORE_READ(object, field);             \
+		value;                                                    \
+	})
 #else
 #define HOOK(name, function, ...) \
 	SEC("fentry/" #function)  \
@@ -116,7 +125,8 @@ static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
 #ifdef FINRACE_KPROBE
 	return (struct tcp_sock *)sk;
 #else
-	return bpf_skc_to_tcp_sock(sk);
+	/* Every socket that is followed is a TCP one: the cheaper cast loses no check. */
+	return have_rdonly_cast ? READ_ONLY(sk, struct tcp_sock) : bpf_skc_to_tcp_sock(sk);
 #endif
 }
 
@@ -209,7 +219,11 @@ static __always_inline int on_send(struct sock *sk)
 		return 0;
 	}
 	view.bytes_received = received;
-	view.last_receive_ns = received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
+	/* Within a tick of the last byte the time of the last receipt, exact to one tick, adds nothing: idle time is 0. */
+	view.last_receive_ns = view.now_ns;
+	if (view.now_ns - c->last_byte_ns > tick_ns)
+		view.last_receive_ns =
+			received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
 	view.send_next = READ(tp, write_seq);
 	view.acknowledged = 0;
 	connection_begin_exchange(c, &view);
@@ -280,9 +294,13 @@ int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
 		on_opening(sk, old_state);
 		return 0;
 	}
-	if (follow_accepted && old_state == TCP_STATE_SYN_RECV && new_state == TCP_STATE_ESTABLISHED)
-		on_accepting(sk);
 	c = connection_lookup(sk);
+	/* A socket that passed SYN_RECV as a known one is opened from both sides at once: it has connected, not accepted. */
+	if (follow_accepted && old_state == TCP_STATE_SYN_RECV && new_state == TCP_STATE_ESTABLISHED &&
+	    (!c || c->state != TCP_STATE_SYN_RECV)) {
+		on_accepting(sk);
+		c = connection_lookup(sk);
+	}
 	if (!c)
 		return 0;
 	tp = tcp_of(sk);
@@ -304,9 +322,18 @@ int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
 	case TCP_STATE_LAST_ACK:
 		/* The FIN itself is queued after this: the view above does not count it. */
 		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_FIN);
+		if (!c->pid) /* shutdown() and close() alone lead here */
+			set_owner(c);
 		kind = EVENT_LOCAL_FIN;
 		break;
 	case TCP_STATE_CLOSE:
+		/*
+		 * close() with unread bytes or SO_LINGER 0, connect() to AF_UNSPEC, the end of a listener with connections to
+		 * accept: the kernel sends its RST only after this. What timers and ICMP end leaves an errno.
+		 */
+		if ((old_state == TCP_STATE_ESTABLISHED || old_state == TCP_STATE_CLOSE_WAIT) &&
+		    !(c->flags & (CONNECTION_PEER_RESET | CONNECTION_LOCAL_RESET)) && !READ(sk, sk_err))
+			connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
 		/* A FIN that meets FIN_WAIT2 turns the socket straight into a TIME_WAIT one. */
 		if (old_state == TCP_STATE_FIN_WAIT2 && received_fin(sk))
 			connection_peer_fin(c, &view);

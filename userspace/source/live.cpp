@@ -362,6 +362,7 @@ struct TraceSource : LiveSource::Implementation {
         const bool reset_has_segment = types.parameters("tcp_reset").value_or(0) >= 2;
         owner.configure(options);
         owner->rodata->reset_has_segment = reset_has_segment;
+        owner->rodata->have_rdonly_cast = types.parameters("bpf_rdonly_cast").has_value();
         if (bpf_map__type(owner->maps.connections) == BPF_MAP_TYPE_HASH) {
             bpf_map__set_max_entries(owner->maps.connections, options.max_connections);
             bpf_map__set_map_flags(owner->maps.connections,
