@@ -656,7 +656,7 @@ def race_reset_closed(run):
     run.on_timer()
 
 
-@scenario(race("reset_unread"), accept=["reset_unread", "reset_crossed"], line=True)
+@scenario(race("reset_crossed"), line=True)
 def race_reset_crossed(run):
     """The server resets at its idle timer, and that RST crosses the request."""
     run.open()
