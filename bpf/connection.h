@@ -126,7 +126,7 @@ FINRACE_INLINE void connection_established(struct connection *c, __u64 now_ns)
  * seems to be under way is taken as an exchange whose first byte was not seen.
  */
 FINRACE_INLINE void connection_adopt(struct connection *c, __u64 id, const struct socket_view *view, __u64 last_send_ns,
-				    __u32 flags, __u8 state)
+				     __u32 flags, __u8 state)
 {
 	connection_start(c, id, 0, flags | CONNECTION_ADOPTED, state);
 	/* CLOSING as well: the peer's FIN came while this host's own was under way. */
@@ -208,7 +208,7 @@ FINRACE_INLINE void connection_peer_fin(struct connection *c, const struct socke
  * own if that was sent before the FIN had come, one above it if after.
  */
 FINRACE_INLINE void connection_peer_reset(struct connection *c, const struct socket_view *view,
-					 const struct reset_segment *reset)
+					  const struct reset_segment *reset)
 {
 	__u32 acknowledged = view->acknowledged;
 

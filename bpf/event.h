@@ -57,25 +57,26 @@ enum event_kind {
 
 /* connection.flags */
 enum connection_flag {
-	CONNECTION_CLIENT = 1 << 0,             /* this host opened it; else it accepted it */
-	CONNECTION_ADOPTED = 1 << 1,            /* older than the tracer */
-	CONNECTION_CARRIED = 1 << 2,            /* had received bytes before it was adopted: the next request reuses it */
+	CONNECTION_CLIENT = 1 << 0,  /* this host opened it; else it accepted it */
+	CONNECTION_ADOPTED = 1 << 1, /* older than the tracer */
+	CONNECTION_CARRIED = 1 << 2, /* had received bytes before it was adopted: the next request reuses it */
 	CONNECTION_ADOPTED_IN_EXCHANGE = 1 << 3, /* a request was under way when adopted: its start is not known */
-	CONNECTION_PEER_FIN = 1 << 4,           /* peer_fin_ns and fin_* hold */
-	CONNECTION_PEER_RESET = 1 << 5,         /* peer_reset_ns and reset_* hold */
-	CONNECTION_RESET_HAS_ACK = 1 << 6,      /* the RST carried an ACK: its sender's socket still existed */
+	CONNECTION_PEER_FIN = 1 << 4,            /* peer_fin_ns and fin_* hold */
+	CONNECTION_PEER_RESET = 1 << 5,          /* peer_reset_ns and reset_* hold */
+	CONNECTION_RESET_HAS_ACK = 1 << 6,       /* the RST carried an ACK: its sender's socket still existed */
 	CONNECTION_RESET_FLAGS_UNKNOWN = 1 << 7, /* the RST's own header could not be seen */
-	CONNECTION_RESET_AT_FIN = 1 << 8,       /* RST.seq is the FIN's own: it answers data sent before the FIN was seen */
-	CONNECTION_RESET_BEYOND_FIN = 1 << 9,   /* RST.seq is the FIN's plus one: it answers data sent after the FIN */
-	CONNECTION_LOCAL_FIN = 1 << 10,         /* local_close_ns holds; this host sent a FIN */
-	CONNECTION_LOCAL_RESET = 1 << 11,       /* local_close_ns holds; this host sent an RST */
-	CONNECTION_LOCAL_FIRST = 1 << 12,       /* this host closed its direction before anything came from the peer */
-	CONNECTION_SENT_AFTER_FIN = 1 << 13,    /* the current exchange's request was written after the peer's FIN */
-	CONNECTION_SOCKET_CLOSED = 1 << 14,     /* the process has released its socket */
-	CONNECTION_STATE_CALLBACKS = 1 << 15,   /* cgroup: sock_ops reports this socket's states */
-	CONNECTION_IGNORED = 1 << 16,           /* cgroup: known not to be followed */
-	CONNECTION_DATA_AFTER_CLOSE = 1 << 17,  /* data came in after this host had closed its direction */
-	CONNECTION_EARLIER_UNACKED = 1 << 18,   /* the FIN or RST left bytes from before the current request unacknowledged */
+	CONNECTION_RESET_AT_FIN = 1 << 8, /* RST.seq is the FIN's own: it answers data sent before the FIN was seen */
+	CONNECTION_RESET_BEYOND_FIN = 1 << 9,  /* RST.seq is the FIN's plus one: it answers data sent after the FIN */
+	CONNECTION_LOCAL_FIN = 1 << 10,        /* local_close_ns holds; this host sent a FIN */
+	CONNECTION_LOCAL_RESET = 1 << 11,      /* local_close_ns holds; this host sent an RST */
+	CONNECTION_LOCAL_FIRST = 1 << 12,      /* this host closed its direction before anything came from the peer */
+	CONNECTION_SENT_AFTER_FIN = 1 << 13,   /* the current exchange's request was written after the peer's FIN */
+	CONNECTION_SOCKET_CLOSED = 1 << 14,    /* the process has released its socket */
+	CONNECTION_STATE_CALLBACKS = 1 << 15,  /* cgroup: sock_ops reports this socket's states */
+	CONNECTION_IGNORED = 1 << 16,          /* cgroup: known not to be followed */
+	CONNECTION_DATA_AFTER_CLOSE = 1 << 17, /* data came in after this host had closed its direction */
+	CONNECTION_EARLIER_UNACKED =
+		1 << 18, /* the FIN or RST left bytes from before the current request unacknowledged */
 };
 
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
@@ -126,19 +127,19 @@ struct connection {
 	__u32 reset_unacked;   /* with CONNECTION_RESET_HAS_ACK: bytes that the RST left unacknowledged */
 	__u32 pid;             /* owner's thread group id, 0 if not known; from process context only */
 	char comm[FINRACE_COMM_LEN];
-	__u32 flags;           /* enum connection_flag */
-	__u8 state;            /* enum tcp_connection_state, as last seen */
-	__u8 lost_events;      /* events of this connection lost so far, saturating */
-	__u16 lost_kinds;      /* which: bit (1 << enum event_kind) */
+	__u32 flags;      /* enum connection_flag */
+	__u8 state;       /* enum tcp_connection_state, as last seen */
+	__u8 lost_events; /* events of this connection lost so far, saturating */
+	__u16 lost_kinds; /* which: bit (1 << enum event_kind) */
 };
 
 /* One lifecycle event: the moment, the socket as it was then, and the accounting so far. */
 struct event {
-	__u64 timestamp_ns; /* CLOCK_MONOTONIC */
-	__u64 bytes_sent;     /* payload acknowledged by the peer */
-	__u64 bytes_received; /* payload received, in order */
-	__u64 response_bytes; /* of these, since the current exchange's request */
-	__u64 netns_cookie;   /* 0 if not known */
+	__u64 timestamp_ns;     /* CLOCK_MONOTONIC */
+	__u64 bytes_sent;       /* payload acknowledged by the peer */
+	__u64 bytes_received;   /* payload received, in order */
+	__u64 response_bytes;   /* of these, since the current exchange's request */
+	__u64 netns_cookie;     /* 0 if not known */
 	__u8 local_address[16]; /* network order; IPv4 in the first four bytes, the rest zero */
 	__u8 peer_address[16];
 	__u16 local_port; /* host order */
@@ -147,9 +148,9 @@ struct event {
 	__u8 kind;   /* enum event_kind */
 	__u8 old_state;
 	__u8 new_state;
-	__u16 observed; /* enum observed */
-	__u16 socket_error; /* sk_err: an errno, or 0 */
-	__u32 netns;        /* inode number of the network namespace, 0 if not known */
+	__u16 observed;      /* enum observed */
+	__u16 socket_error;  /* sk_err: an errno, or 0 */
+	__u32 netns;         /* inode number of the network namespace, 0 if not known */
 	__u32 request_bytes; /* written since the current exchange began */
 	__u32 unacked_bytes; /* of these, not acknowledged now */
 	__u32 unread_bytes;  /* received and not read by the process */

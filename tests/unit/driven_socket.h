@@ -37,9 +37,9 @@ public:
     const bool client;
     connection c{};
     std::vector<event> events;
-    std::set<unsigned> ring_full_for;      ///< kinds of events that find no room
+    std::set<unsigned> ring_full_for; ///< kinds of events that find no room
     std::uint64_t now_ns = 5000 * 1000 * ms;
-    std::uint64_t tick_ns = 1;             ///< the kernel keeps the last receive in ticks
+    std::uint64_t tick_ns = 1; ///< the kernel keeps the last receive in ticks
     std::uint32_t srtt_us = 0;
     std::uint32_t retransmits = 0;
     std::uint16_t socket_error = 0;
@@ -85,8 +85,11 @@ public:
     void open_fails(bool by_reset, std::uint16_t error)
     {
         if (by_reset) {
-            const reset_segment reset{.seq = 0, .ack = write_seq_, .receive_next = 0,
-                                      .flags = TCP_FLAG_BIT_RST | TCP_FLAG_BIT_ACK, .seen = 1};
+            const reset_segment reset{.seq = 0,
+                                      .ack = write_seq_,
+                                      .receive_next = 0,
+                                      .flags = TCP_FLAG_BIT_RST | TCP_FLAG_BIT_ACK,
+                                      .seen = 1};
             const socket_view v = view();
             connection_peer_reset(&c, &v, &reset);
         }
@@ -110,7 +113,8 @@ public:
         v.send_next = write_seq_;
         v.acknowledged = state_ == TCP_STATE_SYN_SENT ? write_seq_ - 1 : snd_una_ + (fin_acknowledged_ ? 1 : 0);
         following_ = true;
-        connection_adopt(&c, ++last_id_, &v, sent_payload_ || state_ == TCP_STATE_SYN_SENT ? last_send_ns_ : 0, flags, state_);
+        connection_adopt(&c, ++last_id_, &v, sent_payload_ || state_ == TCP_STATE_SYN_SENT ? last_send_ns_ : 0, flags,
+                         state_);
     }
 
     // ---- payload
@@ -129,8 +133,8 @@ public:
             socket_view v{};
             v.now_ns = now_ns;
             v.bytes_received = received_;
-            if (backend == Backend::trace)
-                v.last_receive_ns = received_ ? last_receive_ns() : 0;
+            if (backend == Backend::trace) // within a tick of the last byte the kernel's time of receipt adds nothing
+                v.last_receive_ns = now_ns - c.last_byte_ns <= tick_ns ? now_ns : received_ ? last_receive_ns() : 0;
             else
                 v.acknowledged = snd_una_;
             v.send_next = write_seq_;
@@ -210,7 +214,8 @@ public:
         if (options.header_seen) {
             segment.seen = 1;
             segment.receive_next = receive_next;
-            segment.seq = receive_next - (options.answers == ResetOptions::Answers::before_fin && fin_received_ ? 1 : 0);
+            segment.seq =
+                receive_next - (options.answers == ResetOptions::Answers::before_fin && fin_received_ ? 1 : 0);
             segment.flags = static_cast<std::uint8_t>(TCP_FLAG_BIT_RST | options.more_flags);
             if (options.acknowledges) {
                 segment.flags |= TCP_FLAG_BIT_ACK;
@@ -257,10 +262,12 @@ public:
             shutdown();
     }
 
-    /// close() with unread bytes or SO_LINGER 0: CLOSE comes before the RST leaves, so no hook sees the RST in time.
+    /// close() with unread bytes or SO_LINGER 0: CLOSE comes before the RST leaves, and is taken for it.
     void abort()
     {
         c.flags |= CONNECTION_SOCKET_CLOSED;
+        if (following_ && !packets_only() && (state_ == TCP_STATE_ESTABLISHED || state_ == TCP_STATE_CLOSE_WAIT))
+            connection_local_close(&c, now_ns, CONNECTION_LOCAL_RESET);
         ended(state_);
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // Each cause and variant, just inside and just outside each of its boundaries; what was lost; what is older than the
-// tracer; and random lives, of which none may end twice or get a verdict where nothing failed. Every event here comes out
-// of bpf/connection.h, driven as a backend drives it.
+// tracer; and random lives, of which none may end twice or get a verdict where nothing failed. Every event here comes
+// out of bpf/connection.h, driven as a backend drives it.
 #include <catch2/catch.hpp>
 
 #include <cerrno>
@@ -13,20 +13,27 @@
 #include "driven_socket.h"
 
 namespace Catch {
-template <> struct StringMaker<finrace::Cause> {
+template <>
+struct StringMaker<finrace::Cause> {
     static std::string convert(finrace::Cause cause) { return std::string(finrace::to_string(cause)); }
 };
-template <> struct StringMaker<finrace::Variant> {
-    static std::string convert(finrace::Variant variant) { return '"' + std::string(finrace::to_string(variant)) + '"'; }
+template <>
+struct StringMaker<finrace::Variant> {
+    static std::string convert(finrace::Variant variant)
+    {
+        return '"' + std::string(finrace::to_string(variant)) + '"';
+    }
 };
-template <> struct StringMaker<finrace::Certainty> {
+template <>
+struct StringMaker<finrace::Certainty> {
     static std::string convert(finrace::Certainty certainty) { return std::string(finrace::to_string(certainty)); }
 };
-template <> struct StringMaker<finrace::Ending> {
+template <>
+struct StringMaker<finrace::Ending> {
     static std::string convert(finrace::Ending ending)
     {
-        static const char* const names[] = {"none",           "verdict",       "idle_close_by_peer", "idle_close_by_local",
-                                            "complete_close", "unclassified"};
+        static const char* const names[] = {
+            "none", "verdict", "idle_close_by_peer", "idle_close_by_local", "complete_close", "unclassified"};
         return names[static_cast<int>(ending)];
     }
 };
@@ -172,7 +179,8 @@ constexpr Expected with(Expected expected, Certainty certainty)
 
 } // namespace
 
-// ---------------------------------------------------------------------------------------------- FIN and request crossed
+// ---------------------------------------------------------------------------------------------- FIN and request
+// crossed
 
 TEST_CASE("a FIN that acknowledges none of the request is a race, proven", "[classify]")
 {
@@ -628,7 +636,8 @@ TEST_CASE("the next request after a FIN that left part of the last one unacknowl
     check(s, Ending::unclassified);
 }
 
-// ----------------------------------------------------------------------------------------------- the response had begun
+// ----------------------------------------------------------------------------------------------- the response had
+// begun
 
 TEST_CASE("an RST after the response's first byte, or before", "[classify]")
 {
@@ -1282,8 +1291,9 @@ TEST_CASE("an upstream that closes by RST and changes its timer is learned anew"
 
 TEST_CASE("every cause has its text, and ids read back", "[classify]")
 {
-    constexpr Cause all[] = {Cause::keepalive_race, Cause::stale_reuse,     Cause::upstream_closed, Cause::upstream_reset,
-                             Cause::response_cut,   Cause::connect_refused, Cause::connect_timeout};
+    constexpr Cause all[] = {Cause::keepalive_race, Cause::stale_reuse,  Cause::upstream_closed,
+                             Cause::upstream_reset, Cause::response_cut, Cause::connect_refused,
+                             Cause::connect_timeout};
     CHECK(cause_texts().size() == std::size(all));
     for (const Cause cause : all) {
         CAPTURE(cause);
@@ -1306,7 +1316,8 @@ TEST_CASE("every cause has its text, and ids read back", "[classify]")
     CHECK(to_string(Variant::none).empty());
 }
 
-// --------------------------------------------------------------------------------------------------------- random lives
+// --------------------------------------------------------------------------------------------------------- random
+// lives
 
 namespace {
 
@@ -1353,7 +1364,10 @@ public:
     }
 
 private:
-    std::uint32_t below(std::uint32_t limit) { return std::uniform_int_distribution<std::uint32_t>(0, limit - 1)(random_); }
+    std::uint32_t below(std::uint32_t limit)
+    {
+        return std::uniform_int_distribution<std::uint32_t>(0, limit - 1)(random_);
+    }
     bool chance(unsigned percent) { return below(100) < percent; }
     void say(const std::string& what) { life_->story += ' ' + what; }
 
@@ -1374,8 +1388,9 @@ private:
 
     void rest()
     {
-        static constexpr std::uint64_t rests_ns[] = {0, 1'000, 1'000'000, 40'000'000, 99'000'000, 150'000'000,
-                                                     899'000'000, 1'000'000'000, 5'000'000'000, 60'000'000'000};
+        static constexpr std::uint64_t rests_ns[] = {
+            0,           1'000,       1'000'000,     40'000'000,    99'000'000,
+            150'000'000, 899'000'000, 1'000'000'000, 5'000'000'000, 60'000'000'000};
         life_->socket.wait_ns(rests_ns[below(std::size(rests_ns))]);
     }
 
@@ -1424,8 +1439,8 @@ private:
         } else if (what < 86 && following_) {
             say("reset");
             life_->reset = true;
-            ResetOptions options{.answers = chance(50) ? ResetOptions::Answers::before_fin
-                                                       : ResetOptions::Answers::after_fin};
+            ResetOptions options{.answers =
+                                     chance(50) ? ResetOptions::Answers::before_fin : ResetOptions::Answers::after_fin};
             if (chance(60))
                 options.acknowledges = chance(50) ? sent_ : acknowledged_;
             options.header_seen = !chance(10);
@@ -1442,7 +1457,8 @@ private:
         } else if (what < 93 && following_) {
             say("time-out");
             s.times_out();
-        } else if (what < 97 && (state == TCP_STATE_FIN_WAIT1 || state == TCP_STATE_LAST_ACK || state == TCP_STATE_CLOSING)) {
+        } else if (what < 97 &&
+                   (state == TCP_STATE_FIN_WAIT1 || state == TCP_STATE_LAST_ACK || state == TCP_STATE_CLOSING)) {
             say("ack");
             s.local_fin_acknowledged();
         }

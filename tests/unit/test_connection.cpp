@@ -413,7 +413,8 @@ TEST_CASE("the peer's RST", "[connection]")
     }
     SECTION("sequence numbers wrap at the FIN as well")
     {
-        const reset_segment reset{.seq = 0xffffffffU, .ack = 0, .receive_next = 0, .flags = TCP_FLAG_BIT_RST, .seen = 1};
+        const reset_segment reset{
+            .seq = 0xffffffffU, .ack = 0, .receive_next = 0, .flags = TCP_FLAG_BIT_RST, .seen = 1};
         s.fin();
         const socket_view v = s.view();
         connection_peer_reset(&s.c, &v, &reset);
@@ -455,6 +456,21 @@ TEST_CASE("this host closes", "[connection]")
         CHECK(has(s.c, CONNECTION_LOCAL_FIRST));
         s.local_fin_acknowledged();
         CHECK(s.last().kind == EVENT_CLOSED);
+    }
+    SECTION("abruptly")
+    {
+        s.abort();
+        CHECK(has(s.c, CONNECTION_LOCAL_RESET | CONNECTION_LOCAL_FIRST));
+        CHECK(has_none(s.c, CONNECTION_LOCAL_FIN));
+        CHECK(s.c.local_close_ns == s.now_ns);
+        CHECK(s.last().kind == EVENT_CLOSED);
+    }
+    SECTION("abruptly after the peer's FIN")
+    {
+        s.fin();
+        s.abort();
+        CHECK(has(s.c, CONNECTION_LOCAL_RESET | CONNECTION_PEER_FIN));
+        CHECK(has_none(s.c, CONNECTION_LOCAL_FIRST));
     }
     SECTION("after the peer's FIN")
     {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-// The contract as C++ has it: this file is built with -Wpadded as an error, so a hole in a struct fails the build; sizes,
-// offsets and the enums' room are checked here once more, for a change of bpf/event.h must be made in two places on purpose.
+// The contract as C++ has it: this file is built with -Wpadded as an error, so a hole in a struct fails the build;
+// sizes, offsets and the enums' room are checked here once more, for a change of bpf/event.h must be made in two places
+// on purpose.
 #include "bpf/event.h" // first: -Wpadded is for these structs
 
 #if defined(__GNUC__)
@@ -36,7 +37,8 @@ static_assert(std::is_same_v<decltype(connection::lost_kinds), __u16>);
 
 namespace {
 
-template <typename Field, typename Value> constexpr bool fits(Value value)
+template <typename Field, typename Value>
+constexpr bool fits(Value value)
 {
     return static_cast<unsigned long long>(value) <= std::numeric_limits<Field>::max();
 }
@@ -46,36 +48,23 @@ static_assert(fits<decltype(event::kind)>(EVENT_KINDS - 1));
 static_assert(fits<decltype(connection::lost_kinds)>(1ULL << (EVENT_KINDS - 1)));
 
 constexpr unsigned states[] = {
-    TCP_STATE_ESTABLISHED, TCP_STATE_SYN_SENT,   TCP_STATE_SYN_RECV, TCP_STATE_FIN_WAIT1, TCP_STATE_FIN_WAIT2,
-    TCP_STATE_TIME_WAIT,   TCP_STATE_CLOSE,      TCP_STATE_CLOSE_WAIT, TCP_STATE_LAST_ACK, TCP_STATE_LISTEN,
-    TCP_STATE_CLOSING,     TCP_STATE_NEW_SYN_RECV,
+    TCP_STATE_ESTABLISHED, TCP_STATE_SYN_SENT,  TCP_STATE_SYN_RECV, TCP_STATE_FIN_WAIT1,
+    TCP_STATE_FIN_WAIT2,   TCP_STATE_TIME_WAIT, TCP_STATE_CLOSE,    TCP_STATE_CLOSE_WAIT,
+    TCP_STATE_LAST_ACK,    TCP_STATE_LISTEN,    TCP_STATE_CLOSING,  TCP_STATE_NEW_SYN_RECV,
 };
 
 constexpr unsigned kinds[] = {
-    EVENT_OPENED,      EVENT_OPEN_FAILED,    EVENT_PEER_FIN,            EVENT_PEER_RESET, EVENT_LOCAL_FIN,
-    EVENT_LOCAL_RESET, EVENT_SENT_AFTER_FIN, EVENT_SEGMENT_AFTER_CLOSE, EVENT_STATE,      EVENT_CLOSED,
+    EVENT_OPENED,    EVENT_OPEN_FAILED, EVENT_PEER_FIN,       EVENT_PEER_RESET,
+    EVENT_LOCAL_FIN, EVENT_LOCAL_RESET, EVENT_SENT_AFTER_FIN, EVENT_SEGMENT_AFTER_CLOSE,
+    EVENT_STATE,     EVENT_CLOSED,
 };
 
 constexpr unsigned flags[] = {
-    CONNECTION_CLIENT,
-    CONNECTION_ADOPTED,
-    CONNECTION_CARRIED,
-    CONNECTION_ADOPTED_IN_EXCHANGE,
-    CONNECTION_PEER_FIN,
-    CONNECTION_PEER_RESET,
-    CONNECTION_RESET_HAS_ACK,
-    CONNECTION_RESET_FLAGS_UNKNOWN,
-    CONNECTION_RESET_AT_FIN,
-    CONNECTION_RESET_BEYOND_FIN,
-    CONNECTION_LOCAL_FIN,
-    CONNECTION_LOCAL_RESET,
-    CONNECTION_LOCAL_FIRST,
-    CONNECTION_SENT_AFTER_FIN,
-    CONNECTION_SOCKET_CLOSED,
-    CONNECTION_STATE_CALLBACKS,
-    CONNECTION_IGNORED,
-    CONNECTION_DATA_AFTER_CLOSE,
-    CONNECTION_EARLIER_UNACKED,
+    CONNECTION_CLIENT,       CONNECTION_ADOPTED,          CONNECTION_CARRIED,         CONNECTION_ADOPTED_IN_EXCHANGE,
+    CONNECTION_PEER_FIN,     CONNECTION_PEER_RESET,       CONNECTION_RESET_HAS_ACK,   CONNECTION_RESET_FLAGS_UNKNOWN,
+    CONNECTION_RESET_AT_FIN, CONNECTION_RESET_BEYOND_FIN, CONNECTION_LOCAL_FIN,       CONNECTION_LOCAL_RESET,
+    CONNECTION_LOCAL_FIRST,  CONNECTION_SENT_AFTER_FIN,   CONNECTION_SOCKET_CLOSED,   CONNECTION_STATE_CALLBACKS,
+    CONNECTION_IGNORED,      CONNECTION_DATA_AFTER_CLOSE, CONNECTION_EARLIER_UNACKED,
 };
 
 constexpr unsigned observed_bits[] = {
@@ -84,7 +73,8 @@ constexpr unsigned observed_bits[] = {
 };
 
 /// Single bits, in order and without a gap: a new one is added here, and none means two things.
-template <std::size_t N> constexpr bool are_the_first_bits(const unsigned (&bits)[N])
+template <std::size_t N>
+constexpr bool are_the_first_bits(const unsigned (&bits)[N])
 {
     for (std::size_t i = 0; i < N; ++i)
         if (bits[i] != 1U << i)
@@ -92,7 +82,8 @@ template <std::size_t N> constexpr bool are_the_first_bits(const unsigned (&bits
     return true;
 }
 
-template <std::size_t N> constexpr bool count_from_one(const unsigned (&values)[N])
+template <std::size_t N>
+constexpr bool count_from_one(const unsigned (&values)[N])
 {
     for (std::size_t i = 0; i < N; ++i)
         if (values[i] != i + 1)

@@ -34,9 +34,10 @@ constexpr std::array causes{
         .title = "sent into a connection that the upstream had closed",
         .happened = "The proxy wrote a request into a connection whose FIN this host's kernel had received before. "
                     "Nothing could answer.",
-        .evidence = "A new request is written in state CLOSE_WAIT. The age of the unread FIN tells the kind: "
-                    "microseconds mean that the proxy's event loop lost a race by a turn; seconds mean a pool that does "
-                    "not watch its idle connections.",
+        .evidence =
+            "A new request is written in state CLOSE_WAIT. The age of the unread FIN tells the kind: "
+            "microseconds mean that the proxy's event loop lost a race by a turn; seconds mean a pool that does "
+            "not watch its idle connections.",
         .proxy_says = "As for keepalive_race: 502, \"upstream prematurely closed connection\", or a silent retry.",
         .remedy = "Make the proxy's idle limit shorter than the upstream's timeout; where the FIN is old, let the pool "
                   "check connections before it reuses them (Apache httpd: ttl=, ping=; clients: validate before use), "
@@ -68,10 +69,12 @@ constexpr std::array causes{
         .cause = Cause::response_cut,
         .title = "the response stopped half way",
         .happened = "The upstream reset the connection after it had begun to answer.",
-        .evidence = "RST less than 900 ms after the last response byte; an RST after a longer rest is an idle close and "
-                    "no failure.",
-        .proxy_says = "nginx: \"readv() failed (104) while reading upstream\"; the client gets a truncated 200, or 502 if "
-                      "the response's head was not complete.",
+        .evidence =
+            "RST less than 900 ms after the last response byte; an RST after a longer rest is an idle close and "
+            "no failure.",
+        .proxy_says =
+            "nginx: \"readv() failed (104) while reading upstream\"; the client gets a truncated 200, or 502 if "
+            "the response's head was not complete.",
         .remedy = "Look at the application: a crash while it streams, a worker's own timeout, an inner hop's read "
                   "timeout.",
     },

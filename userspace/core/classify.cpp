@@ -134,8 +134,9 @@ Classification judge_open_failed(const Evidence& evidence)
         c.opened_ns != 0 ? fmt::format(" in {} ms", (e.timestamp_ns - c.opened_ns) / ns_per_ms) : std::string();
 
     if (has(c, CONNECTION_PEER_RESET))
-        return verdict(evidence, Cause::connect_refused, Variant::none, Certainty::proven,
-                       fmt::format("The upstream's host answered the SYN with an RST{}: nobody listens there.", waited));
+        return verdict(
+            evidence, Cause::connect_refused, Variant::none, Certainty::proven,
+            fmt::format("The upstream's host answered the SYN with an RST{}: nobody listens there.", waited));
     if (e.retransmits == 0)
         return unclassified();
     if (error_seen && e.socket_error == ETIMEDOUT)
@@ -291,11 +292,11 @@ Classification judge_sent_after_fin(const Evidence& evidence)
     const double age_ms = static_cast<double>(c.request_ns - c.peer_fin_ns) / 1e6;
     // A FIN right after a response may have met a request that was answered before its end; this would be its rest.
     const bool with_response = is_reused(c) && c.fin_idle_ms < close_with_response_ms;
-    return verdict(evidence, Cause::stale_reuse, Variant::none, with_response ? Certainty::likely : Certainty::proven,
-                   c.peer_fin_ns == 0
-                       ? std::string("The request was written into a connection that the upstream had closed before.")
-                       : fmt::format("The request was written {:.3f} ms after the upstream's FIN had been received.",
-                                     age_ms));
+    return verdict(
+        evidence, Cause::stale_reuse, Variant::none, with_response ? Certainty::likely : Certainty::proven,
+        c.peer_fin_ns == 0
+            ? std::string("The request was written into a connection that the upstream had closed before.")
+            : fmt::format("The request was written {:.3f} ms after the upstream's FIN had been received.", age_ms));
 }
 
 bool is_harmless(Ending ending)

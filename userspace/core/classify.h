@@ -33,7 +33,7 @@ struct Verdict {
 
 struct Classification {
     Ending ending = Ending::none;
-    std::optional<Verdict> verdict;              ///< with Ending::verdict
+    std::optional<Verdict> verdict;               ///< with Ending::verdict
     std::optional<std::uint32_t> learned_idle_ms; ///< an idle time that the upstream ended, to be learned
 };
 

@@ -54,14 +54,14 @@ private:
 };
 
 struct UpstreamCounts {
-    std::uint64_t opened = 0;              ///< connections whose handshake was seen to complete: not those older than the tracer
+    std::uint64_t opened = 0; ///< connections whose handshake was seen to complete: not those older than the tracer
     std::uint64_t open_failed = 0;
     std::uint64_t closed = 0;
     std::uint64_t exchanges = 0;           ///< of the connections that have closed
     std::uint64_t idle_closes_by_peer = 0; ///< harmless
     std::uint64_t idle_closes_by_local = 0;
-    std::uint64_t complete_closes = 0;     ///< right after a response
-    std::uint64_t unclassified = 0;        ///< failed, and none of the causes named it
+    std::uint64_t complete_closes = 0; ///< right after a response
+    std::uint64_t unclassified = 0;    ///< failed, and none of the causes named it
     std::map<Cause, std::uint64_t> verdicts;
 };
 
