@@ -638,7 +638,9 @@ class Lab:
 
     def _access_log(self) -> list:
         path = self.directory / "access.log"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]  # the last may be half written
 
     def gather(self):
         """Joins client, nginx's two logs and the wire. Returns lines of trouble: what can't be explained."""
