@@ -409,7 +409,7 @@ int cgroup_egress(struct __sk_buff *skb)
 			view.send_next = segment.seq;
 			connection_begin_exchange(c, &view);
 			if (c->flags & CONNECTION_SENT_AFTER_FIN) {
-				view.send_next = segment.seq + segment.payload;
+				/* The first segment tells the request's size no more than the first write does. */
 				c->state = sk->state;
 				emit_packet(sk, c, &view, EVENT_SENT_AFTER_FIN);
 			}
