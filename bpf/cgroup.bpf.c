@@ -27,13 +27,13 @@ struct {
 
 /* Word by word: the verifier refuses the wider loads that the compiler would make of this. */
 #define WORD(address, i) (*(volatile __u32 *)&(address)[i])
-#define COPY_ADDRESS(to, from)                             \
-	do {                                               \
-		__u32 *words = (__u32 *)(to);              \
-		words[0] = WORD(from, 0);                  \
-		words[1] = WORD(from, 1);                  \
-		words[2] = WORD(from, 2);                  \
-		words[3] = WORD(from, 3);                  \
+#define COPY_ADDRESS(to, from)                \
+	do {                                  \
+		__u32 *words = (__u32 *)(to); \
+		words[0] = WORD(from, 0);     \
+		words[1] = WORD(from, 1);     \
+		words[2] = WORD(from, 2);     \
+		words[3] = WORD(from, 3);     \
 	} while (0)
 
 /* What the loader's listing of sockets told of a connection older than the tracer; by socket cookie. */
@@ -436,8 +436,7 @@ static __always_inline int reset_is_valid(const struct segment *segment, struct 
 {
 	if (c->state == TCP_STATE_SYN_SENT)
 		return segment->flags & TCP_FLAG_BIT_ACK;
-	return segment->seq == tp->rcv_nxt ||
-	       (c->flags & CONNECTION_PEER_FIN && segment->seq == tp->rcv_nxt - 1);
+	return segment->seq == tp->rcv_nxt || (c->flags & CONNECTION_PEER_FIN && segment->seq == tp->rcv_nxt - 1);
 }
 
 static __always_inline void on_packet_reset(struct bpf_sock *sk, struct connection *c, struct bpf_tcp_sock *tp,

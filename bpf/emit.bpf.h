@@ -22,8 +22,8 @@ struct {
 } losses SEC(".maps");
 
 /* Set by the loader before the programs are verified, so that what is off costs nothing. */
-const volatile bool follow_accepted;     /* follow connections that this host accepted */
-const volatile bool report_states;       /* report every change of state */
+const volatile bool follow_accepted;      /* follow connections that this host accepted */
+const volatile bool report_states;        /* report every change of state */
 const volatile __u64 wakeup_bytes = 1024; /* a fuller ring than this wakes the reader */
 
 __u64 connections_begun;

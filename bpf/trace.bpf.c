@@ -17,14 +17,14 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 	SEC("kprobe/" #function)  \
 	int BPF_KPROBE(name, __VA_ARGS__)
 /* A plain load where the kernel lets a kprobe's pointer be taken for what it is, a helper call elsewhere. */
-#define READ(object, field)                                               \
-	({                                                                \
-		typeof((object)->field) value;                            \
-		if (have_rdonly_cast)                                     \
+#define READ(object, field)                                                  \
+	({                                                                   \
+		typeof((object)->field) value;                               \
+		if (have_rdonly_cast)                                        \
 			value = READ_ONLY(object, typeof(*(object)))->field; \
-		else                                                      \
-			value = BPF_CORE_READ(object, field);             \
-		value;                                                    \
+		else                                                         \
+			value = BPF_CORE_READ(object, field);                \
+		value;                                                       \
 	})
 #else
 #define HOOK(name, function, ...) \
@@ -219,11 +219,11 @@ static __always_inline int on_send(struct sock *sk)
 		return 0;
 	}
 	view.bytes_received = received;
-	/* Within a tick of the last byte the time of the last receipt, exact to one tick, adds nothing: idle time is 0. */
+	/* Within a tick of the last byte the time of the last receipt, exact to one tick, adds nothing: idle time is 0.
+	 */
 	view.last_receive_ns = view.now_ns;
 	if (view.now_ns - c->last_byte_ns > tick_ns)
-		view.last_receive_ns =
-			received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
+		view.last_receive_ns = received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
 	view.send_next = READ(tp, write_seq);
 	view.acknowledged = 0;
 	connection_begin_exchange(c, &view);
@@ -295,7 +295,8 @@ int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
 		return 0;
 	}
 	c = connection_lookup(sk);
-	/* A socket that passed SYN_RECV as a known one is opened from both sides at once: it has connected, not accepted. */
+	/* A socket that passed SYN_RECV as a known one is opened from both sides at once: it has connected, not
+	 * accepted. */
 	if (follow_accepted && old_state == TCP_STATE_SYN_RECV && new_state == TCP_STATE_ESTABLISHED &&
 	    (!c || c->state != TCP_STATE_SYN_RECV)) {
 		on_accepting(sk);
@@ -328,8 +329,9 @@ int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
 		break;
 	case TCP_STATE_CLOSE:
 		/*
-		 * close() with unread bytes or SO_LINGER 0, connect() to AF_UNSPEC, the end of a listener with connections to
-		 * accept: the kernel sends its RST only after this. What timers and ICMP end leaves an errno.
+		 * close() with unread bytes or SO_LINGER 0, connect() to AF_UNSPEC, the end of a listener with
+		 * connections to accept: the kernel sends its RST only after this. What timers and ICMP end leaves an
+		 * errno.
 		 */
 		if ((old_state == TCP_STATE_ESTABLISHED || old_state == TCP_STATE_CLOSE_WAIT) &&
 		    !(c->flags & (CONNECTION_PEER_RESET | CONNECTION_LOCAL_RESET)) && !READ(sk, sk_err))
@@ -572,9 +574,8 @@ int trace_adopt(struct bpf_iter__tcp *ctx)
 	view.send_next = tp->write_seq - (flags & CONNECTION_LOCAL_FIN ? 1 : 0);
 	view.acknowledged = tp->snd_una;
 	/* lsndtime is set at the handshake, too: without acknowledged payload it tells nothing. */
-	last_send_ns = tp->bytes_acked > 1 || tp->write_seq != tp->snd_una ?
-			       jiffies_to_ns(tp->lsndtime, view.now_ns) :
-			       0;
+	last_send_ns =
+		tp->bytes_acked > 1 || tp->write_seq != tp->snd_una ? jiffies_to_ns(tp->lsndtime, view.now_ns) : 0;
 	connection_adopt(c, next_connection_id(), &view, last_send_ns, flags, state);
 	__sync_fetch_and_add(&connections_adopted, 1);
 	/* It may have died since: then trace_state has run without finding it. */
