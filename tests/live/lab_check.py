@@ -211,7 +211,7 @@ def test(options, results):
     results.run("no verdict on any other connection", judgement.nothing_foreign)
     results.run("nothing was lost", nothing_lost, records)
     results.run("the backend asked for is the one that ran", the_asked_backend, options, records)
-    results.run("every record is valid", harness.check_schema, records)
+    results.run("every record is valid", harness.check_schema, finrace)
 
 
 def parse():

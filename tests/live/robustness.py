@@ -1,0 +1,880 @@
+#!/usr/bin/python3
+"""finrace where things are odd, many or refused: on this kernel, with one backend, each test one function.
+
+Every accident here is made by two sockets of this process, so what is due is known exactly. The tests run in network and
+mount namespaces of their own; finrace runs in the host's network, as it does in production.
+"""
+
+import argparse
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+sys.dont_write_bytecode = True
+import harness  # noqa: E402
+import send_calls  # noqa: E402
+from harness import LIMIT, Finrace, Net, Pair, checked, libc, listen, must, read_all, wait_for  # noqa: E402
+
+PR_SET_NAME = 15
+MEMORY_BUDGET = 64 << 20  # of userspace, at 100,000 followed connections
+OLD_IDLE = 1.1  # above 0.9 s, so that an idle close is thinkable at all
+REQUEST, RESPONSE = b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"
+MARKS = (b"trace_", b"cgroup_", b"finrace", b"losses", b"events")
+
+
+@contextmanager
+def network():
+    net = Net()
+    try:
+        yield net
+    finally:
+        net.close()
+
+
+def healthy(net, listener, exchanges=1):
+    pair = Pair(net, listener)
+    for _ in range(exchanges):
+        pair.exchange()
+    pair.client.close()
+    must(pair.server.recv(1) == b"", "the client sent more")
+    pair.server.close()
+    return pair.ends
+
+
+def unanswered(net, listener):
+    """upstream_closed, proven."""
+    pair = Pair(net, listener)
+    pair.request_unanswered()
+    pair.client.close()
+    return pair.ends
+
+
+def stale(net, listener):
+    """stale_reuse: an exchange, the server's FIN, then a request."""
+    pair = Pair(net, listener)
+    pair.exchange()
+    pair.server.close()
+    wait_for(lambda: pair.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 8, "CLOSE_WAIT")
+    pair.client.send(REQUEST)
+    try:
+        must(pair.client.recv(1) == b"", "the client read a byte")
+    except ConnectionResetError:
+        pass
+    pair.client.close()
+    return pair.ends
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------------
+
+
+def storm(net, listener, count, threads=4):
+    """Healthy connections and accidents, one after the other on each of some threads; the accidents' ends."""
+    accidents, failures = [], []
+
+    def work(number):
+        try:
+            own = listen(net)
+            for index in range(count // threads):
+                if (index + number) % 3 == 0:
+                    accidents.append(unanswered(net, own))
+                elif (index + number) % 3 == 1:
+                    accidents.append(stale(net, own))
+                else:
+                    healthy(net, own)
+            own.close()
+        except (OSError, harness.Wrong) as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    must(not failures, lambda: f"the storm itself failed: {failures[0]}")
+    return accidents
+
+
+def losses_once(options, net):
+    """One storm before a finrace with the smallest ring and one with a large ring. Returns what foreign traffic may spoil."""
+    listener = listen(net)
+    with Finrace(options, "--connections", "--ring-bytes", "64M", interval="100ms") as large, \
+            Finrace(options, "--connections", "--ring-bytes", "4096", interval="100ms") as small:
+        before = [one.next_health() for one in (large, small)]
+        # The reader stands still, the ring is full at once: the FINs of these accidents are lost for certain.
+        small.send(signal.SIGSTOP)
+        for _ in range(20):
+            healthy(net, listener)
+        blind = [Pair(net, listener) for _ in range(10)]
+        for pair in blind:
+            pair.request_unanswered()
+        small.send(signal.SIGCONT)
+        small.next_health()
+        small.next_health()
+        for pair in blind:
+            pair.client.close()
+        accidents = storm(net, listener, options.storm) + [pair.ends for pair in blind]
+        small.next_health()
+        small.next_health()
+        after_storm = [unanswered(net, listener) for _ in range(3)]
+        wait_for(lambda: {one.ends for one in small.verdicts(net)} >= set(after_storm), "the verdicts after the storm")
+        large.next_health()
+        after = [one.next_health() for one in (large, small)]
+        large.stop()
+        small.stop()
+
+    seen, lost = [], []
+    for first, last in zip(before, after):
+        seen.append(last.at("finrace.health.events") - first.at("finrace.health.events"))
+        lost.append(last.at("finrace.health.losses.ring_full") - first.at("finrace.health.losses.ring_full"))
+    must(lost[0] == 0, f"the large ring lost {lost[0]} events")
+    must(lost[1] > 0, "the smallest ring lost nothing: this test has proved nothing")
+    foreign = [one for one in large.connections() if not net.owns(one)]
+
+    last = small.health()
+    must(last.at("finrace.health.complete") is False, "complete, in spite of losses")
+    must(last.at("finrace.lost_events") == last.at("finrace.health.losses.ring_full"), "lost_events is not ring_full")
+    by_kind = last.at("finrace.health.losses.events_by_kind")
+    must(sum(by_kind.values()) == last.at("finrace.lost_events"), f"losses by kind {by_kind} of {last.at('finrace.lost_events')}")
+
+    truth = {one.ends: one for one in large.verdicts(net)}
+    must(set(truth) == set(accidents + after_storm), lambda: f"the large ring gave {len(truth)} verdicts of {len(accidents) + 3}")
+    found = {one.ends: one for one in small.verdicts(net)}
+    must(len(found) == len(small.verdicts(net)), "two verdicts on one connection")
+    for ends, one in found.items():
+        must(ends in truth, lambda: f"a verdict where none is due: {json.dumps(one)}")
+        same = (one.at("finrace.cause"), one.at("finrace.variant")) == \
+            (truth[ends].at("finrace.cause"), truth[ends].at("finrace.variant"))
+        must(same, lambda: f"with losses {one.verdict}, without {truth[ends].verdict}: {json.dumps(one)}")
+        must(bool(one.at("finrace.incomplete")) == (one.at("finrace.lost_events") > 0),
+             lambda: f"lost {one.at('finrace.lost_events')} events, incomplete: {one.at('finrace.incomplete')}")
+    incomplete = [ends for ends, one in found.items() if one.at("finrace.incomplete")]
+    must(incomplete, "no verdict is incomplete, though events of accidents were lost")
+    ended = {one.ends for one in small.connections(net) if one.client}
+    silent = [ends for ends in truth if ends in ended and ends not in found]
+    must(not silent, lambda: f"the end of {len(silent)} accidents was seen, yet no verdict given: {silent[0]}")
+    for ends in after_storm:
+        must(not found[ends].at("finrace.incomplete"), "a verdict after the storm is incomplete")
+    harness.check_schema(small)
+    print(f"          {seen[1]} events seen, {lost[1]} lost, {len(found)} of {len(truth)} verdicts, {len(incomplete)} incomplete")
+    return seen[1] + lost[1], seen[0], len(foreign)
+
+
+def test_smallest_ring(options):
+    """Every loss is counted: what the smallest ring let through and what it lost are what a large one saw."""
+    for _ in range(5):
+        with network() as net:
+            accounted, due, foreign = losses_once(options, net)
+        if accounted == due:
+            return
+        # Another's traffic may begin between the readings of the two counters. Alone, there is no excuse.
+        must(foreign, f"{accounted} events seen or lost, {due} happened")
+    raise harness.Wrong(f"{accounted} events seen or lost, {due} happened (with {foreign} foreign connections on this machine)")
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------------
+
+NAMES = [
+    b"plain", b'quo"te\\back', b"line\nfeed\r\t", b"\xff\xfe\x80\xc3(", b"caf\xc3\xa9", b"\xf0\x9f\x92\xa5boom", b"cut-in-two-\xe2\x82\xac\xe2\x82",
+    b"\x01\x02\x1b[31mred", b"</script>", b"%s%n{}", b"\xed\xa0\x80surrogate", b"\xc0\xafoverlong", b" ", b"\x7f\xc2\x80",
+]
+
+
+@contextmanager
+def in_child(work):
+    """Forks; gives the child's process id and what `work` returned in it, and keeps the child until the end."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            harness.die_with_parent()
+            os.write(writer, json.dumps({"result": work()}).encode() + b"\n")
+            signal.pause()
+        except BaseException as error:  # all of them: this is not the process that reports
+            os.write(writer, json.dumps({"error": repr(error)}).encode() + b"\n")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        with os.fdopen(reader, "rb") as file:
+            answer = json.loads(file.readline())
+        must("result" in answer, lambda: f"in a child: {answer}")
+        yield pid, answer["result"]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_process_names(options):
+    """Names with any bytes in them: valid JSON, the readable part kept, the right process."""
+    with network() as net, Finrace(options, "--connections", interval="200ms") as finrace:
+        listener = listen(net)
+        due = {}
+        for name in NAMES:
+            def named_accident(name=name):
+                checked(libc.prctl(PR_SET_NAME, ctypes.create_string_buffer(name)), "prctl")
+                return unanswered(net, listener)
+
+            with in_child(named_accident) as (pid, ends):
+                due[tuple(ends)] = (pid, name)
+                # trace notes the name in the kernel; cgroup can't, and asks /proc while the process lives.
+                if options.backend == "cgroup":
+                    finrace.wait_verdicts(net, len(due))
+        finrace.wait_verdicts(net, len(NAMES))
+        finrace.stop()
+        harness.check_schema(finrace)
+        for one in finrace.verdicts(net):
+            pid, name = due[one.ends]
+            must(one.at("process.pid") == pid, f"process {one.at('process.pid')}, not {pid}, for {name!r}")
+            said = one.at("process.executable.name", "")
+            kept = name[:15]
+            try:
+                must(said == kept.decode(), f"name {said!r}, not {kept!r}")
+            except UnicodeDecodeError:
+                readable = re.findall(rb"[ -~]+", kept)
+                must(all(part.decode() in said for part in readable) and "\ufffd" in said, f"name {said!r} of {kept!r}")
+
+
+# ---- many ----------------------------------------------------------------------------------------------------------------
+
+
+class Crowd:
+    """Idle connections, more than one process may have descriptors for: children hold them, until told to close them."""
+
+    def __init__(self, net, count):
+        soft = harness.raise_file_limit(2 * count + 100)
+        each = min(count, (soft - 100) // 2)
+        self.ports = []
+        self.children = []
+        for begin in range(0, count, each):
+            listener = listen(net, host=200)
+            self.ports.append(listener.getsockname())
+            ours, theirs = socket.socketpair()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    harness.die_with_parent()
+                    ours.close()
+                    self.hold(net, listener, len(self.children), min(each, count - begin), theirs)
+                finally:
+                    os._exit(1)
+            theirs.close()
+            listener.close()
+            ours.settimeout(10 * LIMIT)
+            self.children.append((pid, ours))
+
+    @staticmethod
+    def hold(net, listener, number, count, channel):
+        sockets = []
+        target = listener.getsockname()
+        for index in range(count):
+            client = socket.socket()
+            client.bind((net.address(1 + number), 20000 + index))
+            client.connect(target)
+            sockets += [client, listener.accept()[0]]
+        channel.sendall(b"o")
+        channel.recv(1)
+        for sock in sockets:
+            sock.close()
+        channel.sendall(b"c")
+        channel.recv(1)
+
+    def wait(self, what):
+        for _, channel in self.children:
+            must(channel.recv(1) == what, "a child that holds connections has failed")
+
+    def close_all(self):
+        for _, channel in self.children:
+            channel.sendall(b"x")
+        self.wait(b"c")
+
+    def end(self):
+        for pid, channel in self.children:
+            channel.close()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_many_connections(options):
+    """As many as asked for open at once, begun before and after finrace: all followed, none lost, memory within its budget."""
+    count = options.many
+    with network() as net, Finrace(options) as finrace:
+        started = time.monotonic()
+        crowd = Crowd(net, count)
+        try:
+            crowd.wait(b"o")
+            took = time.monotonic() - started
+
+            def followed():
+                health = finrace.next_health()
+                return health if health.at("finrace.health.connections.open_estimate") >= count else None
+
+            health = wait_for(followed, f"{count} connections to be followed")
+            must(health.at("finrace.health.losses.table_full") == 0, f"{health.at('finrace.health.losses')}")
+            must(health.at("finrace.lost_events") == 0, f"{health.at('finrace.lost_events')} events were lost")
+            memory = [finrace.memory()]
+
+            started = time.monotonic()
+            with Finrace(options) as later:
+                ready = time.monotonic() - started
+                must(later.adopted() >= count, f"a later finrace took in {later.adopted()} of {count}")
+                memory.append(later.memory())
+                crowd.close_all()
+
+                def closed(one):
+                    last = {}
+                    for record in one.records("finrace.upstream"):
+                        last[record.peer] = record.at("finrace.upstream.connections.closed")
+                    return sum(last.get(target, 0) for target in crowd.ports)
+
+                for one in (finrace, later):
+                    wait_for(lambda one=one: closed(one) == count, lambda one=one: f"{count} closed connections, not {closed(one)}",
+                             pause=0.5)
+                    memory.append(one.memory())
+                later.stop()
+            finrace.stop()
+        finally:
+            crowd.end()
+        for one in (finrace, later):
+            must(one.health().at("finrace.lost_events") == 0, "events were lost at the close")
+            must(not one.verdicts(net), lambda: f"a verdict on a healthy connection: {one.verdicts(net)[0]}")
+        print(f"          {count} connections opened in {took:.1f} s; a later finrace was ready in {ready:.1f} s; resident memory "
+              + ", ".join(f"{size / (1 << 20):.1f} MB" for size in memory))
+        must(options.sanitized or max(memory) < MEMORY_BUDGET, f"{max(memory)} bytes of memory")
+
+
+# ---- older than the tracer -----------------------------------------------------------------------------------------------
+
+
+def test_older_connections(options):
+    """Idle connections that finrace finds when it starts, in two network namespaces, then race."""
+    keepers, cases, nets = [], [], []
+    try:
+        for _ in range(2):
+            net = Net()
+            nets.append(net)
+            # A namespace is found through its processes.
+            keepers.append(subprocess.Popen(["sleep", "600"], preexec_fn=harness.die_with_parent))
+            listener = listen(net)
+            race, healthy_one, stale_one, busy = (Pair(net, listener) for _ in range(4))
+            v6 = Pair(net, listen(net, "6"), "6")
+            for pair in (race, healthy_one, stale_one, v6):
+                pair.exchange()
+                pair.exchange()
+            idle_since = time.monotonic()
+            stale_one.server.close()
+            busy.client.sendall(REQUEST)
+            read_all(busy.server, len(REQUEST))
+            cases.append((net, listener, race, healthy_one, stale_one, busy, v6, idle_since))
+        with Finrace(options, "--connections", interval="200ms") as finrace:
+            must(finrace.adopted() >= 10, f"{finrace.adopted()} connections were taken in")
+            time.sleep(max(0.0, OLD_IDLE - (time.monotonic() - cases[-1][-1])))
+            idles = {}
+            for net, _, race, healthy_one, stale_one, busy, v6, idle_since in cases:
+                for pair in (race, v6):
+                    idles[pair.ends] = time.monotonic() - idle_since
+                    pair.client.sendall(REQUEST)
+                    wait_for(lambda pair=pair: unread(pair.server) == len(REQUEST), "the request's arrival")
+                    pair.server.close()  # unread bytes: RST
+                    expect_reset(pair.client)
+                stale_one.client.send(REQUEST)
+                busy.server.close()
+                must(busy.client.recv(1) == b"", "no end of stream")
+                healthy_one.exchange()
+                for pair in (race, v6, stale_one, busy, healthy_one):
+                    pair.client.close()
+                healthy_one.server.close()
+            for net, *_ in cases:
+                finrace.wait_verdicts(net, 4)
+                finrace.wait_connections(net, 9)
+            finrace.stop()
+            harness.check_schema(finrace)
+        for net, _, race, healthy_one, stale_one, busy, v6, _ in cases:
+            found = {one.ends: one for one in finrace.verdicts(net)}
+            must(len(found) == len(finrace.verdicts(net)), "two verdicts on one connection")
+            must(set(found) == {race.ends, v6.ends, stale_one.ends, busy.ends},
+                 lambda: f"verdicts: {[(ends, one.verdict) for ends, one in found.items()]}")
+            for ends, cause, incomplete in (
+                (race.ends, "keepalive_race", False), (v6.ends, "keepalive_race", False),
+                (stale_one.ends, "stale_reuse", True), (busy.ends, "upstream_closed", True),
+            ):
+                one = found[ends]
+                must(one.at("finrace.cause") == cause, lambda: f"not {cause}: {json.dumps(one)}")
+                must(one.at("finrace.connection.adopted") is True, lambda: f"not marked as older: {json.dumps(one)}")
+                must(one.at("finrace.incomplete") is incomplete, lambda: f"incomplete is not {incomplete}: {json.dumps(one)}")
+            for ends in (race.ends, v6.ends):
+                one = found[ends]
+                must(one.at("finrace.variant") == "reset_unread", lambda: f"{one.verdict}")
+                must(one.at("finrace.connection.reused") is True, lambda: f"not reused: {json.dumps(one)}")
+                away = one.at("finrace.connection.idle_ms") - 1000 * idles[ends]
+                must(abs(away) < options.slack * 1000, f"idle {away:.0f} ms from the truth")
+            records = finrace.connections(net)
+            # The stale one's server is an orphan in FIN_WAIT2, which the kernel keeps as TIME_WAIT: no socket.
+            must(len(records) == 9, f"{len(records)} records of connections")
+            for one in records:
+                must(one.at("finrace.connection.adopted") is True, lambda: f"not marked as older: {json.dumps(one)}")
+            sides = {(one.ends, one.at("finrace.side")) for one in records}
+            for pair in (race, v6, stale_one, busy, healthy_one):
+                due = {(pair.ends, "client")} | ({(pair.ends, "server")} if pair is not stale_one else set())
+                must(due <= sides, f"the sides are wrong: {sides}")
+    finally:
+        for keeper in keepers:
+            keeper.kill()
+            keeper.wait()
+        for net in nets:
+            net.close()
+
+
+def unread(sock):
+    answer = fcntl.ioctl(sock, 0x541B, b"\0\0\0\0")  # FIONREAD
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def expect_reset(sock):
+    try:
+        must(False, f"no reset but {sock.recv(10)!r}")
+    except ConnectionResetError:
+        pass
+
+
+# ---- starting and stopping -----------------------------------------------------------------------------------------------
+
+
+class Load:
+    """Child processes that open, use and close healthy connections as fast as they can."""
+
+    def __init__(self, net, count=2, pause=0.0):
+        self.pids = []
+        for _ in range(count):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    harness.die_with_parent()
+                    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                    listener = listen(net)
+                    while True:
+                        healthy(net, listener, random.randrange(4))
+                        time.sleep(pause)
+                finally:
+                    os._exit(1)
+            self.pids.append(pid)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pid in self.pids:
+            gone, _ = os.waitpid(pid, os.WNOHANG)
+            if not gone:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        must(True, "")
+
+    def check(self):
+        for pid in self.pids:
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            must(not gone, f"the load ended by itself ({status})")
+
+
+def test_churn_at_start(options):
+    """Sockets that come and go while they are listed: no crash, and never a verdict on a healthy connection."""
+    with network() as net, Load(net, pause=0.002) as load:
+        for number in range(options.starts // 5):
+            with Finrace(options, "--connections", interval="100ms") as finrace:
+                finrace.next_health()
+                finrace.stop(signal.SIGTERM if number % 2 else signal.SIGINT)
+                must(not finrace.verdicts(net), lambda: f"a verdict on a healthy connection: {finrace.verdicts(net)[0]}")
+                must(finrace.connections(net), "no connection was seen")
+                harness.check_schema(finrace)
+        load.check()
+
+
+def bpf_objects():
+    """{(kind, id): name} of all programs, maps and links."""
+    bpftool = harness.need("bpftool", "bpftool")
+    found = {}
+    for kind in ("prog", "map", "link"):
+        done = subprocess.run([bpftool, "-j", kind, "list"], capture_output=True, timeout=LIMIT)
+        must(done.returncode == 0, f"bpftool {kind} list: {done.stderr.decode()}")
+        for one in json.loads(done.stdout or b"[]"):
+            found[kind, one["id"]] = one.get("name", one.get("type", ""))
+    return found
+
+
+def held_objects():
+    """Those that some living process holds by a descriptor: another finrace's are no leak of this one's."""
+    held = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fdinfo"):
+                with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
+                    held |= {(kind, int(number)) for kind, number in re.findall(r"^(prog|map|link)_id:\s*(\d+)", file.read(), re.M)}
+        except OSError:
+            continue  # gone meanwhile
+    return held
+
+
+def test_start_stop(options):
+    """Started and stopped again and again under load, also before it is ready, also killed: nothing stays in the kernel."""
+    before = set(bpf_objects())
+    with network() as net, Load(net) as load:
+        for number in range(options.starts):
+            how = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[number % 3]
+            hasty = number % 5 == 4
+            with Finrace(options, interval="50ms", wait=not hasty) as finrace:
+                if hasty:
+                    time.sleep(random.uniform(0.0, 0.3))
+                    if not finrace.alive():
+                        raise harness.Wrong(f"it ended by itself: {finrace.words()}")
+                    finrace.send(how)
+                    must(finrace.finished.wait(harness.STOP_LIMIT), f"signal {how} did not end it before it was ready")
+                    code = finrace.process.returncode
+                    must(code in (0, -how), f"signal {how} before it was ready: exit {code}: {finrace.words()}")
+                elif how == signal.SIGKILL:
+                    finrace.kill()
+                else:
+                    finrace.stop(how)
+                    must(finrace.health().at("finrace.health.last") is True, "no last summary")
+        load.check()
+
+    def left():
+        return {key: name for key, name in bpf_objects().items() if key not in before and key not in held_objects()}
+
+    # The kernel frees maps and programs after a grace period.
+    deadline = time.monotonic() + LIMIT
+    while leaked := left():
+        must(time.monotonic() < deadline, f"left in the kernel: {leaked}")
+        time.sleep(0.5)
+
+
+def test_signals(options):
+    """SIGINT and SIGTERM end it with 0, after a last summary of everything."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with network() as net, Finrace(options, interval="1h") as finrace:
+            listener = listen(net)
+            unanswered(net, listener)
+            finrace.wait_verdicts(net, 1)
+            must(not finrace.records("finrace.health"), "a summary before its time")
+            finrace.stop(number)
+            last = finrace.records()[-1]
+            must(last.name == "finrace.health" and last.at("finrace.health.last") is True, f"the last record is {last}")
+            must(last.at("finrace.health.verdicts.upstream_closed", 0) >= 1, f"{last.at('finrace.health.verdicts')}")
+            upstreams = [one for one in finrace.records("finrace.upstream") if one.peer == listener.getsockname()]
+            must(len(upstreams) == 1 and upstreams[0].at("finrace.upstream.verdicts") == {"upstream_closed": 1}, f"{upstreams}")
+            harness.check_schema(finrace)
+
+
+def test_two_at_once(options):
+    """Two of them side by side see the same."""
+    with network() as net, Finrace(options, "--connections") as one, Finrace(options, "--connections") as two:
+        listener = listen(net)
+        due = set()
+        for _ in range(options.storm // 30):
+            due |= {unanswered(net, listener), stale(net, listener)}
+            healthy(net, listener, 2)
+        views = []
+        for finrace in (one, two):
+            finrace.wait_verdicts(net, len(due))
+            finrace.wait_connections(net, len(due) * 3)
+            finrace.stop()
+            views.append((
+                sorted((found.ends, found.verdict, found.at("finrace.connection.exchange"), found.at("finrace.response.bytes"))
+                       for found in finrace.verdicts(net)),
+                sorted((found.ends, found.at("finrace.side"), found.at("finrace.connection.exchanges"),
+                        found.at("finrace.connection.bytes_sent"), found.at("finrace.connection.bytes_received"))
+                       for found in finrace.connections(net)),
+            ))
+        must({ends for ends, *_ in views[0][0]} == due and len(views[0][0]) == len(due), "not the verdicts that were due")
+        must(views[0][0] == views[1][0], f"verdicts differ: {set(views[0][0]) ^ set(views[1][0])}")
+        must(views[0][1] == views[1][1], f"connections differ: {set(views[0][1]) ^ set(views[1][1])}")
+
+
+# ---- sends ---------------------------------------------------------------------------------------------------------------
+
+
+def run_send_calls(options, results):
+    """Two exchanges by each system call and address family; one result for each."""
+    names = [(call, family) for call in send_calls.CALLS for family in ("4", "6", "mapped")
+             if results.wanted(f"sends by {call}, {family}")]
+    if not names:
+        return
+    pairs = {}
+    refused = {}
+    sizes = (100, 2000)
+    with network() as net, Finrace(options, "--connections") as finrace:
+        listeners = {family: listen(net, family) for family in ("4", "6", "mapped")}
+        for call, family in names:
+            pair = Pair(net, listeners[family], family)
+            try:
+                for size in sizes:
+                    send_calls.CALLS[call](pair.client, b"x" * size)
+                    pair.serve(size, RESPONSE)
+                pairs[call, family] = pair
+            except OSError as error:
+                refused[call, family] = error
+            pair.client.close()
+            must(call in str(refused) or pair.server.recv(1) == b"", "the client sent more")
+            pair.server.close()
+        finrace.wait_connections(net, 2 * len(pairs))
+        finrace.stop()
+        harness.check_schema(finrace)
+        records = {(one.ends, one.client): one for one in finrace.connections(net)}
+
+    def judge(call, family):
+        error = refused.get((call, family))
+        if error is not None:
+            # The kernel's own refusal is no failure of finrace, but it must not pass for a test that ran.
+            must("io_uring" in call and error.errno in (errno.ENOSYS, errno.EPERM, errno.EINVAL), f"{call}: {error}")
+            print(f"!!!!      this kernel refuses {call} ({error}): not tested here")
+            return
+        ends = pairs[call, family].ends
+        for client in (True, False):
+            one = records.get((ends, client))
+            must(one is not None, f"no record of the {'client' if client else 'server'}'s end")
+            sent, received = sum(sizes), 2 * len(RESPONSE)
+            due = (2, sent, received) if client else (2, received, sent)
+            said = tuple(one.at(f"finrace.connection.{name}") for name in ("exchanges", "bytes_sent", "bytes_received"))
+            must(said == due, f"{'client' if client else 'server'}: exchanges, bytes sent and received {said}, not {due}")
+            must(one.at("network.type") == ("ipv6" if family == "6" else "ipv4"), f"network.type {one.at('network.type')}")
+            must(one.at("finrace.close.by") == ("local" if client else "peer"), f"closed by {one.at('finrace.close.by')}")
+
+    for call, family in names:
+        results.run(f"sends by {call}, {family}", judge, call, family)
+
+
+# ---- where records go ----------------------------------------------------------------------------------------------------
+
+
+def test_slow_reader(options):
+    """A pipe that nobody reads does not stall it: what finds no room is dropped and counted, nothing is lost in the kernel."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, 1031, 4096)  # F_SETPIPE_SZ
+    # Two records a connection, about 1 kB each: more than the 8 MiB that finrace keeps.
+    count = 12000 if not options.small else 600
+    with network() as net:
+        listener = listen(net)
+        with Finrace(options, "--connections", interval="100ms", output=writer) as finrace:
+            os.close(writer)
+            for _ in range(count):
+                healthy(net, listener)
+            time.sleep(0.5)
+            must(finrace.alive(), lambda: f"ended: {finrace.words()}")
+            lines = []
+
+            def drain():
+                with os.fdopen(reader, "rb") as file:
+                    for line in file:
+                        lines.append((time.time(), line.rstrip(b"\n")))
+
+            drainer = threading.Thread(target=drain, daemon=True)
+            drainer.start()
+            finrace.lines = lines
+            finrace.next_health()
+            late = unanswered(net, listener)
+            wait_for(lambda: any(one.ends == late for one in finrace.verdicts(net)), "a verdict after the pause")
+            finrace.stop()
+            drainer.join(LIMIT)
+            harness.check_schema(finrace)
+            last = finrace.health()
+            dropped = last.at("finrace.output.dropped")
+            records = len(finrace.connections(net))
+            must(last.at("finrace.health.losses.ring_full") == 0, f"events were lost: {last.at('finrace.health.losses')}")
+            must(options.small or dropped > 0, "nothing was dropped: this test has proved nothing")
+            must((dropped == 0) == last.at("finrace.health.complete"), "complete, though records were dropped")
+            must(records + dropped >= 2 * count, f"{records} records and {dropped} dropped are less than {2 * count}")
+            must(options.small or records < 2 * count + 2, "no record is missing")
+            print(f"          {records} connections' records written, {dropped} records dropped")
+
+
+def test_reader_that_never_comes_back(options):
+    """A last summary that nobody reads does not keep it from ending; a reader that has left ends it."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, 1031, 4096)
+    with network() as net:
+        listener = listen(net)
+        with Finrace(options, "--connections", interval="100ms", output=writer) as finrace:
+            os.close(writer)
+            for _ in range(50):
+                healthy(net, listener)
+            time.sleep(0.5)
+            started = time.monotonic()
+            finrace.stop()
+            must(time.monotonic() - started < 10, "it took more than 10 s to end")
+        os.close(reader)
+        reader, writer = os.pipe()
+        with Finrace(options, interval="100ms", output=writer) as finrace:
+            os.close(writer)
+            os.close(reader)
+            must(finrace.finished.wait(LIMIT), "it goes on, though nobody can read it")
+            must(finrace.process.returncode == 0, lambda: f"exit {finrace.process.returncode}: {finrace.words()}")
+
+
+def test_full_disk(options):
+    """No room on the disk: it says so, goes on, and writes all that waits once there is room, with no line torn."""
+    folder = os.path.join(options.folder, "disk")
+    os.makedirs(folder)
+    mount("tmpfs", folder, "tmpfs", "size=64k")
+    try:
+        path = os.path.join(folder, "records.jsonl")
+        with network() as net:
+            listener = listen(net)
+            with Finrace(options, "--connections", interval="100ms", output=path) as finrace:
+                for _ in range(100):
+                    healthy(net, listener)
+                wait_for(lambda: any("cannot write records" in text for text in finrace.said), "word of the full disk")
+                must(any("No space left" in text for text in finrace.said), finrace.words)
+                accident = unanswered(net, listener)
+                time.sleep(0.5)
+                must(finrace.alive(), lambda: f"ended: {finrace.words()}")
+                mount("tmpfs", folder, "tmpfs", "size=64m", remount=True)
+                wait_for(lambda: any("written again" in text for text in finrace.said), "word of the room")
+                finrace.stop()
+            with open(path, "rb") as file:
+                *finrace.lines, finrace.rest = [(0.0, line) for line in file.read().split(b"\n")]
+            must(finrace.rest[1] == b"", "the file ends within a line")
+            harness.check_schema(finrace)
+            must(len(finrace.connections(net)) == 202, f"{len(finrace.connections(net))} of 202 records")
+            must([one.ends for one in finrace.verdicts(net)] == [accident], f"verdicts {finrace.verdicts(net)}")
+            must(finrace.health().at("finrace.output.dropped") == 0, "records were dropped")
+        done = run_finrace(options, ["run", "--backend", options.backend, "--output", os.path.join(folder, "no", "file")])
+        must(done.returncode == 2 and os.path.join(folder, "no") in done.stderr, f"{done.returncode}: {done.stderr}")
+    finally:
+        unmount(folder)
+
+
+def mount(source, target, kind, data, remount=False):
+    flags = 32 if remount else 0  # MS_REMOUNT
+    checked(libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode()), f"mount {target}")
+
+
+def unmount(target):
+    checked(libc.umount2(target.encode(), 2), f"umount {target}")  # MNT_DETACH
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------------
+
+
+def run_finrace(options, arguments, prefix=(), program=None):
+    return subprocess.run([*prefix, program or options.finrace, *arguments], capture_output=True, text=True, errors="replace",
+                          stdin=subprocess.DEVNULL, timeout=LIMIT)
+
+
+REFUSALS = [
+    ([], ["see finrace --help"]),
+    (["nosuch"], ["nosuch"]),
+    (["run", "--nosuch"], ["--nosuch"]),
+    (["run", "--backend", "bogus"], ["--backend", "'bogus'", "trace", "cgroup", "auto"]),
+    (["run", "--attach", "bogus"], ["--attach", "'bogus'", "fentry", "kprobe"]),
+    (["run", "--backend", "cgroup", "--attach", "fentry"], ["--attach"]),
+    (["run", "--interval", "5"], ["--interval", "'5'", "unit"]),
+    (["run", "--interval", "soon"], ["--interval", "'soon'", "250ms"]),
+    (["run", "--interval", "0s"], ["--interval", "'0s'"]),
+    (["run", "--interval", "-1s"], ["--interval", "-1s"]),
+    (["run", "--ring-bytes", "7"], ["--ring-bytes", "'7'", "4k"]),
+    (["run", "--ring-bytes", "lots"], ["--ring-bytes", "'lots'"]),
+    (["run", "--upstream", "300.1.2.3"], ["--upstream", "300.1.2.3", "accepted"]),
+    (["run", "--upstream", "10.0.0.0/40"], ["--upstream", "10.0.0.0/40", "32"]),
+    (["run", "--upstream", "10.0.0.1:99999"], ["--upstream", "10.0.0.1:99999", "65535"]),
+    (["run", "--process", ""], ["--process"]),
+    (["run", "--process", "a-name-that-is-too-long"], ["--process", "a-name-that-is-too-long", "15"]),
+    (["run", "--process", "0"], ["--process", "'0'"]),
+    (["run", "--output"], ["--output"]),
+    (["run", "extra"], ["extra"]),
+    (["watch", "--upstream", "x:y"], ["--upstream", "x:y"]),
+    (["explain", "nosuch"], ["nosuch", "keepalive_race"]),
+]
+
+
+def test_refusals(options):
+    """Wrong flags: exit 2, the input named with the accepted forms, nothing on standard output."""
+    wrong = []
+    for arguments, words in REFUSALS:
+        done = run_finrace(options, arguments)
+        missing = [word for word in words if word not in done.stderr]
+        if done.returncode != 2 or missing or done.stdout:
+            wrong.append(f"finrace {' '.join(map(repr, arguments))}: exit {done.returncode}, not said: {missing}, "
+                         f"stdout {done.stdout[:100]!r}, stderr {done.stderr.strip()[:400]!r}")
+    must(not wrong, lambda: f"{len(wrong)} of {len(REFUSALS)}:\n          " + "\n          ".join(wrong))
+
+
+def test_not_root(options):
+    """Without the capabilities: exit 2, and which ones are missing."""
+    setpriv = harness.need("setpriv", "util-linux")
+    os.chmod(options.folder, 0o755)
+    program = shutil.copy(options.finrace, os.path.join(options.folder, "finrace-of-nobody"))
+    os.chmod(program, 0o755)
+    backend = ["--backend", options.backend]
+    for prefix, present, absent in (
+        (["--reuid", "65534", "--regid", "65534", "--clear-groups"], ["CAP_BPF", "65534"], []),
+        (["--bounding-set", "-net_admin,-sys_admin"], ["CAP_NET_ADMIN, which"], ["CAP_BPF, CAP_PERFMON"]),
+    ):
+        for command in (["run", *backend], ["watch", *backend]):
+            # Copied to where that user can reach it; a test folder in a closed place would hide the refusal.
+            done = run_finrace(options, command, [setpriv, *prefix], program)
+            must(done.returncode == 2, f"{prefix} {command}: exit {done.returncode}: {done.stderr}")
+            for word in present:
+                must(word in done.stderr, f"{prefix} {command}: no word of {word}: {done.stderr}")
+            must(not done.stdout, f"on standard output: {done.stdout[:200]}")
+    os.unlink(program)
+
+
+def test_no_cgroup_root(options):
+    """No cgroup v2 hierarchy: backend cgroup says where it looked; trace does not care."""
+    script = ("grep -F ' - cgroup2 ' /proc/self/mountinfo | cut -d' ' -f5 | sort -r | while read -r at; do umount -l \"$at\"; done;"
+              ' exec "$0" "$@"')
+    prefix = ["unshare", "-m", "--propagation", "private", "/bin/sh", "-c", script]
+    done = run_finrace(options, ["run", "--backend", "cgroup"], prefix)
+    must(done.returncode == 2, f"exit {done.returncode}: {done.stderr}")
+    for word in ("cgroup v2", "/proc/self/mountinfo", "mount"):
+        must(word in done.stderr, f"no word of {word}: {done.stderr}")
+    done = run_finrace(options, ["doctor"], prefix)
+    must("cgroup v2" in done.stdout + done.stderr, f"doctor: {done.stdout} {done.stderr}")
+
+
+# ---- all of them ---------------------------------------------------------------------------------------------------------
+
+TESTS = [
+    test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_two_at_once, test_process_names,
+    test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,
+    test_churn_at_start, test_start_stop, test_many_connections,
+]
+
+
+def test(options, results):
+    print(f"robustness: backend {options.backend_name}, {options.many} connections at once, {options.starts} starts", flush=True)
+    checked(libc.unshare(harness.CLONE_NEWNS), "unshare")
+    checked(libc.mount(None, b"/", None, 1 << 18 | 1 << 14, None), "mount --make-rprivate /")  # MS_PRIVATE, MS_REC
+    run_send_calls(options, results)
+    for one in TESTS:
+        results.run(one.__name__.removeprefix("test_").replace("_", " "), one, options)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
+    harness.add_options(parser)
+    parser.add_argument("--only", default="*", help="patterns of test names, with commas: 'sends*,full disk'")
+    parser.add_argument("--small", action="store_true", help="for an emulated machine: a tenth of everything")
+    parser.add_argument("--sanitized", action="store_true", help="the binary has sanitizers: its memory is not judged")
+    options = parser.parse_args()
+    options.many = 100000
+    options.starts = 50
+    options.storm = 600
+    options.slack = 0.06
+    if options.small or options.sanitized:
+        options.many, options.starts, options.storm, options.slack = 5000, 10, 150, 0.2
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("robustness", parse, test))
