@@ -278,8 +278,9 @@ struct LiveSource::Implementation {
 
     void add_hook(const ProgramRow& row, const std::string& prefix, std::string problem)
     {
+        const bool attached = problem.empty();
         hooks.push_back({.name = prefix + row.hook,
-                         .attached = problem.empty(),
+                         .attached = attached,
                          .required = row.required,
                          .purpose = row.purpose,
                          .problem = std::move(problem)});
@@ -372,7 +373,7 @@ struct TraceSource : LiveSource::Implementation {
         std::vector<const ProgramRow*> wanted;
         for (const ProgramRow& row : trace_programs) {
             const std::string name = row.name;
-            const bool has_place = name == "trace_reset" ? reset_has_segment
+            const bool has_place = name == "trace_reset"                                   ? reset_has_segment
                                    : name == "trace_reset_bare" || name == "trace_segment" ? !reset_has_segment
                                                                                            : true;
             const bool exists = row.function == nullptr || types.parameters(row.function).has_value();
@@ -382,8 +383,8 @@ struct TraceSource : LiveSource::Implementation {
             if (exists)
                 wanted.push_back(&row);
             else if (row.required)
-                throw SetupError(fmt::format("this kernel has no function {} to attach to ({})", row.function,
-                                             row.purpose));
+                throw SetupError(
+                    fmt::format("this kernel has no function {} to attach to ({})", row.function, row.purpose));
         }
 
         LibbpfLog::clear();
@@ -396,9 +397,8 @@ struct TraceSource : LiveSource::Implementation {
             Link link(bpf_program__attach(owner.program(row->name)));
             const int error = errno;
             if (!link && row->required)
-                throw SetupError(fmt::format("backend trace: {}{} does not attach ({}): {}{}",
-                                             own_prefix ? "" : prefix, row->hook, row->purpose, error_text(error),
-                                             hint_for(error)));
+                throw SetupError(fmt::format("backend trace: {}{} does not attach ({}): {}{}", own_prefix ? "" : prefix,
+                                             row->hook, row->purpose, error_text(error), hint_for(error)));
             add_hook(*row, own_prefix ? "" : prefix, link ? "" : error_text(error));
             if (std::strcmp(row->name, "trace_adopt") == 0)
                 adopt(bpf_link__fd(link.get()));
@@ -574,7 +574,8 @@ std::unique_ptr<Implementation> open_trace(const LiveOptions& options, Attach ho
 std::unique_ptr<Implementation> open_cgroup(const LiveOptions& options)
 {
     std::optional<SetupError> first;
-    for (const auto& [with_owner, with_release] : {std::pair{true, true}, {false, true}, {true, false}, {false, false}}) {
+    for (const auto& [with_owner, with_release] :
+         {std::pair{true, true}, {false, true}, {true, false}, {false, false}}) {
         try {
             return std::make_unique<CgroupSource>(options, with_owner, with_release);
         } catch (const SetupError& error) {

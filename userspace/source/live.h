@@ -26,19 +26,19 @@ struct SetupError : std::runtime_error {
 struct LiveOptions {
     Backend backend = Backend::automatic;
     Attach attach = Attach::automatic;
-    bool follow_accepted = false;             ///< connections that this host accepted, too
-    bool report_states = false;               ///< EVENT_STATE for each change that has no event of its own
-    std::uint32_t ring_bytes = 4U << 20U;     ///< rounded up to a power of two of at least a page
+    bool follow_accepted = false;              ///< connections that this host accepted, too
+    bool report_states = false;                ///< EVENT_STATE for each change that has no event of its own
+    std::uint32_t ring_bytes = 4U << 20U;      ///< rounded up to a power of two of at least a page
     std::uint32_t max_connections = 1U << 18U; ///< where a table of that size is needed
 };
 
 /// One attachment point: whether it holds, and what is missed without it.
 struct Hook {
-    std::string name;     ///< e.g. "fentry/tcp_sendmsg_locked"
+    std::string name; ///< e.g. "fentry/tcp_sendmsg_locked"
     bool attached = false;
     bool required = true;
-    std::string purpose;  ///< what it shows
-    std::string problem;  ///< why it is not attached
+    std::string purpose; ///< what it shows
+    std::string problem; ///< why it is not attached
 };
 
 class LiveSource {
@@ -56,11 +56,11 @@ public:
     /// Hands every waiting event to `handle`. IPv4-mapped addresses come as IPv4.
     void consume(const std::function<void(const event&)>& handle);
 
-    [[nodiscard]] loss_counters losses() const;        ///< summed over CPUs
+    [[nodiscard]] loss_counters losses() const;            ///< summed over CPUs
     [[nodiscard]] std::uint64_t connections_begun() const; ///< opened, accepted and adopted, as far as followed
     [[nodiscard]] std::uint64_t connections_adopted() const;
-    [[nodiscard]] const std::string& backend() const;  ///< "trace" or "cgroup"
-    [[nodiscard]] const std::string& attach() const;   ///< "fentry", "kprobe"; empty for cgroup
+    [[nodiscard]] const std::string& backend() const; ///< "trace" or "cgroup"
+    [[nodiscard]] const std::string& attach() const;  ///< "fentry", "kprobe"; empty for cgroup
     [[nodiscard]] const std::vector<Hook>& hooks() const;
     /// Things that went wrong without stopping anything (a namespace that can't be entered), for people.
     [[nodiscard]] const std::vector<std::string>& warnings() const;

@@ -137,8 +137,8 @@ std::vector<std::string> in_each_network_namespace(const std::function<void()>& 
             }
             // The first is our own: entering it takes no privilege.
             if (done.size() > 1 && setns(ns.get(), CLONE_NEWNET) != 0) {
-                problems.push_back(fmt::format("network namespace {} can't be entered: {}", file.string(),
-                                               std::strerror(errno)));
+                problems.push_back(
+                    fmt::format("network namespace {} can't be entered: {}", file.string(), std::strerror(errno)));
                 continue;
             }
             work();
@@ -164,7 +164,8 @@ void walk_socket_owners(const std::function<void(std::uint32_t inode, std::uint3
         if (std::from_chars(name.data(), name.data() + name.size(), pid).ptr != name.data() + name.size())
             continue;
         std::error_code gone;
-        for (fs::directory_iterator file(process.path() / "fd", gone), end; !gone && file != end; file.increment(gone)) {
+        for (fs::directory_iterator file(process.path() / "fd", gone), end; !gone && file != end;
+             file.increment(gone)) {
             std::array<char, 64> target{};
             const ssize_t length = readlink(file->path().c_str(), target.data(), target.size());
             constexpr std::string_view prefix = "socket:[";

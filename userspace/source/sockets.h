@@ -22,7 +22,7 @@ struct ListedSocket {
     std::uint64_t last_receive_ns; ///< 0 if nothing was received
     std::uint32_t inode;
     std::uint16_t local_port;
-    std::uint8_t state;            ///< enum tcp_connection_state
+    std::uint8_t state; ///< enum tcp_connection_state
 };
 
 /// Lists the TCP sockets of the namespace that the calling thread is in. False with errno set if the kernel refuses.
