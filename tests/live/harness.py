@@ -487,7 +487,7 @@ def add_options(parser):
     parser.add_argument("--finrace", default=os.path.join(ROOT, "build", "finrace"), help="the binary (default: build/finrace)")
     parser.add_argument("--backend", choices=("trace", "cgroup"), default="cgroup")
     parser.add_argument("--attach", choices=("fentry", "kprobe"), help="of backend trace")
-    parser.add_argument("--logs", help="folder for what a failed run leaves (default: a new one in /tmp)")
+    parser.add_argument("--logs", help="folder to copy to what a failed run leaves")
 
 
 def prepare(options, name):
@@ -500,9 +500,7 @@ def prepare(options, name):
     if options.attach:
         options.backend_flags += ["--attach", options.attach]
     options.backend_name = options.backend + (f" by {options.attach}" if options.attach else "")
-    if options.logs:
-        os.makedirs(options.logs, exist_ok=True)
-    options.folder = tempfile.mkdtemp(prefix=f"finrace-{name}-", dir=options.logs)
+    options.folder = tempfile.mkdtemp(prefix=f"finrace-{name}-")
 
 
 def main(name, parse, test):
@@ -526,6 +524,11 @@ def main(name, parse, test):
     finally:
         folder = getattr(options, "folder", None)
         if folder and failed:
+            if options.logs:
+                # A share of a virtual machine is slow to write to, and only it outlives the machine.
+                kept = shutil.copytree(folder, os.path.join(options.logs, os.path.basename(folder)), dirs_exist_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                folder = kept
             print(f"{name}: logs are kept in {folder}", file=sys.stderr)
         elif folder:
             shutil.rmtree(folder, ignore_errors=True)
