@@ -923,6 +923,8 @@ TEST_CASE("connections that don't open", "[classify]")
     SECTION("unreachable is another cause")
     {
         trace.retransmits = 2;
+        if (GENERATE(true, false)) // an error of its own is no patience that ran out
+            trace.close();
         trace.open_fails(false, EHOSTUNREACH);
         check(trace, Ending::unclassified);
     }
