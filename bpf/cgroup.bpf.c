@@ -404,6 +404,9 @@ int cgroup_egress(struct __sk_buff *skb)
 		return ALLOW;
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	/* snd_nxt moves on after the segment has left: what lies before it is a retransmission. */
+	if (!(segment.flags & (TCP_FLAG_BIT_FIN | TCP_FLAG_BIT_RST)) && segment.seq == tp->snd_nxt &&
+	    connection_plain_send(c, view.now_ns, tick_ns, tp->bytes_received, segment.seq))
+		return ALLOW;
 	if (segment.payload && !sequence_distance(segment.seq, tp->snd_nxt)) {
 		if (connection_begins_exchange(c, view.bytes_received)) {
 			view.send_next = segment.seq;

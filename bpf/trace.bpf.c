@@ -197,8 +197,8 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 	event_end(e);
 }
 
-/* Every way to send payload ends in one of two functions, with the socket locked and its backlog processed. */
-static __always_inline int on_send(struct sock *sk)
+/* Out of line, so that the plain send below spills nothing. */
+static __noinline int on_notable_send(struct sock *sk)
 {
 	struct connection *c = connection_lookup(sk);
 	struct socket_view view;
@@ -219,11 +219,7 @@ static __always_inline int on_send(struct sock *sk)
 		return 0;
 	}
 	view.bytes_received = received;
-	/* Within a tick of the last byte the time of the last receipt, exact to one tick, adds nothing: idle time is 0.
-	 */
-	view.last_receive_ns = view.now_ns;
-	if (view.now_ns - c->last_byte_ns > tick_ns)
-		view.last_receive_ns = received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
+	view.last_receive_ns = received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
 	view.send_next = READ(tp, write_seq);
 	view.acknowledged = 0;
 	connection_begin_exchange(c, &view);
@@ -233,6 +229,22 @@ static __always_inline int on_send(struct sock *sk)
 		view_socket(&view, sk, tp, c);
 		emit(sk, tp, c, &view, EVENT_SENT_AFTER_FIN, c->state, c->state);
 	}
+	return 0;
+}
+
+/* Every way to send payload ends in one of two functions, with the socket locked and its backlog processed. */
+static __always_inline int on_send(struct sock *sk)
+{
+	struct connection *c = connection_lookup(sk);
+	struct tcp_sock *tp;
+
+	if (!c)
+		return 0;
+	tp = tcp_of(sk);
+	if (!tp)
+		return 0;
+	if (!connection_plain_send(c, bpf_ktime_get_ns(), tick_ns, READ(tp, bytes_received), READ(tp, write_seq)))
+		on_notable_send(sk);
 	return 0;
 }
 
