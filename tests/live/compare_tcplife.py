@@ -22,6 +22,9 @@ tcplife    TX_KB and RX_KB are bytes_acked and bytes_received over 1024 with two
            PID and COMM are the owner's for sockets that were in SYN_SENT or LAST_ACK. For others tcplife prints the process that
            happens to run when the socket closes, which is wrong where a packet closes it; finrace's owner is never that.
            MS is the time from ESTABLISHED (or SYN_SENT, if it came to no more) to CLOSE, as finrace's age_ms.
+
+Durations may differ by a tick. Made for `scripts/vm KERNEL --icount`, where time counts instructions: elsewhere a busy machine
+may stand still between two programs on one tracepoint.
 """
 
 import argparse
@@ -48,8 +51,8 @@ from harness import EnvironmentProblem, Finrace, Wrong, libc, must, need, wait_f
 
 PR_SET_NAME = 15
 CROSSING_DELAY = "200ms"  # one way, where both ends must close at once
-TICK_MS = 4.0  # a jiffy of Debian's kernels, the granularity of what the kernel itself notes
-OUTLIER_MS = 150.0  # the emulated machine may stand still between two programs on one tracepoint
+CLOCK_MONOTONIC_COARSE = 6
+TICK_MS = 1000 * time.clock_getres(CLOCK_MONOTONIC_COARSE)
 IDLE = 0.3
 STATES = {1: "ESTABLISHED", 4: "FIN_WAIT1", 5: "FIN_WAIT2", 8: "CLOSE_WAIT"}
 ADDRESSES = {"4": "127.0.0.1", "6": "::1", "mapped": "::ffff:127.0.0.1"}
@@ -457,6 +460,8 @@ def disconnected(link):
     link.server("close")
     link.client("close")
     link.closed_by(link.c, "reset")
+    # The server only accepted and read; the RST ended the socket before the process did anything that finrace watches.
+    link.s.owner = None
 
 
 def reset_with_unread_after_fin(link):
@@ -793,7 +798,7 @@ class Comparison:
         middle, most = pairs[len(pairs) // 2], pairs[len(pairs) * 95 // 100]
         seen.append(f"{len(pairs)} times: they differ by {middle[0]:.3f} ms (median), {most[0]:.3f} ms (95 %), "
                     f"{pairs[-1][0]:.3f} ms at most ({pairs[-1][1]})")
-        must(most[0] <= TICK_MS and pairs[-1][0] <= OUTLIER_MS, seen[-1])
+        must(pairs[-1][0] <= TICK_MS, seen[-1])
 
     def bystanders(self):
         """What tcplife gives as owner where it did not note one."""
@@ -813,7 +818,7 @@ def test(options, results):
     finrace, tools = None, []
     try:
         tools = [Tool("tcplife", "PID"), Tool("tcpstates", "SKADDR")]
-        finrace = Finrace(options, "--connections")
+        finrace = Finrace(options, "--connections", interval="1h")
         for tool in tools:
             tool.wait_ready()
         started = time.monotonic()
@@ -846,7 +851,7 @@ def test(options, results):
     results.run("the same states as tcpstates, in the same order", compared.each, compared.states)
     results.run("payload bytes each way, to the byte", compared.each, compared.payload)
     results.run("the same bytes as tcplife, less SYN and FIN", compared.each, compared.sequence_numbers)
-    results.run("the owner is the process that connected or accepted", compared.each, compared.owner)
+    results.run("the owner is the process that connected, wrote or closed", compared.each, compared.owner)
     results.run("the same owner as tcplife, where it notes one", compared.each, compared.same_owner)
     results.run("which side opened", compared.each, compared.side)
     results.run("who closed first, and how", compared.each, compared.first_close)
@@ -857,7 +862,7 @@ def test(options, results):
     for text in seen + [compared.bystanders()]:
         print(f"          {text}")
     results.run("nothing was lost", nothing_lost, records)
-    results.run("every record is valid", harness.check_schema, records)
+    results.run("every record is valid", harness.check_schema, finrace)
 
 
 def parse():
