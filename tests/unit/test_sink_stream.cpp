@@ -92,6 +92,22 @@ TEST_CASE("a slow reader: lines wait, are dropped beyond the limit, and never to
     CHECK_FALSE(stream.closed_by_reader());
 }
 
+TEST_CASE("a line is not torn even when the writer gives up")
+{
+    const Pipe pipe;
+    {
+        Stream stream = Stream::to_descriptor(pipe.ends[1]);
+        for (int i = 0; i < 500; ++i)
+            stream.write(std::string(700, 'x'));
+        stream.drain(std::chrono::milliseconds(10));
+        CHECK(stream.written() + stream.dropped() == 500);
+        CHECK(stream.dropped() > 0);
+    }
+    const std::string got = pipe.read();
+    REQUIRE_FALSE(got.empty());
+    CHECK(got.back() == '\n');
+}
+
 TEST_CASE("the descriptor's own blocking mode stays as it was")
 {
     const Pipe pipe;

@@ -72,7 +72,7 @@ std::string lockdown_mode()
     const std::size_t begin = text.find('[');
     const std::size_t end = text.find(']', begin);
     if (begin == std::string::npos || end == std::string::npos)
-        return "unknown";
+        return "unknown (securityfs is not mounted)";
     return text.substr(begin + 1, end - begin - 1);
 }
 
@@ -124,7 +124,7 @@ Findings examine()
         .cgroup_root = cgroup_root(),
         .backends = {},
     };
-    // Without them every attempt fails with EPERM, which says nothing of the kernel.
+    // Without these every attempt fails with EPERM, which says nothing of the kernel.
     if (findings.missing_capabilities.empty())
         findings.backends = examine_backends();
     return findings;
@@ -149,9 +149,10 @@ void print(const Findings& findings)
                                       : findings.cgroup_root,
          !findings.cgroup_root.empty());
     fact("capabilities",
-         findings.missing_capabilities.empty() ? "all that is needed"
-                                               : fmt::format("{} missing: nothing can be tried out; run it as root",
-                                                             fmt::join(findings.missing_capabilities, ", ")),
+         findings.missing_capabilities.empty()
+             ? "all that is needed"
+             : fmt::format("{} missing: run it as root to see what this kernel allows",
+                           fmt::join(findings.missing_capabilities, ", ")),
          findings.missing_capabilities.empty());
 
     for (const BackendReport& report : findings.backends) {

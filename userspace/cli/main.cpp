@@ -2,13 +2,28 @@
 // finrace: names why a proxied request died. This file only finds the command and turns what went wrong into
 // words and an exit status.
 #include <exception>
+#include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/options.h"
 #include "cli/parse.h"
 #include "source/live.h"
+
+namespace {
+
+std::vector<std::string> command_names(const CLI::App& program)
+{
+    std::vector<std::string> names;
+    for (const CLI::App* command : program.get_subcommands([](const CLI::App*) { return true; }))
+        names.push_back(command->get_name());
+    return names;
+}
+
+} // namespace
 
 int main(int argc, char** argv)
 {
@@ -37,7 +52,10 @@ int main(int argc, char** argv)
         return program.exit(asked);
     } catch (const CLI::ParseError& error) {
         const auto chosen = program.get_subcommands();
-        say(error.what());
+        if (chosen.empty() && argc > 1 && argv[1][0] != '-')
+            say(fmt::format("'{}' is no command; known are: {}", argv[1], fmt::join(command_names(program), ", ")));
+        else
+            say(error.what());
         say(fmt::format("see finrace {}--help", chosen.empty() ? "" : chosen.front()->get_name() + " "));
         return exit_unusable;
     }

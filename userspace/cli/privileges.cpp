@@ -35,7 +35,8 @@ std::vector<std::string> missing_capabilities(std::uint64_t effective)
 {
     const auto has = [&](unsigned capability) { return (effective >> capability & 1U) != 0; };
     std::vector<std::string> missing;
-    // CAP_SYS_ADMIN contains the others wherever bpf() asks for them.
+    // CAP_SYS_ADMIN contains the others wherever bpf() asks for them. CAP_PERFMON is for backend cgroup, too: without
+    // it the verifier distrusts programs so much that it refuses ours.
     if (has(CAP_SYS_ADMIN))
         return missing;
     if (!has(CAP_BPF))

@@ -31,15 +31,22 @@ bool ends_within_a_line(const std::string& path, off_t size)
     return got == 1 && last != '\n';
 }
 
+/// As many whole lines as fit into `limit` bytes; of a longer line, so many bytes.
+std::size_t whole_lines(std::string_view text, std::size_t limit)
+{
+    const std::size_t end = text.substr(0, limit).rfind('\n');
+    return end == std::string_view::npos ? std::min(text.size(), limit) : end + 1;
+}
+
 } // namespace
 
 Stream::Stream(int fd, std::size_t limit) : fd_(fd), limit_(limit) {}
 
 Stream::Stream(Stream&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), owned_(std::exchange(other.owned_, false)), socket_(other.socket_),
-      may_block_(other.may_block_), closed_by_reader_(other.closed_by_reader_), problem_(other.problem_),
-      limit_(other.limit_), backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)),
-      written_(other.written_), dropped_(other.dropped_)
+      pipe_(other.pipe_), may_block_(other.may_block_), closed_by_reader_(other.closed_by_reader_),
+      problem_(other.problem_), limit_(other.limit_), backlog_(std::move(other.backlog_)),
+      sent_(std::exchange(other.sent_, 0)), written_(other.written_), dropped_(other.dropped_)
 {
     other.backlog_.clear();
 }
@@ -60,8 +67,10 @@ Stream Stream::to_file(const std::string& path, std::size_t backlog)
     Stream stream(fd, backlog);
     stream.owned_ = true;
     struct stat status {};
-    if (::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0 &&
-        ends_within_a_line(path, status.st_size) && ::write(fd, "\n", 1) != 1)
+    const bool known = ::fstat(fd, &status) == 0;
+    stream.pipe_ = known && S_ISFIFO(status.st_mode);
+    if (known && S_ISREG(status.st_mode) && status.st_size > 0 && ends_within_a_line(path, status.st_size) &&
+        ::write(fd, "\n", 1) != 1)
         throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(errno)));
     return stream;
 }
@@ -73,6 +82,7 @@ Stream Stream::to_descriptor(int fd, std::size_t backlog)
         throw OutputError(fmt::format("cannot write to descriptor {}: {}", fd, std::strerror(errno)));
     Stream stream(fd, backlog);
     stream.socket_ = S_ISSOCK(status.st_mode);
+    stream.pipe_ = S_ISFIFO(status.st_mode);
     if (S_ISFIFO(status.st_mode) || S_ISCHR(status.st_mode)) {
         // O_NONBLOCK belongs to the open file, which others may share: opened anew it is ours alone.
         const std::string path = fmt::format("/proc/self/fd/{}", fd);
@@ -104,12 +114,12 @@ void Stream::flush()
         const char* data = backlog_.data() + sent_;
         std::size_t size = waiting();
         if (may_block_) {
-            // A pipe that polls writable takes PIPE_BUF bytes at once.
             pollfd ready{.fd = fd_, .events = POLLOUT, .revents = 0};
             if (::poll(&ready, 1, 0) <= 0)
                 break;
-            size = std::min<std::size_t>(size, PIPE_BUF);
         }
+        if (pipe_ || may_block_)
+            size = whole_lines({data, size}, PIPE_BUF);
         const ssize_t count = socket_ ? ::send(fd_, data, size, MSG_DONTWAIT | MSG_NOSIGNAL) : ::write(fd_, data, size);
         if (count < 0) {
             if (errno == EINTR)

@@ -57,6 +57,7 @@ private:
     int fd_;
     bool owned_ = false;
     bool socket_ = false;
+    bool pipe_ = false;      ///< takes whole lines of PIPE_BUF bytes at once or not at all
     bool may_block_ = false; ///< could not be opened anew: ask poll() before each small write
     bool closed_by_reader_ = false;
     int problem_ = 0;
