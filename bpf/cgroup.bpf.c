@@ -264,6 +264,24 @@ static __always_inline int parse_segment(struct __sk_buff *skb, struct segment *
 	return 0;
 }
 
+/* A socket that sends an RST as it closes has given its port back before: the segment still has it. */
+static __always_inline __u16 source_port(struct __sk_buff *skb)
+{
+	__u8 *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__u32 ip_bytes = IPV6_HEADER_BYTES;
+
+	if (skb->protocol == bpf_htons(ETHERTYPE_IPV4)) {
+		if ((void *)(data + 1) > end)
+			return 0;
+		ip_bytes = (data[0] & 0x0f) * 4;
+	}
+	data += ip_bytes;
+	if ((void *)(data + 2) > end)
+		return 0;
+	return bpf_ntohs(*(__be16 *)data);
+}
+
 static __always_inline void view_tcp(struct socket_view *view, struct bpf_tcp_sock *tp, const struct connection *c,
 				     __u64 now_ns)
 {
@@ -277,7 +295,8 @@ static __always_inline void view_tcp(struct socket_view *view, struct bpf_tcp_so
 }
 
 /* Out of line: one copy serves both packet programs, and stays out of the way of the packets that make no event. */
-static __noinline int emit_packet(struct bpf_sock *sk, struct connection *c, const struct socket_view *view, __u8 kind)
+static __noinline int emit_packet(struct bpf_sock *sk, struct connection *c, const struct socket_view *view, __u8 kind,
+				  __u16 local_port)
 {
 	struct bpf_tcp_sock *tp;
 	struct event *e;
@@ -302,7 +321,7 @@ static __noinline int emit_packet(struct bpf_sock *sk, struct connection *c, con
 		COPY_ADDRESS(e->local_address, sk->src_ip6);
 		COPY_ADDRESS(e->peer_address, sk->dst_ip6);
 	}
-	e->local_port = sk->src_port;
+	e->local_port = local_port;
 	e->peer_port = bpf_ntohs(sk->dst_port);
 	acked = tp->bytes_acked;
 	if (acked && (c->flags & CONNECTION_CLIENT))
@@ -366,14 +385,15 @@ static __always_inline int states_are_reported(const struct connection *c)
 }
 
 /* The end of a connection whose states nobody reports: both sides have closed, or one has reset. */
-static __always_inline void end_if_over(struct bpf_sock *sk, struct connection *c, const struct socket_view *view)
+static __always_inline void end_if_over(struct bpf_sock *sk, struct connection *c, const struct socket_view *view,
+					__u16 local_port)
 {
 	__u32 both = CONNECTION_PEER_FIN | CONNECTION_LOCAL_FIN;
 
 	if ((c->flags & both) != both && !(c->flags & (CONNECTION_PEER_RESET | CONNECTION_LOCAL_RESET)))
 		return;
 	c->state = TCP_STATE_CLOSE;
-	emit_packet(sk, c, view, EVENT_CLOSED);
+	emit_packet(sk, c, view, EVENT_CLOSED, local_port);
 	c->flags = CONNECTION_IGNORED;
 }
 
@@ -414,21 +434,23 @@ int cgroup_egress(struct __sk_buff *skb)
 			if (c->flags & CONNECTION_SENT_AFTER_FIN) {
 				/* The first segment tells the request's size no more than the first write does. */
 				c->state = sk->state;
-				emit_packet(sk, c, &view, EVENT_SENT_AFTER_FIN);
+				emit_packet(sk, c, &view, EVENT_SENT_AFTER_FIN, sk->src_port);
 			}
 		} else {
 			connection_continue(c, view.now_ns);
 		}
 	}
 	if (segment.flags & TCP_FLAG_BIT_RST) {
+		__u16 port = source_port(skb);
+
 		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
-		emit_packet(sk, c, &view, EVENT_LOCAL_RESET);
+		emit_packet(sk, c, &view, EVENT_LOCAL_RESET, port);
 		if (!states_are_reported(c))
-			end_if_over(sk, c, &view);
+			end_if_over(sk, c, &view, port);
 	} else if (segment.flags & TCP_FLAG_BIT_FIN && !states_are_reported(c)) {
 		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_FIN);
-		emit_packet(sk, c, &view, EVENT_LOCAL_FIN);
-		end_if_over(sk, c, &view);
+		emit_packet(sk, c, &view, EVENT_LOCAL_FIN, sk->src_port);
+		end_if_over(sk, c, &view, sk->src_port);
 	}
 	return ALLOW;
 }
@@ -460,9 +482,9 @@ static __always_inline void on_packet_reset(struct bpf_sock *sk, struct connecti
 	connection_peer_reset(c, &view, &reset);
 	if (c->state == TCP_STATE_SYN_SENT)
 		return; /* an open that failed: sock_ops reports it next */
-	emit_packet(sk, c, &view, EVENT_PEER_RESET);
+	emit_packet(sk, c, &view, EVENT_PEER_RESET, sk->src_port);
 	if (!states_are_reported(c))
-		end_if_over(sk, c, &view);
+		end_if_over(sk, c, &view, sk->src_port);
 }
 
 static __always_inline void on_packet_fin(struct bpf_sock *sk, struct connection *c, struct bpf_tcp_sock *tp,
@@ -481,9 +503,9 @@ static __always_inline void on_packet_fin(struct bpf_sock *sk, struct connection
 	if (sequence_distance(view.acknowledged, segment->ack))
 		view.acknowledged = segment->ack;
 	connection_peer_fin(c, &view);
-	emit_packet(sk, c, &view, EVENT_PEER_FIN);
+	emit_packet(sk, c, &view, EVENT_PEER_FIN, sk->src_port);
 	if (!states_are_reported(c))
-		end_if_over(sk, c, &view);
+		end_if_over(sk, c, &view, sk->src_port);
 }
 
 SEC("cgroup_skb/ingress")
@@ -525,7 +547,7 @@ int cgroup_ingress(struct __sk_buff *skb)
 
 		c->flags |= CONNECTION_DATA_AFTER_CLOSE;
 		view_tcp(&view, tp, c, bpf_ktime_get_ns());
-		emit_packet(sk, c, &view, EVENT_SEGMENT_AFTER_CLOSE);
+		emit_packet(sk, c, &view, EVENT_SEGMENT_AFTER_CLOSE, sk->src_port);
 	}
 	/* A FIN after this host's own may lead straight to TIME_WAIT, which sock_ops reports as CLOSE alone. */
 	if (segment.flags & TCP_FLAG_BIT_FIN && !(c->flags & CONNECTION_PEER_FIN) &&
