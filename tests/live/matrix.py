@@ -27,14 +27,16 @@ ODDITIES = ("sends*,process names,older connections,smallest ring,two at once,si
 
 def commands(options, name):
     backend = BACKENDS[name]
+    binary = ["--finrace", os.path.join(options.build, "finrace")]
+    line = ["--delay-line", os.path.join(options.build, "delay-line")]
     logs = ["--logs", options.logs] if options.logs else []
     yield "race lab", 400, [
-        f"{HERE}/lab_check.py", *backend, *logs, "--runs", str(options.runs), "--delay", "40ms", "--keep-alive", "2s",
+        f"{HERE}/lab_check.py", *binary, *line, *backend, *logs, "--runs", str(options.runs), "--delay", "40ms", "--keep-alive", "2s",
         "--parallel", "16",
     ]
-    yield "robustness", 300, [f"{HERE}/robustness.py", *backend, *logs, "--small", "--only", ODDITIES]
+    yield "robustness", 300, [f"{HERE}/robustness.py", *binary, *backend, *logs, "--small", "--only", ODDITIES]
     yield "nginx and uvicorn", 400, [
-        f"{TESTS}/e2e/nginx_race.py", *backend, "--upstream", "uvicorn", "--requests", str(options.requests),
+        f"{TESTS}/e2e/nginx_race.py", *binary, *line, *backend, "--upstream", "uvicorn", "--requests", str(options.requests),
         *logs,
     ]
 
@@ -77,6 +79,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5, help="of each of the lab's scenarios")
     parser.add_argument("--requests", type=int, default=100, help="near the timer, through nginx")
     parser.add_argument("--only", default="", help="only commands with this word in their title")
+    parser.add_argument("--build", default=os.path.join(os.path.dirname(TESTS), "build"), help="folder with the binaries")
     parser.add_argument("--logs", help="folder for what failed tests leave")
     options = parser.parse_args()
     names = options.backends.split(",")

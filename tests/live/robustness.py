@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -653,6 +654,72 @@ def run_send_calls(options, results):
         results.run(f"sends by {call}, {family}", judge, call, family)
 
 
+# ---- how connections end --------------------------------------------------------------------------------------------------
+
+LINGER_ZERO = struct.pack("ii", 1, 0)
+
+
+def end_by_fin(closer, other):
+    closer.close()
+    must(other.recv(1) == b"", "no end of stream")
+    other.close()
+
+
+def end_by_linger(closer, other):
+    closer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
+    closer.close()
+    expect_reset(other)
+    other.close()
+
+
+def end_by_unread(closer, other):
+    other.sendall(REQUEST)
+    wait_for(lambda: unread(closer) == len(REQUEST), "the bytes' arrival")
+    closer.close()
+    expect_reset(other)
+    other.close()
+
+
+def end_by_half_close(closer, other):
+    closer.shutdown(socket.SHUT_WR)
+    must(other.recv(1) == b"", "no end of stream")
+    other.sendall(b"late")
+    read_all(closer, 4)
+    other.close()
+    must(closer.recv(1) == b"", "no end of stream")
+    closer.close()
+
+
+ENDINGS = {end_by_fin: "fin", end_by_linger: "reset", end_by_unread: "reset", end_by_half_close: "fin"}
+
+
+def test_who_closed_and_how(options):
+    """Each way to end a connection, from either side, IPv4 and IPv6: both ends' records say who was first, and how."""
+    with network() as net, Finrace(options, "--connections") as finrace:
+        due = {}
+        for family in ("4", "6"):
+            listener = listen(net, family)
+            for ending, how in ENDINGS.items():
+                for client_first in (True, False):
+                    pair = Pair(net, listener, family)
+                    pair.exchange()
+                    ending(*((pair.client, pair.server) if client_first else (pair.server, pair.client)))
+                    for client in (True, False):
+                        due[pair.ends, client] = ("local" if client == client_first else "peer", how, ending.__name__)
+        finrace.wait_connections(net, len(due))
+        finrace.stop()
+        harness.check_schema(finrace)
+        found = {(one.ends, one.client): one for one in finrace.connections(net)}
+        must(len(found) == len(finrace.connections(net)), "two records of one end")
+        wrong = []
+        for key, (by, how, name) in due.items():
+            one = found.get(key)
+            said = one and (one.at("finrace.close.by"), one.at("finrace.close.how"))
+            if said != (by, how):
+                wrong.append(f"{name}, {'client' if key[1] else 'server'}'s record: {said}, not {(by, how)}: {json.dumps(one)}")
+        must(not wrong, lambda: f"{len(wrong)} of {len(due)} wrong:\n          " + "\n          ".join(wrong[:6]))
+
+
 # ---- where records go ----------------------------------------------------------------------------------------------------
 
 
@@ -846,7 +913,7 @@ def test_no_cgroup_root(options):
 
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_two_at_once, test_process_names,
-    test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,
+    test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,
     test_churn_at_start, test_start_stop, test_many_connections,
 ]
 
