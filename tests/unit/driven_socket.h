@@ -129,27 +129,8 @@ public:
     /// One write. All of it leaves at once.
     void send(std::uint32_t bytes)
     {
-        if (following_) {
-            socket_view v{};
-            v.now_ns = now_ns;
-            v.bytes_received = received_;
-            if (backend == Backend::trace) // within a tick of the last byte the kernel's time of receipt adds nothing
-                v.last_receive_ns = now_ns - c.last_byte_ns <= tick_ns ? now_ns : received_ ? last_receive_ns() : 0;
-            else
-                v.acknowledged = snd_una_;
-            v.send_next = write_seq_;
-            if (connection_begins_exchange(&c, received_)) {
-                connection_begin_exchange(&c, &v);
-                if (c.flags & CONNECTION_SENT_AFTER_FIN) {
-                    if (backend == Backend::cgroup)
-                        v.send_next = write_seq_ + bytes;
-                    v.acknowledged = snd_una_;
-                    emit(EVENT_SENT_AFTER_FIN, state_, state_, v);
-                }
-            } else {
-                connection_continue(&c, now_ns);
-            }
-        }
+        if (following_ && !connection_plain_send(&c, now_ns, tick_ns, raw_received(), write_seq_))
+            notable_send();
         write_seq_ += bytes;
         last_send_ns_ = now_ns;
         sent_payload_ = true;
@@ -327,6 +308,22 @@ public:
     }
 
 private:
+    /// The kernel counts the FIN among the bytes received.
+    [[nodiscard]] std::uint64_t raw_received() const { return received_ + (fin_received_ ? 1 : 0); }
+
+    void notable_send()
+    {
+        if (!connection_begins_exchange(&c, received_)) {
+            connection_continue(&c, now_ns);
+            return;
+        }
+        socket_view v = view();
+        connection_begin_exchange(&c, &v);
+        // Before the bytes are queued, or before their segment counts as sent.
+        if (c.flags & CONNECTION_SENT_AFTER_FIN)
+            emit(EVENT_SENT_AFTER_FIN, state_, state_, v);
+    }
+
     [[nodiscard]] std::uint32_t callbacks() const
     {
         return backend == Backend::cgroup ? std::uint32_t{CONNECTION_STATE_CALLBACKS} : 0U;
