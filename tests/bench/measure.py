@@ -282,19 +282,19 @@ def tracers(arguments, folder):
 
 # --- A: instructions for a request, and for a connection -------------------------------------------------------------------
 
-ORDER = ["none", "finrace trace, fentry", "finrace trace, kprobe", "finrace cgroup", "finrace trace, fentry, --connections", "none",
-         "tcpstates", "tcplife", "bpftrace script", "tcpdump", "an empty fentry program", "none"]
+ORDER = ["finrace trace, fentry", "finrace trace, kprobe", "finrace cgroup", "tcpdump", "bpftrace script", "tcpstates", "tcplife",
+         "finrace trace, fentry, --connections", "an empty fentry program"]
 
 
-def measure_load(load, arguments, tracer):
+def measure_load(load, arguments, tracer, repeat):
     """For each kind of load and each repetition: instructions for one, and those that the tracer's process ran itself."""
     figures = {"request": [], "request_own": [], "connection": [], "connection_own": [], "resident_kb": None}
     kinds = [("request", PROXY, True, arguments.seconds)]
     if arguments.connections:
-        kinds.append(("connection", UPSTREAM, False, arguments.seconds))
+        kinds.append(("connection", UPSTREAM, False, arguments.seconds / 2))
     for kind, port, keep_alive, seconds in kinds:
-        load.run(port, max(0.2, seconds / 4), keep_alive=keep_alive)
-        for _ in range(arguments.repeat):
+        load.run(port, 0.1, keep_alive=keep_alive)
+        for _ in range(repeat):
             before = processor_ns(tracer.process.pid) if tracer else 0
             requests, microseconds = load.run(port, seconds, keep_alive=keep_alive)
             figures[kind].append(microseconds * 1000 / requests)
@@ -306,6 +306,7 @@ def measure_load(load, arguments, tracer):
 
 
 def requests_part(arguments, folder):
+    """The tracers one by one, and before, between and after them none: what drifts over the run drifts for both."""
     known = tracers(arguments, folder)
     order = arguments.tracers.split(";") if arguments.tracers else ORDER
     for name in order:
@@ -313,20 +314,18 @@ def requests_part(arguments, folder):
             raise BenchError(f"unknown tracer '{name}'; accepted: {'; '.join(known)}")
     rounds = []
     with Load(folder) as load:
-        load.run(PROXY, 0.5)
-        load.run(UPSTREAM, 0.3, keep_alive=False)
-        for name in order:
-            started = time.monotonic()
+        load.run(PROXY, 0.3)
+        load.run(UPSTREAM, 0.2, keep_alive=False)
+        for name in ["none", *(name for tracer in order for name in (tracer, "none"))]:
             make = known[name]
             with make() if make else contextlib.nullcontext() as tracer:
-                figures = measure_load(load, arguments, tracer)
+                figures = measure_load(load, arguments, tracer, arguments.repeat if tracer else max(1, arguments.repeat // 2))
             if name.startswith("finrace"):
-                health = finrace_health(folder)
-                figures["lost"] = health["finrace"]["lost_events"]
+                figures["lost"] = finrace_health(folder)["finrace"]["lost_events"]
             figures["tracer"] = name
             rounds.append(figures)
-            say(f"{name}: a request {statistics.median(figures['request']):.0f}, a connection "
-                f"{statistics.median(figures['connection'] or [0]):.0f} ({time.monotonic() - started:.1f} s virtual)")
+            say(f"{name}: a request {statistics.mean(figures['request']):.0f}"
+                + (f", a connection {statistics.mean(figures['connection']):.0f}" if arguments.connections else ""))
     return {"rounds": rounds}
 
 
@@ -433,8 +432,11 @@ def open_many(count):
 
 def memory_part(arguments, folder):
     count = arguments.count
+    needed = 2 * count + 1000
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, 2 * count + 1000), max(hard, 2 * count + 1000)))
+    if hard < needed:
+        raise BenchError(f"{count} connections need {needed} open files, the limit is {hard} (ulimit -Hn); scripts/vm has room")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     results = []
     for way in ["none", *arguments.ways.split(",")]:
         with finrace(arguments.finrace, folder, *WAYS[way][0]) if way != "none" else contextlib.nullcontext() as tracer:
