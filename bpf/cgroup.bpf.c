@@ -63,9 +63,9 @@ static __always_inline __u64 coarse_now(void)
 	return have_coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
 }
 
-static __always_inline __u16 observed_here(void)
+static __always_inline __u16 observed_here(const struct connection *c)
 {
-	return OBSERVED_RESET_HEADER | (have_release_hook ? OBSERVED_CLOSE_CALL : 0);
+	return OBSERVED_RESET_HEADER | (c->pid ? OBSERVED_PROCESS : 0) | (have_release_hook ? OBSERVED_CLOSE_CALL : 0);
 }
 
 /* ------------------------------------------------------------------ sock_ops: states */
@@ -86,7 +86,7 @@ static __always_inline void view_sock_ops(struct socket_view *view, struct bpf_s
 static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct connection *c,
 					  const struct socket_view *view, __u8 kind, __u8 old_state, __u8 new_state)
 {
-	struct event *e = event_begin(c, view, kind, old_state, new_state, observed_here());
+	struct event *e = event_begin(c, view, kind, old_state, new_state, observed_here(c));
 	__u64 acked;
 
 	if (!e)
@@ -169,6 +169,8 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 	view_sock_ops(&view, ctx, c, fin);
 	switch (new_state) {
 	case TCP_STATE_ESTABLISHED:
+		if (!(c->flags & CONNECTION_CLIENT)) /* on_accept() has told, just before */
+			break;
 		connection_established(c, view.now_ns);
 		kind = EVENT_OPENED;
 		break;
@@ -307,7 +309,7 @@ static __noinline int emit_packet(struct bpf_sock *sk, struct connection *c, con
 	tp = bpf_tcp_sock(sk);
 	if (!tp)
 		return 0;
-	e = event_begin(c, view, kind, c->state, c->state, observed_here());
+	e = event_begin(c, view, kind, c->state, c->state, observed_here(c));
 	if (!e)
 		return 0;
 	if (sk->family == AF_INET) {

@@ -101,8 +101,8 @@ std::string hint_for(int error)
                "--backend cgroup works there";
     if (error == EPERM)
         return "\n  either a capability is missing (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or CAP_SYS_ADMIN), or the "
-               "kernel refuses programs that read its memory (lockdown=confidentiality); --backend cgroup needs "
-               "neither CAP_PERFMON nor such programs";
+               "kernel refuses programs that read its memory (lockdown=confidentiality); --backend cgroup needs no "
+               "such programs";
     if (error == ENOENT && access("/sys/bus/event_source/devices/kprobe", F_OK) != 0)
         return "\n  this kernel has no kprobes (CONFIG_KPROBES); --backend cgroup needs none";
     return {};
