@@ -201,6 +201,9 @@ class Finrace:
     @staticmethod
     def enter_host():
         die_with_parent()
+        # Who starts these tests in the background may have SIGINT ignored, and that is inherited.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         if _host_network is not None:
             checked(libc.setns(_host_network, CLONE_NEWNET), "setns")
 

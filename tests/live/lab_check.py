@@ -188,7 +188,7 @@ def the_asked_backend(options, records):
 def test(options, results):
     print(f"lab check: backend {options.backend_name}, family {options.family}, {options.runs} runs of each scenario", flush=True)
     truth = os.path.join(options.folder, "truth.jsonl")
-    with Finrace(options, *(["--connections"] if options.connections else [])) as finrace:
+    with Finrace(options, *(["--connections"] if options.connections else []), interval="5s") as finrace:
         rows, ports = run_lab(options, truth)
         finrace.next_health()
         stopped = None

@@ -43,6 +43,17 @@ def commands(options, name):
     ]
 
 
+def once(options):
+    """What compares: with the kernel's established tracers, and one backend with the other."""
+    binary = ["--finrace", os.path.join(options.build, "finrace")]
+    logs = ["--logs", options.logs] if options.logs else []
+    yield "beside tcplife and tcpstates", 300, [f"{HERE}/compare_tcplife.py", *binary, *logs, "--backend", "trace"]
+    yield "both backends at once", 400, [
+        f"{HERE}/both_backends.py", *binary, *logs, "--delay-line", os.path.join(options.build, "delay-line"), "--runs", "3",
+        "--parallel", "16",
+    ]
+
+
 def run(title, limit, command):
     """(passed, failed, seconds). Its output goes through as it comes."""
     print(f"\n== {title}", flush=True)
@@ -90,11 +101,13 @@ def main():
             parser.error(f"--backends {name}: unknown; accepted: {', '.join(BACKENDS)}")
     signal.signal(signal.SIGALRM, on_alarm)
     rows = []
-    for name in names:
-        for title, limit, command in commands(options, name):
-            title = f"{title}, {name} on {os.uname().release}"
-            if options.only in title:
-                rows.append((title, *run(title, limit, command)))
+    planned = [(f"{title}, {name}", limit, command) for name in names for title, limit, command in commands(options, name)]
+    if len(names) == len(BACKENDS):
+        planned += once(options)
+    for title, limit, command in planned:
+        title += f", on {os.uname().release}"
+        if options.only in title:
+            rows.append((title, *run(title, limit, command)))
     print()
     for title, passed, failed, seconds in rows:
         print(f"{passed:5} passed {failed:4} failed {seconds:5.0f} s  {title}")

@@ -490,7 +490,7 @@ class Load:
 
 def test_churn_at_start(options):
     """Sockets that come and go while they are listed: no crash, and never a verdict on a healthy connection."""
-    with network() as net, Load(net, pause=0.002) as load:
+    with network() as net, Load(net, pause=options.pause) as load:
         for number in range(options.starts // 5):
             with Finrace(options, "--connections", interval="100ms") as finrace:
                 finrace.next_health()
@@ -937,9 +937,10 @@ def parse():
     options.many = 100000
     options.starts = 50
     options.storm = 600
-    options.slack = 0.06
+    options.slack, options.pause = 0.06, 0.002
     if options.small or options.sanitized:
-        options.many, options.starts, options.storm, options.slack = 5000, 10, 150, 0.2
+        options.many, options.starts, options.storm = 5000, 10, 150
+        options.slack, options.pause = 0.2, 0.05
     return options
 
 
