@@ -55,19 +55,19 @@
 
 namespace {
 
-constexpr std::int64_t kNanosPerSecond = 1'000'000'000;
-constexpr std::int64_t kMaxDelay = 60 * kNanosPerSecond;
-constexpr std::size_t kQueueLimit =
+constexpr std::int64_t nanos_per_second = 1'000'000'000;
+constexpr std::int64_t max_delay = 60 * nanos_per_second;
+constexpr std::size_t queue_limit =
     100'000; // packets under way in one direction; beyond it they are dropped and counted
-constexpr std::size_t kMaxPacket = 65'536;
-constexpr int kBatch = 256; // packets read from one device before due packets get their turn
-constexpr std::size_t kMaxControllers = 64;
-constexpr std::size_t kMaxControlLine = 256;
-constexpr int kTransmitQueue = 10'000; // TUN's own 500 overflows when many connections burst at once
-constexpr std::int64_t kChildPatience = 5 * kNanosPerSecond;
-constexpr std::int64_t kAddressPatience = 5 * kNanosPerSecond;
-constexpr const char* kDevice = "line";
-constexpr const char* kNamespaceFolder = "/run/netns";
+constexpr std::size_t max_packet = 65'536;
+constexpr int batch_size = 256; // packets read from one device before due packets get their turn
+constexpr std::size_t max_controllers = 64;
+constexpr std::size_t max_control_line = 256;
+constexpr int transmit_queue = 10'000; // TUN's own 500 overflows when many connections burst at once
+constexpr std::int64_t child_patience = 5 * nanos_per_second;
+constexpr std::int64_t address_patience = 5 * nanos_per_second;
+constexpr const char* device_name = "line";
+constexpr const char* namespace_folder = "/run/netns";
 
 struct Failure : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -111,15 +111,15 @@ std::int64_t now()
 {
     timespec time{};
     clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * kNanosPerSecond + time.tv_nsec;
+    return time.tv_sec * nanos_per_second + time.tv_nsec;
 }
 
 // ---- values of flags and commands
 // ------------------------------------------------------------------------------------
 
-constexpr const char* kDurationForms = "a number with us, ms or s, at most 60s: 20ms, 1.5s, 500us";
-constexpr const char* kLossForms = "a share from 0 to 100 with %: 0.5%";
-constexpr const char* kDropForms = "left-to-right, right-to-left, both or none";
+constexpr const char* duration_forms = "a number with us, ms or s, at most 60s: 20ms, 1.5s, 500us";
+constexpr const char* loss_forms = "a share from 0 to 100 with %: 0.5%";
+constexpr const char* drop_forms = "left-to-right, right-to-left, both or none";
 
 std::optional<double> parse_number(std::string_view text)
 {
@@ -139,7 +139,7 @@ std::optional<std::int64_t> parse_duration(std::string_view text)
         if (!text.ends_with(unit))
             continue;
         const auto value = parse_number(text.substr(0, text.size() - unit.size()));
-        if (!value || *value * nanos > static_cast<double>(kMaxDelay))
+        if (!value || *value * nanos > static_cast<double>(max_delay))
             return std::nullopt;
         return static_cast<std::int64_t>(*value * nanos);
     }
@@ -198,7 +198,7 @@ struct Options {
 void remove_leftover(std::string_view line)
 {
     if (line.starts_with("netns ")) {
-        const std::string path = fmt::format("{}/{}", kNamespaceFolder, line.substr(6));
+        const std::string path = fmt::format("{}/{}", namespace_folder, line.substr(6));
         umount2(path.c_str(), MNT_DETACH);
         unlink(path.c_str());
     } else if (line.starts_with("socket ")) {
@@ -286,17 +286,17 @@ void set_kernel_knob(const std::string& path, const char* value)
 void share_namespace_folder()
 {
     // As `ip netns` does it: a shared mount, so that mount namespaces made later see names come and go.
-    if (mkdir(kNamespaceFolder, 0755) != 0 && errno != EEXIST)
-        fail_errno(kNamespaceFolder);
-    if (mount("", kNamespaceFolder, "none", MS_SHARED | MS_REC, nullptr) == 0)
+    if (mkdir(namespace_folder, 0755) != 0 && errno != EEXIST)
+        fail_errno(namespace_folder);
+    if (mount("", namespace_folder, "none", MS_SHARED | MS_REC, nullptr) == 0)
         return;
     if (errno != EINVAL)
-        fail_errno(fmt::format("mount --make-shared {}", kNamespaceFolder), "run as root");
-    if (mount(kNamespaceFolder, kNamespaceFolder, "none", MS_BIND | MS_REC, nullptr) != 0) {
-        fail_errno(fmt::format("mount --bind {}", kNamespaceFolder));
+        fail_errno(fmt::format("mount --make-shared {}", namespace_folder), "run as root");
+    if (mount(namespace_folder, namespace_folder, "none", MS_BIND | MS_REC, nullptr) != 0) {
+        fail_errno(fmt::format("mount --bind {}", namespace_folder));
     }
-    if (mount("", kNamespaceFolder, "none", MS_SHARED | MS_REC, nullptr) != 0) {
-        fail_errno(fmt::format("mount --make-shared {}", kNamespaceFolder));
+    if (mount("", namespace_folder, "none", MS_SHARED | MS_REC, nullptr) != 0) {
+        fail_errno(fmt::format("mount --make-shared {}", namespace_folder));
     }
 }
 
@@ -319,7 +319,7 @@ void bring_up(int socket4, const char* device)
 
 void set_address4(int socket4, const std::string& address)
 {
-    ifreq request = interface_request(kDevice);
+    ifreq request = interface_request(device_name);
     sockaddr_in value{};
     value.sin_family = AF_INET;
     inet_pton(AF_INET, address.c_str(), &value.sin_addr);
@@ -336,7 +336,7 @@ void set_default_route4(int socket4)
     any.sin_family = AF_INET;
     std::memcpy(&route.rt_dst, &any, sizeof any);
     std::memcpy(&route.rt_genmask, &any, sizeof any);
-    std::string device = kDevice;
+    std::string device = device_name;
     route.rt_dev = device.data();
     route.rt_flags = RTF_UP;
     if (ioctl(socket4, SIOCADDRT, &route) != 0)
@@ -349,7 +349,7 @@ void wait_for_address6(int socket6, const std::string& address)
     sockaddr_in6 value{};
     value.sin6_family = AF_INET6;
     inet_pton(AF_INET6, address.c_str(), &value.sin6_addr);
-    for (const std::int64_t deadline = now() + kAddressPatience; now() < deadline;) {
+    for (const std::int64_t deadline = now() + address_patience; now() < deadline;) {
         if (bind(socket6, reinterpret_cast<const sockaddr*>(&value), sizeof value) == 0)
             return;
         if (errno != EADDRNOTAVAIL)
@@ -374,7 +374,7 @@ void set_address6(const std::string& address)
     Ipv6AddressRequest request{};
     inet_pton(AF_INET6, address.c_str(), &request.address);
     request.prefix = 128;
-    request.index = static_cast<int>(if_nametoindex(kDevice));
+    request.index = static_cast<int>(if_nametoindex(device_name));
     if (ioctl(socket6.get(), SIOCSIFADDR, &request) != 0) {
         fail_errno(fmt::format("address {}", address), "without IPv6, give --left-address6 none --right-address6 none");
     }
@@ -392,7 +392,7 @@ Fd make_end(const Guardian& guardian, const std::string& name, const std::string
     Fd home(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
     if (home.get() < 0)
         fail_errno("/proc/self/ns/net");
-    const std::string path = fmt::format("{}/{}", kNamespaceFolder, name);
+    const std::string path = fmt::format("{}/{}", namespace_folder, name);
     Fd placeholder(open(path.c_str(), O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0));
     if (placeholder.get() < 0) {
         fail_errno(
@@ -409,7 +409,7 @@ Fd make_end(const Guardian& guardian, const std::string& name, const std::string
     Fd tun(open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK));
     if (tun.get() < 0)
         fail_errno("/dev/net/tun", "load the module: modprobe tun");
-    ifreq request = interface_request(kDevice);
+    ifreq request = interface_request(device_name);
     request.ifr_flags = IFF_TUN | IFF_NO_PI;
     if (ioctl(tun.get(), TUNSETIFF, &request) != 0)
         fail_errno("TUN device");
@@ -420,19 +420,19 @@ Fd make_end(const Guardian& guardian, const std::string& name, const std::string
     Fd socket4(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
     if (socket4.get() < 0)
         fail_errno("IPv4 socket");
-    request = interface_request(kDevice);
-    request.ifr_qlen = kTransmitQueue;
+    request = interface_request(device_name);
+    request.ifr_qlen = transmit_queue;
     if (ioctl(socket4.get(), SIOCSIFTXQLEN, &request) != 0)
         fail_errno("TUN queue length");
     // A host with forwarding on hands that to new namespaces: packets for unknown addresses would bounce in the line.
     set_kernel_knob("/proc/sys/net/ipv4/ip_forward", "0");
     set_kernel_knob("/proc/sys/net/ipv6/conf/all/forwarding", "0");
     // No link-local address and no router solicitations: the line carries only what its users send.
-    set_kernel_knob(fmt::format("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", kDevice), "1");
-    set_kernel_knob(fmt::format("/proc/sys/net/ipv6/conf/{}/accept_dad", kDevice), "0");
+    set_kernel_knob(fmt::format("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", device_name), "1");
+    set_kernel_knob(fmt::format("/proc/sys/net/ipv6/conf/{}/accept_dad", device_name), "0");
     bring_up(socket4.get(), "lo");
     set_address4(socket4.get(), address);
-    bring_up(socket4.get(), kDevice);
+    bring_up(socket4.get(), device_name);
     set_default_route4(socket4.get());
     if (address6 != "none")
         set_address6(address6);
@@ -539,21 +539,21 @@ public:
         if (words.size() == 2 && words[0] == "delay") {
             const auto value = parse_duration(words[1]);
             if (!value)
-                return fmt::format("error delay '{}': use {}", words[1], kDurationForms);
+                return fmt::format("error delay '{}': use {}", words[1], duration_forms);
             delay_ = *value;
             return fmt::format("ok delay {}us", delay_ / 1000);
         }
         if (words.size() == 2 && words[0] == "loss") {
             const auto value = parse_loss(words[1]);
             if (!value)
-                return fmt::format("error loss '{}': use {}", words[1], kLossForms);
+                return fmt::format("error loss '{}': use {}", words[1], loss_forms);
             loss_ = *value;
             return fmt::format("ok loss {}%", loss_ * 100);
         }
         if ((words.size() == 2 || (words.size() == 4 && words[2] == "port")) && words[0] == "drop") {
             const auto value = parse_drop(words[1]);
             if (!value)
-                return fmt::format("error drop '{}': use {}", words[1], kDropForms);
+                return fmt::format("error drop '{}': use {}", words[1], drop_forms);
             if (words.size() == 2) {
                 right_bound_.drop = value->left_to_right;
                 left_bound_.drop = value->right_to_left;
@@ -600,7 +600,7 @@ private:
 
     bool lost(const Direction& direction, std::size_t size)
     {
-        if (direction.drop || direction.under_way.size() >= kQueueLimit)
+        if (direction.drop || direction.under_way.size() >= queue_limit)
             return true;
         if (!direction.dropped_ports.empty()) {
             const auto ports = tcp_ports(buffer_.data(), size);
@@ -614,7 +614,7 @@ private:
 
     void take(Direction& direction)
     {
-        for (int count = 0; count < kBatch; ++count) {
+        for (int count = 0; count < batch_size; ++count) {
             const ssize_t got = read(direction.from, buffer_.data(), buffer_.size());
             if (got < 0) {
                 if (errno == EINTR)
@@ -662,7 +662,7 @@ private:
     std::mt19937_64 random_;
     Direction right_bound_;
     Direction left_bound_;
-    std::array<std::uint8_t, kMaxPacket> buffer_{};
+    std::array<std::uint8_t, max_packet> buffer_{};
 };
 
 // ---- control socket
@@ -689,7 +689,7 @@ Fd listen_for_control(const Guardian& guardian, const std::string& path)
         fail_errno(fmt::format("--control {}", path), "choose another path, or remove it if it is left over");
     }
     guardian.watch("socket " + path);
-    if (listen(listener.get(), static_cast<int>(kMaxControllers)) != 0)
+    if (listen(listener.get(), static_cast<int>(max_controllers)) != 0)
         fail_errno("control socket");
     return listener;
 }
@@ -712,7 +712,7 @@ bool serve(Controller& controller, Wire& wire)
             return false;
         }
     }
-    return controller.pending.size() <= kMaxControlLine;
+    return controller.pending.size() <= max_control_line;
 }
 
 // ---- the program
@@ -752,7 +752,7 @@ void arm(int timer, std::optional<std::int64_t> due)
     if (due) {
         // A time of zero would disarm it; anything in the past fires at once.
         const std::int64_t at = std::max<std::int64_t>(*due, 1);
-        when.it_value = {.tv_sec = at / kNanosPerSecond, .tv_nsec = at % kNanosPerSecond};
+        when.it_value = {.tv_sec = at / nanos_per_second, .tv_nsec = at % nanos_per_second};
     }
     if (timerfd_settime(timer, TFD_TIMER_ABSTIME, &when, nullptr) != 0)
         fail_errno("timer");
@@ -805,9 +805,9 @@ public:
                 child_deadline_.reset();
             }
             // Orders first: a black hole is open from the moment its `ok` is read.
-            constexpr std::size_t kFixed = 5;
+            constexpr std::size_t fixed_part = 5;
             for (std::size_t index = controllers.size(); index-- > 0;) {
-                if (waits[kFixed + index].revents != 0 && !serve(controllers[index], wire)) {
+                if (waits[fixed_part + index].revents != 0 && !serve(controllers[index], wire)) {
                     controllers.erase(controllers.begin() + static_cast<std::ptrdiff_t>(index));
                 }
             }
@@ -843,7 +843,7 @@ private:
         Fd fd(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
         if (fd.get() < 0)
             return;
-        if (controllers.size() >= kMaxControllers) {
+        if (controllers.size() >= max_controllers) {
             constexpr std::string_view answer = "error too many controllers\n";
             send(fd.get(), answer.data(), answer.size(), MSG_NOSIGNAL);
             return;
@@ -868,7 +868,7 @@ private:
             } else {
                 kill(child_, signal);
                 if (!child_deadline_)
-                    child_deadline_ = now() + kChildPatience;
+                    child_deadline_ = now() + child_patience;
             }
         }
     }
@@ -910,7 +910,7 @@ std::optional<int> parse_name(const std::string& text)
     return good ? std::optional<int>(1) : std::nullopt;
 }
 
-constexpr const char* kExamples = R"(
+constexpr const char* examples = R"(
 Examples:
   delay-line --delay 20ms -- bash -c 'ip netns exec $FINRACE_LEFT ping -c3 $FINRACE_RIGHT_ADDRESS'
   delay-line --control /run/line.sock &   # then: echo 'drop right-to-left' | nc -U /run/line.sock
@@ -943,7 +943,7 @@ int main_checked(int argc, char** argv)
     }
 
     CLI::App app{"Two network namespaces joined by a wire with a chosen delay, loss and black holes"};
-    app.footer(kExamples);
+    app.footer(examples);
     const CLI::Validator name = form(parse_name, "up to 64 letters, digits, '.', '_' or '-'");
     const CLI::Validator address4 =
         form([](const std::string& text) { return parse_address(text, AF_INET); }, "an IPv4 address: 10.77.0.1");
@@ -957,13 +957,13 @@ int main_checked(int argc, char** argv)
     app.add_option("--left-address6", options.left_address6)->check(address6)->capture_default_str();
     app.add_option("--right-address6", options.right_address6)->check(address6)->capture_default_str();
     app.add_option("--delay", delay, "one-way delay")
-        ->check(form(parse_duration, kDurationForms))
+        ->check(form(parse_duration, duration_forms))
         ->capture_default_str();
     app.add_option("--loss", loss, "share of packets lost, each way")
-        ->check(form(parse_loss, kLossForms))
+        ->check(form(parse_loss, loss_forms))
         ->capture_default_str();
-    app.add_option("--drop", drop, fmt::format("black hole: {}", kDropForms))
-        ->check(form(parse_drop, kDropForms))
+    app.add_option("--drop", drop, fmt::format("black hole: {}", drop_forms))
+        ->check(form(parse_drop, drop_forms))
         ->capture_default_str();
     app.add_option("--seed", options.seed, "seed of the loss")->capture_default_str();
     app.add_option("--control", options.control, "unix stream socket that takes commands while the line runs");

@@ -96,7 +96,8 @@ std::chrono::nanoseconds parse_duration(std::string_view text)
         throw UsageError(fmt::format("'{}' is no duration; {}", text, forms));
     if (unit.empty())
         throw UsageError(fmt::format("'{}' has no unit; {}", text, forms));
-    const auto* const found = std::find_if(units.begin(), units.end(), [&](const Unit& u) { return u.name == unit; });
+    const auto* const found =
+        std::find_if(units.begin(), units.end(), [name = unit](const Unit& u) { return u.name == name; });
     if (found == units.end())
         throw UsageError(fmt::format("'{}' has an unknown unit '{}'; {}", text, unit, forms));
     const double ns = *value * found->ns;
