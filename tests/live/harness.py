@@ -8,6 +8,7 @@ Nothing sleeps for a fixed time where a condition can be waited for; every wait 
 import ctypes
 import fnmatch
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -340,6 +341,10 @@ class Net:
         first, second = random.randrange(128, 250), random.randrange(256)
         self.prefix = f"10.{first}.{second}."
         self.prefix6 = f"fd66:{first:x}:{second:x}:"
+        # IPv6 takes a route for local, but does not bind to its addresses without this.
+        with open("/proc/sys/net/ipv6/ip_nonlocal_bind", "w", encoding="ascii") as file:
+            file.write("1")
+        self.ports = multiprocessing.Value("i", 1024)
         ip = need("ip", "iproute2")
         for command in (
             ["link", "set", "lo", "up"],
@@ -349,12 +354,13 @@ class Net:
             done = subprocess.run([ip, *command], capture_output=True, text=True, timeout=LIMIT)
             if done.returncode != 0:
                 raise EnvironmentProblem(f"ip {' '.join(command)}: {done.stderr.strip()}")
-        for family in ("4", "6"):
-            # The test's own ports, chosen explicitly, must not collide with those that the kernel hands out.
-            path = f"/proc/sys/net/ipv{family}/ip_nonlocal_bind"
-            if os.path.exists(path):
-                with open(path, "w", encoding="ascii") as file:
-                    file.write("1")
+
+    def next_port(self):
+        """Never the same twice, in children neither: a record is found by its ports."""
+        with self.ports.get_lock():
+            self.ports.value += 1
+            must(self.ports.value < 32768, "no port is left")
+            return self.ports.value
 
     def address(self, host=1, family="4"):
         if family == "6":
@@ -371,16 +377,17 @@ class Net:
 
 
 class Pair:
-    """A connection with both ends in this process."""
+    """A connection with both ends in this process. Unless `client_host` is given, no other has its ports in this network."""
 
-    def __init__(self, net, listener=None, family="4", client_host=1):
+    def __init__(self, net, listener=None, family="4", client_host=None):
         own = listener is None
         self.listener = listener or listen(net, family)
         mapped = "::ffff:" if family == "mapped" else ""
         self.client = socket.socket(socket.AF_INET if family == "4" else socket.AF_INET6)
         self.client.settimeout(LIMIT)
         self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.client.bind((mapped + net.address(client_host, family), 0))
+        host, port = (1, net.next_port()) if client_host is None else (client_host, 0)
+        self.client.bind((mapped + net.address(host, "4" if mapped else family), port))
         self.client.connect(self.listener.getsockname()[:2])
         self.server, _ = self.listener.accept()
         self.server.settimeout(LIMIT)

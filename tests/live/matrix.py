@@ -22,7 +22,7 @@ BACKENDS = {
 }
 # Of the robustness tests those whose outcome depends on the kernel and the backend; and those that attach and list again
 # and again, which takes minutes in an emulated machine: once, where the tables grow and every hook is there.
-ODDITIES = "sends*,process names,older connections,smallest ring,two at once"
+ODDITIES = "sends*,process names,who closed and how,older connections,smallest ring,two at once"
 SLOW_ODDITIES = ODDITIES + ",signals,churn at start,start stop,many connections"
 SLOW_ON = ("fentry", "6.12")
 
