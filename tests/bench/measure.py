@@ -12,6 +12,7 @@ talks on standard error. By hand, once scripts/bench has built its objects:
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -282,10 +283,6 @@ def tracers(arguments, folder):
 
 # --- A: instructions for a request, and for a connection -------------------------------------------------------------------
 
-ORDER = ["finrace trace, fentry", "finrace trace, kprobe", "finrace cgroup", "tcpdump", "bpftrace script", "tcpstates", "tcplife",
-         "finrace trace, fentry, --connections", "an empty fentry program"]
-
-
 def measure_load(load, arguments, tracer, repeat):
     """For each kind of load and each repetition: instructions for one, and those that the tracer's process ran itself."""
     figures = {"request": [], "request_own": [], "connection": [], "connection_own": [], "resident_kb": None}
@@ -308,7 +305,7 @@ def measure_load(load, arguments, tracer, repeat):
 def requests_part(arguments, folder):
     """The tracers one by one, and before, between and after them none: what drifts over the run drifts for both."""
     known = tracers(arguments, folder)
-    order = arguments.tracers.split(";") if arguments.tracers else ORDER
+    order = arguments.tracers.split(";") if arguments.tracers else list(known)[1:]
     for name in order:
         if name not in known:
             raise BenchError(f"unknown tracer '{name}'; accepted: {'; '.join(known)}")
@@ -415,49 +412,63 @@ def slabs():
     return found
 
 
-def open_many(count):
-    """That many connections of this process with itself, over as many loopback addresses as the ports ask for."""
-    each = 20_000
-    sockets = []
-    for number in range(-(-count // each)):
-        address = f"127.1.0.{number + 1}"
-        listener = socket.create_server((address, 9000), backlog=4096)
-        sockets.append(listener)
-        for _ in range(min(each, count - number * each)):
-            client = socket.create_connection((address, 9000))
-            client.sendall(b"x")
-            sockets += [client, listener.accept()[0]]
-    return sockets
+HOLD = 8000  # connections, two sockets each, that one process keeps open: the usual limit of open files is 20,000 or more
+
+
+def hold_connections(address, count, done):
+    """Opens connections of this process with itself, says so, and keeps them until it is terminated."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * count + 100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    listener = socket.create_server((address, 9000), backlog=4096)
+    held = []
+    for _ in range(count):
+        client = socket.create_connection((address, 9000))
+        client.sendall(b"x")
+        held += [client, listener.accept()[0]]
+    done.set()
+    signal.pause()
+
+
+@contextlib.contextmanager
+def many_connections(count):
+    """That many connections, each process with a loopback address of its own."""
+    holders = []
+    try:
+        for number in range(-(-count // HOLD)):
+            done = multiprocessing.Event()
+            holder = multiprocessing.Process(target=hold_connections, daemon=True,
+                                             args=(f"127.1.0.{number + 1}", min(HOLD, count - number * HOLD), done))
+            holder.start()
+            holders.append(holder)
+            wait_until(lambda done=done, holder=holder: done.is_set() or holder.exitcode is not None, "connections", 600)
+            if not done.is_set():
+                raise BenchError(f"a process that holds connections ended with {holder.exitcode}")
+        yield
+    finally:
+        for holder in holders:
+            holder.terminate()
+            holder.join(LIMIT)
 
 
 def memory_part(arguments, folder):
     count = arguments.count
-    needed = 2 * count + 1000
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < needed:
-        raise BenchError(f"{count} connections need {needed} open files, the limit is {hard} (ulimit -Hn); scripts/vm has room")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     results = []
     for way in ["none", *arguments.ways.split(",")]:
         with finrace(arguments.finrace, folder, *WAYS[way][0]) if way != "none" else contextlib.nullcontext() as tracer:
             before, idle_kb = slabs(), resident_kb(tracer.process.pid) if tracer else 0
-            sockets = open_many(count)
-            time.sleep(1)
-            after = slabs()
-            growth = {name: size - before.get(name, 0) for name, size in after.items() if size > before.get(name, 0)}
-            figures = {"way": way, "slab": growth, "idle_kb": idle_kb, "maps": {}}
-            if tracer:
-                figures["resident_kb"] = resident_kb(tracer.process.pid)
-                shown = subprocess.run(["bpftool", "-j", "map", "show"], capture_output=True, check=True)
-                figures["maps"] = {entry["name"]: entry.get("bytes_memlock", 0) for entry in json.loads(shown.stdout)
-                                   if "name" in entry}
-            for opened in sockets:
-                opened.close()
-            sockets.clear()
-            time.sleep(2)
-        if tracer:
-            health = finrace_health(folder)["finrace"]
-            figures["health"] = health
+            with many_connections(count):
+                time.sleep(1)
+                after = slabs()
+                growth = {name: size - before.get(name, 0) for name, size in after.items()}
+                figures = {"way": way, "slab": growth, "idle_kb": idle_kb, "maps": {}}
+                if tracer:
+                    figures["resident_kb"] = resident_kb(tracer.process.pid)
+                    shown = subprocess.run(["bpftool", "-j", "map", "show"], capture_output=True, check=True)
+                    figures["maps"] = {entry["name"]: entry.get("bytes_memlock", 0) for entry in json.loads(shown.stdout)
+                                       if "name" in entry}
+            time.sleep(2)  # for the kernel to give the sockets' memory back
+        if tracer and finrace_health(folder)["finrace"]["health"]["connections"]["begun"] < count:
+            raise BenchError(f"finrace did not see all {count} connections: {finrace_health(folder)}")
         say(f"{way}: finrace {figures.get('resident_kb', 0)} kB resident, slab {sum(growth.values()) / count:.0f} bytes a connection")
         results.append(figures)
     return {"count": count, "memory": results}

@@ -138,9 +138,30 @@ def parse_timestamp(text):
     return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) * 10**9 + int(fraction.ljust(9, "0"))
 
 
+def read_times(pipe, results):
+    """The control: how late another process is when woken by a pipe, with nothing else to do."""
+    with os.fdopen(pipe, "rb", 0) as source:
+        results.send([(time.time_ns() - int.from_bytes(data, "little")) / 1000 for data in iter(lambda: source.read(8), b"")])
+
+
+def read_control(source, sink, results):
+    os.close(sink)
+    read_times(source, results)
+
+
+def spread(delays):
+    delays = sorted(delays)
+    return {"p50_us": delays[len(delays) // 2], "p99_us": delays[len(delays) * 99 // 100], "max_us": delays[-1]}
+
+
 def latency(arguments, folder):
     """Requests that a server reads and answers with nothing but its FIN: a verdict each, due at once."""
     delays = []
+    source, sink = os.pipe()
+    received, results = multiprocessing.Pipe(duplex=False)
+    control = multiprocessing.get_context("fork").Process(target=read_control, args=(source, sink, results), daemon=True)
+    control.start()
+    os.close(source)
     with open(os.path.join(folder, "latency.err"), "w+b") as err:
         process = subprocess.Popen([arguments.finrace, "run", *arguments.options], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.PIPE, stderr=err)
@@ -164,7 +185,9 @@ def latency(arguments, folder):
                         accepted.recv(100)
                         accepted.close()
                         client.recv(100)
-                    time.sleep(0.004)
+                    time.sleep(0.002)
+                    os.write(sink, time.time_ns().to_bytes(8, "little"))
+                    time.sleep(0.002)
             time.sleep(1)
             process.send_signal(signal.SIGINT)
             process.wait(30)
@@ -175,9 +198,10 @@ def latency(arguments, folder):
                 process.wait()
     if len(delays) != arguments.accidents:
         raise BenchError(f"{arguments.accidents} accidents, but {len(delays)} verdicts")
-    delays.sort()
-    figures = {"verdicts": len(delays), "p50_us": delays[len(delays) // 2], "p99_us": delays[len(delays) * 99 // 100],
-               "max_us": delays[-1]}
+    os.close(sink)
+    if not received.poll(10):
+        raise BenchError("the control process said nothing within 10 s")
+    figures = {"verdicts": len(delays), **spread(delays), "control": spread(received.recv())}
     say(f"latency: {figures}")
     return figures
 
