@@ -46,12 +46,13 @@ static __always_inline struct loss_counters *loss_counters(void)
 	return bpf_map_lookup_elem(&losses, &zero);
 }
 
+/* Atomic, for all that each CPU has its own: a packet's softirq may interrupt a process that is counting. */
 static __always_inline void count_loss(enum loss place)
 {
 	struct loss_counters *counters = loss_counters();
 
 	if (counters)
-		counters->by_place[place]++;
+		__sync_fetch_and_add(&counters->by_place[place], 1);
 }
 
 static __always_inline void count_lost_event(struct connection *c, __u8 kind)
@@ -59,9 +60,9 @@ static __always_inline void count_lost_event(struct connection *c, __u8 kind)
 	struct loss_counters *counters = loss_counters();
 
 	if (counters) {
-		counters->by_place[LOSS_RING_FULL]++;
+		__sync_fetch_and_add(&counters->by_place[LOSS_RING_FULL], 1);
 		if (kind < EVENT_KINDS)
-			counters->by_kind[kind]++;
+			__sync_fetch_and_add(&counters->by_kind[kind], 1);
 	}
 	if (c->lost_events < 255)
 		c->lost_events++;
