@@ -39,6 +39,7 @@ PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 PATIENCE = 10.0  # no single step of a run may take longer
+LATE = 50_000_000  # ns: an accident that took so much longer than planned is another accident
 MAX_ATTEMPTS = 30  # a run that slips this often is a failure; an emulated machine on a busy host needs many
 LEAST_PARALLEL = 4
 LEARN_CONNECTIONS = 8
@@ -735,6 +736,7 @@ def closed_on_accept(run):
     run.check_not_ended()
     run.client_ends("eof")
     run.check_acked(0)
+    run.check(run.truth["server_closed_at"] - run.truth["opened_at"] < 4 * run.delay + LATE, "the server closed late")
     run.linger()
 
 
@@ -843,9 +845,11 @@ def fin_all_but_last_byte(run):
     run.exchange()
     request, timer = run.request(), run.idle_timer()
     until(timer - 3 * run.delay)
+    begun = now_ns()
     run.send(request[:-1])
     run.server_read(len(request) - 1)
     run.crossing(request[-1:])
+    run.check(run.truth["server_closed_at"] - begun < 3 * run.delay + LATE, "the request took too long for one flight")
 
 
 @scenario(UNCLASSIFIED)
