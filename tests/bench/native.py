@@ -263,7 +263,7 @@ def storm(arguments, folder):
             say(f"storm: {steps[-1]}")
             if steps[-1]["lost"] or steps[-1]["reached"] < rate * 0.7:
                 break
-        # The counter itself: with the smallest ring the same storm must lose events, and every one is counted.
+        # The other end of the scale: a ring of 17 events.
         smallest = storm_round(arguments, folder, rate, arguments.seconds, "--ring-bytes", "4k")
         say(f"storm, smallest ring: {smallest}")
     finally:
