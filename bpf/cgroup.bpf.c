@@ -478,7 +478,8 @@ static __always_inline void on_packet_reset(struct bpf_sock *sk, struct connecti
 	};
 	struct socket_view view;
 
-	if (!reset_is_valid(segment, tp, c))
+	/* The first one ends the socket; more may lie in its backlog behind it, one for each segment under way. */
+	if (c->flags & CONNECTION_PEER_RESET || !reset_is_valid(segment, tp, c))
 		return;
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	connection_peer_reset(c, &view, &reset);
