@@ -15,6 +15,7 @@
 #include <fmt/format.h>
 
 #include "cli/privileges.h"
+#include "source/descriptor.h"
 
 namespace finrace {
 
@@ -24,18 +25,12 @@ namespace {
 constexpr std::chrono::nanoseconds longest_tick = std::chrono::milliseconds(200);
 constexpr auto clock_measured_every = std::chrono::seconds(1);
 
-struct Descriptor {
-    int fd;
-
-    explicit Descriptor(int fd_, const char* what) : fd(fd_)
-    {
-        if (fd < 0)
-            throw SetupError(fmt::format("{} failed: {}", what, std::strerror(errno)));
-    }
-    ~Descriptor() { ::close(fd); }
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-};
+Descriptor opened(int fd, const char* call)
+{
+    if (fd < 0)
+        throw SetupError(fmt::format("{} failed: {}", call, std::strerror(errno)));
+    return Descriptor(fd);
+}
 
 timespec to_timespec(std::chrono::nanoseconds duration)
 {
@@ -47,7 +42,7 @@ void watch(const Descriptor& epoll, int fd, std::uint32_t events, const char* wh
     epoll_event wanted{};
     wanted.events = events;
     wanted.data.fd = fd;
-    if (::epoll_ctl(epoll.fd, EPOLL_CTL_ADD, fd, &wanted) != 0)
+    if (::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &wanted) != 0)
         throw SetupError(fmt::format("waiting for {} failed: {}", what, std::strerror(errno)));
 }
 
@@ -65,9 +60,7 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick)
     sigaddset(&stop, SIGINT);
     sigaddset(&stop, SIGTERM);
     ::sigprocmask(SIG_BLOCK, &stop, nullptr);
-    signals_ = ::signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (signals_ < 0)
-        throw SetupError(fmt::format("signalfd() failed: {}", std::strerror(errno)));
+    signals_ = opened(::signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd()");
 
     source_ = std::make_unique<LiveSource>(options.live);
     say_warnings();
@@ -77,12 +70,6 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick)
     const std::string by = source_->attach().empty() ? "" : " by " + source_->attach();
     say(fmt::format("ready (backend {}{}, {} connections taken in)", source_->backend(), by,
                     source_->connections_adopted()));
-}
-
-LiveLoop::~LiveLoop()
-{
-    if (signals_ >= 0)
-        ::close(signals_);
 }
 
 void LiveLoop::say_warnings()
@@ -124,37 +111,37 @@ void LiveLoop::take_in(LiveListener& listener)
 
 void LiveLoop::run(LiveListener& listener)
 {
-    const Descriptor epoll(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1()");
-    const Descriptor timer(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create()");
+    const Descriptor epoll = opened(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1()");
+    const Descriptor timer = opened(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create()");
     const itimerspec period{.it_interval = to_timespec(tick_), .it_value = to_timespec(tick_)};
-    ::timerfd_settime(timer.fd, 0, &period, nullptr);
+    ::timerfd_settime(timer.get(), 0, &period, nullptr);
 
     // Edges, not levels: a wake-up means something urgent, but any event in the ring keeps it readable. The timer
     // collects those in one go.
     watch(epoll, source_->wakeup_fd(), EPOLLIN | EPOLLET, "the kernel's events");
-    watch(epoll, signals_, EPOLLIN, "signals");
-    watch(epoll, timer.fd, EPOLLIN, "the timer");
+    watch(epoll, signals_.get(), EPOLLIN, "signals");
+    watch(epoll, timer.get(), EPOLLIN, "the timer");
     const int output = listener.output_descriptor();
     if (output >= 0) {
         epoll_event wanted{};
         wanted.events = EPOLLOUT | EPOLLET;
         wanted.data.fd = output;
         // Regular files refuse (EPERM): they have neither a reader nor room to wait for.
-        ::epoll_ctl(epoll.fd, EPOLL_CTL_ADD, output, &wanted);
+        ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, output, &wanted);
     }
 
     for (bool running = true; running;) {
         std::array<epoll_event, 4> ready{};
-        const int count = ::epoll_wait(epoll.fd, ready.data(), static_cast<int>(ready.size()), -1);
+        const int count = ::epoll_wait(epoll.get(), ready.data(), static_cast<int>(ready.size()), -1);
         if (count < 0 && errno != EINTR)
             throw SetupError(fmt::format("epoll_wait() failed: {}", std::strerror(errno)));
         for (int i = 0; i < count; ++i) {
             const int fd = ready[static_cast<std::size_t>(i)].data.fd;
-            if (fd == signals_) {
+            if (fd == signals_.get()) {
                 running = false;
-            } else if (fd == timer.fd) {
+            } else if (fd == timer.get()) {
                 std::uint64_t expirations = 0;
-                [[maybe_unused]] const ssize_t got = ::read(timer.fd, &expirations, sizeof(expirations));
+                [[maybe_unused]] const ssize_t got = ::read(timer.get(), &expirations, sizeof(expirations));
             } else if (fd == output && (ready[static_cast<std::size_t>(i)].events & (EPOLLERR | EPOLLHUP)) != 0) {
                 listener.on_reader_left();
             }

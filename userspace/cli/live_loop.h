@@ -13,6 +13,7 @@
 #include "core/classify.h"
 #include "core/upstream.h"
 #include "sink/clock.h"
+#include "source/descriptor.h"
 #include "source/live.h"
 
 namespace finrace {
@@ -38,9 +39,6 @@ class LiveLoop {
 public:
     /// Blocks SIGINT and SIGTERM, attaches, and says so on standard error. Throws SetupError or UsageError.
     LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick);
-    ~LiveLoop();
-    LiveLoop(const LiveLoop&) = delete;
-    LiveLoop& operator=(const LiveLoop&) = delete;
 
     /// Until a signal comes or the listener ends it. What was waiting in the ring is handed on before it returns.
     void run(LiveListener& listener);
@@ -59,7 +57,7 @@ private:
 
     Filter filter_;
     std::chrono::nanoseconds tick_;
-    int signals_ = -1;
+    Descriptor signals_;
     std::unique_ptr<LiveSource> source_;
     std::size_t warnings_said_ = 0;
     Upstreams upstreams_;
