@@ -682,8 +682,17 @@ TEST_CASE("an RST after the response's first byte, or before", "[classify]")
         s.wait_ms(500);
         s.reset({.acknowledges = 100U});
         check(s, Ending::idle_close_by_peer, upstream_with_timer(500));
-        check(s, response_cut, upstream_with_timer(562)); // 61 ms of tolerance are one short
         check(s, Ending::idle_close_by_peer, upstream_with_timer(561));
+        check(s, Ending::unclassified, upstream_with_timer(562)); // 61 ms of tolerance are one short
+        CHECK(learned_from(s, upstream_with_timer(562)).empty());
+    }
+    SECTION("after half the time of a timer that is known it may be either")
+    {
+        s.receive(1000);
+        s.wait_ms(500);
+        s.reset({.acknowledges = 100U});
+        check(s, Ending::unclassified, upstream_with_timer(1000));
+        check(s, response_cut, upstream_with_timer(1001));
     }
     SECTION("with bytes of the request unacknowledged: an early refusal, which has no name yet")
     {

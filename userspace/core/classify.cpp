@@ -87,6 +87,13 @@ struct Evidence {
         return c.exchange > 0 && (e.request_bytes > 0 || has(c, CONNECTION_ADOPTED_IN_EXCHANGE));
     }
 
+    /// For people, who would take "0 ms" for nothing at all.
+    [[nodiscard]] std::string after_text() const
+    {
+        const double ms = static_cast<double>(close_after_request_ns(e)) / ns_per_ms;
+        return fmt::format("{:.{}f} ms", ms, ms < 9.95 ? 1 : 0);
+    }
+
     [[nodiscard]] std::string idle_text() const
     {
         if (!is_reused(c))
@@ -173,8 +180,8 @@ Classification judge_crossing(const Evidence& evidence, std::uint32_t unacked, V
         return unclassified();
     return verdict(evidence, Cause::keepalive_race, variant, whole ? Certainty::proven : Certainty::likely,
                    fmt::format("The upstream closed this connection, {}{}, while the request was on its way: its {} "
-                               "came {} ms after the request and acknowledges {} of {} request bytes.",
-                               evidence.idle_text(), evidence.timeout_text(), segment, evidence.after_ms,
+                               "came {} after the request and acknowledges {} of {} request bytes.",
+                               evidence.idle_text(), evidence.timeout_text(), segment, evidence.after_text(),
                                e.request_bytes - std::min(unacked, e.request_bytes), e.request_bytes));
 }
 
@@ -189,14 +196,14 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
     if (rested && evidence.in_race_window()) {
         if (evidence.idle_close_at_timeout(evidence.rested_ms()))
             return verdict(evidence, Cause::keepalive_race, race, Certainty::likely,
-                           fmt::format("The upstream's {} came {} ms after the request, {}, just at its idle "
+                           fmt::format("The upstream's {} came {} after the request, {}, just at its idle "
                                        "timeout of {} ms: its kernel had the request, its application never read it.",
-                                       segment, evidence.after_ms, evidence.idle_text(), evidence.timeout->ms));
+                                       segment, evidence.after_text(), evidence.idle_text(), evidence.timeout->ms));
         if (!evidence.timeout && c.idle_ms >= shortest_idle_timer_ms)
             return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
-                           fmt::format("The upstream's {} came {} ms after the request, {}: an idle close, if this "
+                           fmt::format("The upstream's {} came {} after the request, {}: an idle close, if this "
                                        "upstream's idle timeout (not learned yet) is about as long.",
-                                       segment, evidence.after_ms, evidence.idle_text()));
+                                       segment, evidence.after_text(), evidence.idle_text()));
     }
     // How long it had rested before a request older than the tracer is not known.
     const bool may_be_race = has(c, CONNECTION_ADOPTED_IN_EXCHANGE) && evidence.in_race_window();
@@ -204,9 +211,9 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                    may_be_race ? Certainty::possible
                    : rested    ? Certainty::likely
                                : Certainty::proven,
-                   fmt::format("The upstream's kernel had all of the request; {} ms after it the connection was {} "
+                   fmt::format("The upstream's kernel had all of the request; {} after it the connection was {} "
                                "without one byte of an answer.",
-                               evidence.after_ms, otherwise == Cause::upstream_closed ? "closed" : "reset"));
+                               evidence.after_text(), otherwise == Cause::upstream_closed ? "closed" : "reset"));
 }
 
 Classification judge_peer_fin(const Evidence& evidence)
@@ -252,8 +259,9 @@ Classification judge_peer_reset(const Evidence& evidence)
         if (evidence.idle_close_at_timeout(c.fin_idle_ms))
             return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
         if (c.fin_idle_ms < shortest_idle_timer_ms) {
-            if (c.exchange == 0)
-                return unclassified(); // the exchange was older than the tracer
+            // Older than the tracer, or so near to the upstream's timer that a path which stood still may explain it.
+            if (c.exchange == 0 || (evidence.timeout && 2 * c.fin_idle_ms >= evidence.timeout->ms))
+                return unclassified();
             return verdict(evidence, Cause::response_cut, Variant::none, Certainty::likely,
                            fmt::format("The upstream reset the connection {} ms after {} bytes of the response.",
                                        c.fin_idle_ms, e.response_bytes));
@@ -277,7 +285,7 @@ Classification judge_peer_reset(const Evidence& evidence)
         return unclassified();
     if (evidence.fresh())
         return verdict(evidence, Cause::upstream_reset, Variant::none, Certainty::likely,
-                       fmt::format("A bare RST answered the first request, {} ms after it.", evidence.after_ms));
+                       fmt::format("A bare RST answered the first request, {} after it.", evidence.after_text()));
     return verdict(evidence, Cause::keepalive_race, Variant::reset_closed,
                    has(c, CONNECTION_ADOPTED_IN_EXCHANGE) ? Certainty::possible : Certainty::likely,
                    fmt::format("A bare RST answered the request on this connection, {}{}: the upstream's socket was "
