@@ -1,7 +1,12 @@
 #!/usr/bin/python3
-"""What scripts/test runs inside a virtual machine: on this kernel, every backend through the lab, oddities, and real software.
+"""What scripts/test runs inside a virtual machine: on this kernel, every backend through the lab, real software and oddities.
 
-An emulated machine is ten to twenty times slower than a native one: fewer runs of each accident, the same kinds of them.
+An emulated machine is ten to twenty times slower than a native one, so the tests are in two groups:
+
+  exact  for a machine whose clock counts instructions (scripts/vm --icount). Nothing is ever late there, however busy the host
+         is, and a rest costs nothing: all that depends on times, races between a request and a timer first of all.
+  smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer.
+
 The last line counts the tests of all commands.
 """
 
@@ -20,48 +25,51 @@ BACKENDS = {
     "kprobe": ["--backend", "trace", "--attach", "kprobe"],
     "cgroup": ["--backend", "cgroup"],
 }
+UPSTREAMS = [("uvicorn", "4"), ("uvicorn", "6"), ("local-uvicorn", "4"), ("lingering", "4"), ("reset", "4")]
 # Of the robustness tests those whose outcome depends on the kernel and the backend; and those that attach and list again
 # and again, which takes minutes in an emulated machine: once, where the tables grow and every hook is there.
 ODDITIES = "sends*,process names,who closed and how,older connections,smallest ring,two at once"
 SLOW_ODDITIES = ODDITIES + ",signals,churn at start,start stop,many connections"
 SLOW_ON = ("fentry", "6.12")
+LIMIT = 600  # seconds, of each command; where instructions are time, most of them pass unfelt
 
 
-def commands(options, name):
-    backend = BACKENDS[name]
-    binary = ["--finrace", os.path.join(options.build, "finrace")]
-    line = ["--delay-line", os.path.join(options.build, "delay-line")]
-    logs = ["--logs", options.logs] if options.logs else []
-    yield "race lab", 400, [
-        f"{HERE}/lab_check.py", *binary, *line, *backend, *logs, "--runs", str(options.runs), "--delay", "40ms", "--keep-alive", "2s",
-        "--parallel", "16",
-    ]
-    yield "robustness", 300, [f"{HERE}/robustness.py", *binary, *backend, *logs, "--small", "--only", ODDITIES]
-    yield "nginx and uvicorn", 400, [
-        f"{TESTS}/e2e/nginx_race.py", *binary, *line, *backend, "--upstream", "uvicorn", "--requests", str(options.requests),
-        *logs,
-    ]
+def exact(options, name):
+    backend = [*BACKENDS[name], *tools(options)]
+    yield "race lab", [f"{HERE}/lab_check.py", *backend, "--runs", str(options.runs)]
+    for upstream, family in UPSTREAMS:
+        yield f"nginx and {upstream}{' over IPv6' if family == '6' else ''}", [
+            f"{TESTS}/e2e/nginx_race.py", *backend, "--upstream", upstream, "--family", family, "--requests", str(options.requests),
+        ]
+    if name != "cgroup":
+        finrace_alone = [*BACKENDS[name], *tools(options, line=False)]
+        yield "beside tcplife and tcpstates", [f"{HERE}/compare_tcplife.py", *finrace_alone]
+        yield "beside cgroup", [f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3"]
 
 
-def once(options):
-    """What runs one backend beside the other: where the machine has not the slow oddities to do."""
-    if os.uname().release.startswith(SLOW_ON[1]):
-        return
-    logs = ["--logs", options.logs] if options.logs else []
-    yield "both backends at once", 500, [
-        f"{HERE}/both_backends.py", "--finrace", os.path.join(options.build, "finrace"), *logs,
-        "--delay-line", os.path.join(options.build, "delay-line"), "--runs", "3", "--parallel", "16",
+def smp(options, name):
+    slow = name == SLOW_ON[0] and os.uname().release.startswith(SLOW_ON[1])
+    yield "robustness", [
+        f"{HERE}/robustness.py", *BACKENDS[name], *tools(options, line=False), "--small",
+        "--only", SLOW_ODDITIES if slow else ODDITIES,
     ]
 
 
-def run(title, limit, command):
+def tools(options, line=True):
+    flags = ["--finrace", os.path.join(options.build, "finrace")]
+    if line:
+        flags += ["--delay-line", os.path.join(options.build, "delay-line")]
+    return flags + (["--logs", options.logs] if options.logs else [])
+
+
+def run(title, command):
     """(passed, failed, seconds). Its output goes through as it comes."""
     print(f"\n== {title}", flush=True)
     started = time.monotonic()
     passed = failed = 0
     process = subprocess.Popen(["/usr/bin/python3", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                stdin=subprocess.DEVNULL, start_new_session=True)
-    signal.alarm(limit)
+    signal.alarm(LIMIT)
     try:
         for line in process.stdout:
             text = line.decode("utf-8", "replace")
@@ -73,7 +81,7 @@ def run(title, limit, command):
     except TimeoutError:
         os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
-        print(f"  matrix: {title} took longer than {limit} s and was ended", flush=True)
+        print(f"  matrix: {title} took longer than {LIMIT} s and was ended", flush=True)
     finally:
         signal.alarm(0)
     if (status != 0 or passed == 0) and failed == 0:
@@ -89,8 +97,9 @@ def on_alarm(*_):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
     parser.add_argument("--backends", default=",".join(BACKENDS), help="of fentry, kprobe, cgroup (default: all)")
-    parser.add_argument("--runs", type=int, default=5, help="of each of the lab's scenarios")
-    parser.add_argument("--requests", type=int, default=100, help="near the timer, through nginx")
+    parser.add_argument("group", choices=("exact", "smp"))
+    parser.add_argument("--runs", type=int, default=20, help="of each of the lab's scenarios")
+    parser.add_argument("--requests", type=int, default=300, help="near the timer, through nginx")
     parser.add_argument("--only", default="", help="only commands with this word in their title")
     parser.add_argument("--build", default=os.path.join(os.path.dirname(TESTS), "build"), help="folder with the binaries")
     parser.add_argument("--logs", help="folder for what failed tests leave")
@@ -101,13 +110,12 @@ def main():
             parser.error(f"--backends {name}: unknown; accepted: {', '.join(BACKENDS)}")
     signal.signal(signal.SIGALRM, on_alarm)
     rows = []
-    planned = [(f"{title}, {name}", limit, command) for name in names for title, limit, command in commands(options, name)]
-    if len(names) == len(BACKENDS):
-        planned += once(options)
-    for title, limit, command in planned:
-        title += f", on {os.uname().release}"
-        if options.only in title:
-            rows.append((title, *run(title, limit, command)))
+    group = {"exact": exact, "smp": smp}[options.group]
+    for name in names:
+        for what, command in group(options, name):
+            title = f"{what}, {name}, on {os.uname().release}"
+            if options.only in title:
+                rows.append((title, *run(title, command)))
     print()
     for title, passed, failed, seconds in rows:
         print(f"{passed:5} passed {failed:4} failed {seconds:5.0f} s  {title}")
