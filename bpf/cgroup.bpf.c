@@ -192,6 +192,10 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 		    c->flags & CONNECTION_SOCKET_CLOSED && !(c->flags & CONNECTION_PEER_RESET))
 			connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
 		kind = old_state == TCP_STATE_SYN_SENT ? EVENT_OPEN_FAILED : EVENT_CLOSED;
+		if (kind == EVENT_CLOSED && c->flags & CONNECTION_PEER_RESET) {
+			connection_peer_reset_processed(c, view.send_next);
+			emit_sock_ops(ctx, c, &view, EVENT_PEER_RESET, old_state, old_state);
+		}
 		break;
 	default:
 		kind = report_states ? EVENT_STATE : 0;
@@ -483,11 +487,10 @@ static __always_inline void on_packet_reset(struct bpf_sock *sk, struct connecti
 		return;
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	connection_peer_reset(c, &view, &reset);
-	if (c->state == TCP_STATE_SYN_SENT)
-		return; /* an open that failed: sock_ops reports it next */
+	if (states_are_reported(c))
+		return; /* sock_ops tells next that the socket has processed it */
 	emit_packet(sk, c, &view, EVENT_PEER_RESET, sk->src_port);
-	if (!states_are_reported(c))
-		end_if_over(sk, c, &view, sk->src_port);
+	end_if_over(sk, c, &view, sk->src_port);
 }
 
 static __always_inline void on_packet_fin(struct bpf_sock *sk, struct connection *c, struct bpf_tcp_sock *tp,

@@ -262,6 +262,16 @@ FINRACE_INLINE void connection_peer_reset(struct connection *c, const struct soc
 	}
 }
 
+/*
+ * The socket has processed an RST that was seen before. In between, a process that held the socket may have begun an
+ * exchange (tcp_v4_rcv() leaves the RST on the backlog then): of that one the RST acknowledges nothing.
+ */
+FINRACE_INLINE void connection_peer_reset_processed(struct connection *c, __u32 send_next)
+{
+	if (c->flags & CONNECTION_RESET_HAS_ACK && c->exchange && c->request_ns > c->peer_reset_ns)
+		c->reset_unacked = connection_request_bytes(c, send_next);
+}
+
 /* This host closes its direction: how is CONNECTION_LOCAL_FIN or CONNECTION_LOCAL_RESET. */
 FINRACE_INLINE void connection_local_close(struct connection *c, __u64 now_ns, __u32 how)
 {

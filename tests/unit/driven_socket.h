@@ -22,6 +22,8 @@ struct ResetOptions {
     std::optional<std::uint32_t> acknowledges = std::nullopt; ///< bytes of the request; without it the RST has no ACK
     bool header_seen = true;
     std::uint8_t more_flags = 0;
+    std::uint32_t meets_request =
+        0; ///< bytes written between the RST's coming and its processing; cgroup alone sees both
 };
 
 class DrivenSocket {
@@ -208,7 +210,13 @@ public:
         const auto old = state_;
         const socket_view v = view();
         connection_peer_reset(&c, &v, &segment);
-        emit(EVENT_PEER_RESET, old, old, v);
+        if (options.meets_request != 0) {
+            wait_ns(1);
+            request(options.meets_request);
+        }
+        if (backend == Backend::cgroup)
+            connection_peer_reset_processed(&c, write_seq_);
+        emit(EVENT_PEER_RESET, old, old, view());
         socket_error = old == TCP_STATE_CLOSE_WAIT ? 32 : 104; // EPIPE, ECONNRESET
         if (packets_only())
             end_if_over();

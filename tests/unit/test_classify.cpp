@@ -499,6 +499,22 @@ TEST_CASE("an RST that acknowledges all: unread at the timer, or aborted", "[cla
     check(first, reset_first);
 }
 
+TEST_CASE("an RST that waits while a process writes a request", "[classify]")
+{
+    DrivenSocket s = used(1, Backend::cgroup);
+    s.wait_ms(2000);
+    SECTION("with ACK: the whole request crossed it")
+    {
+        s.reset({.acknowledges = 0U, .meets_request = 100});
+        check(s, reset_crossed);
+    }
+    SECTION("bare")
+    {
+        s.reset({.meets_request = 100});
+        check(s, reset_closed);
+    }
+}
+
 TEST_CASE("an RST with ACK that crossed the request", "[classify]")
 {
     DrivenSocket s = requested(2000);
