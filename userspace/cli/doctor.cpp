@@ -23,6 +23,7 @@
 #include "cli/privileges.h"
 #include "cli/terminal.h"
 #include "sink/text.h"
+#include "source/descriptor.h"
 #include "source/live.h"
 
 namespace finrace {
@@ -37,29 +38,16 @@ std::string read_file(const char* path)
     return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-struct Descriptor {
-    int fd;
-
-    explicit Descriptor(int fd_) : fd(fd_) {}
-    ~Descriptor()
-    {
-        if (fd >= 0)
-            ::close(fd);
-    }
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-};
-
 /// Where securityfs is not mounted (containers, small systems): a mount of it that nobody else sees.
 std::string read_lockdown_unmounted()
 {
     const Descriptor context(::fsopen("securityfs", FSOPEN_CLOEXEC));
-    if (context.fd < 0 || ::fsconfig(context.fd, FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0)
+    if (!context || ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0)
         return {};
-    const Descriptor root(::fsmount(context.fd, FSMOUNT_CLOEXEC, 0));
-    const Descriptor file(root.fd < 0 ? -1 : ::openat(root.fd, "lockdown", O_RDONLY | O_CLOEXEC));
+    const Descriptor root(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
+    const Descriptor file(!root ? -1 : ::openat(root.get(), "lockdown", O_RDONLY | O_CLOEXEC));
     std::array<char, 256> text{};
-    const ssize_t size = file.fd < 0 ? -1 : ::read(file.fd, text.data(), text.size());
+    const ssize_t size = !file ? -1 : ::read(file.get(), text.data(), text.size());
     return size > 0 ? std::string(text.data(), static_cast<std::size_t>(size)) : std::string();
 }
 
@@ -76,16 +64,14 @@ std::string lockdown_mode()
     return text.substr(begin + 1, end - begin - 1);
 }
 
-std::string cgroup_root()
+/// Empty where there is none.
+std::string find_cgroup_root()
 {
-    std::ifstream mounts("/proc/self/mounts");
-    std::string device;
-    std::string directory;
-    std::string type;
-    for (std::string rest; mounts >> device >> directory >> type && std::getline(mounts, rest);)
-        if (type == "cgroup2")
-            return directory;
-    return {};
+    try {
+        return cgroup_root();
+    } catch (const SetupError&) {
+        return {};
+    }
 }
 
 struct Findings {
@@ -121,7 +107,7 @@ Findings examine()
         .btf = ::access("/sys/kernel/btf/vmlinux", R_OK) == 0,
         .lockdown = lockdown_mode(),
         .missing_capabilities = missing_capabilities(effective_capabilities()),
-        .cgroup_root = cgroup_root(),
+        .cgroup_root = find_cgroup_root(),
         .backends = {},
     };
     // Without these every attempt fails with EPERM, which says nothing of the kernel.
@@ -144,7 +130,7 @@ void print(const Findings& findings)
          findings.lockdown == "confidentiality" ? "confidentiality: backend trace is refused" : findings.lockdown,
          findings.lockdown != "confidentiality");
     fact("cgroup v2",
-         findings.cgroup_root.empty() ? "no cgroup2 in /proc/self/mounts: backend cgroup needs it; "
+         findings.cgroup_root.empty() ? "no cgroup2 with its root in /proc/self/mountinfo: backend cgroup needs it; "
                                         "mount -t cgroup2 none /sys/fs/cgroup/unified"
                                       : findings.cgroup_root,
          !findings.cgroup_root.empty());
@@ -171,6 +157,8 @@ void print(const Findings& findings)
             if (!hook.attached && !hook.problem.empty())
                 fmt::print("      {}\n", paint.dim(hook.problem));
         }
+        for (const std::string& what : report.unseen)
+            fmt::print("  {} {}\n", paint.yellow("not seen:"), what);
     }
     const BackendReport* choice = findings.choice();
     fmt::print("\n{}\n", choice != nullptr ? paint.bold(fmt::format("--backend auto takes {}.", full_name(*choice)))
@@ -204,6 +192,8 @@ Json to_json(const Findings& findings)
                 entry["problem"] = hook.problem;
             hooks.push_back(std::move(entry));
         }
+        if (!report.unseen.empty())
+            one["unseen"] = report.unseen;
         backends.push_back(std::move(one));
     }
     if (const BackendReport* choice = findings.choice()) {

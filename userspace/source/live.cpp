@@ -214,7 +214,8 @@ bool is_mapped(const std::uint8_t* address)
     return std::memcmp(address, prefix, sizeof(prefix)) == 0;
 }
 
-/// Where the cgroup v2 hierarchy is mounted: /proc/self/mountinfo, proc(5).
+} // namespace
+
 std::string cgroup_root()
 {
     std::ifstream mounts("/proc/self/mountinfo");
@@ -236,8 +237,6 @@ std::string cgroup_root()
                      (looked.empty() ? std::string(", which lists no cgroup file system") : " and found:" + looked) +
                      "\n  mount one: mount -t cgroup2 none /sys/fs/cgroup (or below it, in a hybrid layout)");
 }
-
-} // namespace
 
 /// Everything behind LiveSource that does not depend on the backend's skeleton type.
 struct LiveSource::Implementation {
@@ -681,6 +680,24 @@ const std::vector<std::string>& LiveSource::warnings() const
     return implementation_->warnings;
 }
 
+namespace {
+
+/// What the kernel keeps from a backend whose hooks are all attached.
+std::vector<std::string> unseen_by(Backend backend)
+{
+    if (backend == Backend::cgroup)
+        return {"the process of a connection that this host accepted",
+                "bytes that a process left unread, ICMP errors, the network namespace",
+                "a write that fails before a segment leaves",
+                "of a connection older than finrace: an end that comes after this host's close()"};
+    // mptcp_sendmsg() hands its data to the subflows' sockets without tcp_sendmsg_locked().
+    if (first_line("/proc/sys/net/mptcp/enabled") == "1")
+        return {"requests on MPTCP connections: their sends pass the send hook by (net.mptcp.enabled=1)"};
+    return {};
+}
+
+} // namespace
+
 std::vector<BackendReport> examine_backends()
 {
     struct Way {
@@ -696,12 +713,17 @@ std::vector<BackendReport> examine_backends()
     };
     std::vector<BackendReport> reports;
     for (const Way& way : ways) {
-        BackendReport report{
-            .backend = way.backend_name, .attach = way.attach_name, .works = false, .problem = {}, .hooks = {}};
+        BackendReport report{.backend = way.backend_name,
+                             .attach = way.attach_name,
+                             .works = false,
+                             .problem = {},
+                             .hooks = {},
+                             .unseen = {}};
         try {
             const LiveSource source({.backend = way.backend, .attach = way.attach, .ring_bytes = 4096});
             report.works = true;
             report.hooks = source.hooks();
+            report.unseen = unseen_by(way.backend);
         } catch (const SetupError& error) {
             report.problem = error.what();
         }

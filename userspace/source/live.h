@@ -78,7 +78,11 @@ struct BackendReport {
     bool works = false;
     std::string problem;
     std::vector<Hook> hooks;
+    std::vector<std::string> unseen; ///< what no hook of this backend can show on this kernel
 };
+
+/// Where the cgroup v2 hierarchy is mounted: /proc/self/mountinfo, proc(5). Throws SetupError, with where it looked.
+std::string cgroup_root();
 
 /// For `finrace doctor`: tries every backend.
 std::vector<BackendReport> examine_backends();
