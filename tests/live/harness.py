@@ -338,7 +338,7 @@ class Net:
             _host_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         checked(libc.unshare(CLONE_NEWNET), "unshare")
         self.ns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        first, second = random.randrange(128, 250), random.randrange(256)
+        first, second = random.randrange(128, 250), random.randrange(1, 256)  # IPv6 text leaves zeros out
         self.prefix = f"10.{first}.{second}."
         self.prefix6 = f"fd66:{first:x}:{second:x}:"
         # IPv6 takes a route for local, but does not bind to its addresses without this.

@@ -3,8 +3,8 @@
 
 An emulated machine is ten to twenty times slower than a native one, so the tests are in two groups:
 
-  exact  for a machine whose clock counts instructions (scripts/vm --icount). Nothing is ever late there, however busy the host
-         is, and a rest costs nothing: all that depends on times, races between a request and a timer first of all.
+  exact  for a machine whose clock counts instructions (scripts/vm --paced). Nothing is late there, however busy the host is:
+         all that depends on times, races between a request and a timer first of all.
   smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer.
 
 The last line counts the tests of all commands.
@@ -31,7 +31,7 @@ UPSTREAMS = [("uvicorn", "4"), ("uvicorn", "6"), ("local-uvicorn", "4"), ("linge
 ODDITIES = "sends*,process names,who closed and how,older connections,smallest ring,two at once"
 SLOW_ODDITIES = ODDITIES + ",signals,churn at start,start stop,many connections"
 SLOW_ON = ("fentry", "6.12")
-LIMIT = 600  # seconds, of each command; where instructions are time, most of them pass unfelt
+LIMIT = 600  # seconds, of each command
 
 
 def exact(options, name):
