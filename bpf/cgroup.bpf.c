@@ -343,15 +343,16 @@ static __noinline int emit_packet(struct bpf_sock *sk, struct connection *c, con
  * A socket without accounting: older than the tracer, or not to be followed. While any of the former are left,
  * the answer is kept in the socket's storage, so that each socket is looked up once.
  */
-static __always_inline struct connection *adopt(struct __sk_buff *skb, struct bpf_sock *sk)
+static __noinline struct connection *adopt(struct __sk_buff *skb)
 {
+	struct bpf_sock *sk = skb->sk;
 	struct socket_view view = {};
 	struct adoptable *adoptable;
 	struct bpf_tcp_sock *tp;
 	struct connection *c;
 	__u64 cookie;
 
-	if (adoptables_left <= 0)
+	if (!sk)
 		return NULL;
 	sk = bpf_sk_fullsock(sk);
 	if (!sk || sk->protocol != IPPROTO_TCP)
@@ -403,8 +404,8 @@ static __always_inline void end_if_over(struct bpf_sock *sk, struct connection *
 	c->flags = CONNECTION_IGNORED;
 }
 
-SEC("cgroup_skb/egress")
-int cgroup_egress(struct __sk_buff *skb)
+/* A segment that is more than the next one of a healthy connection. Out of line: it stays out of the way of those. */
+static __noinline int on_notable_egress(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct socket_view view = {};
@@ -413,26 +414,15 @@ int cgroup_egress(struct __sk_buff *skb)
 	struct connection *c;
 
 	if (!sk)
-		return ALLOW;
+		return 0;
 	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!c)
-		c = adopt(skb, sk);
-	if (!c || c->flags & CONNECTION_IGNORED)
-		return ALLOW;
-	if (parse_segment(skb, &segment)) {
-		count_loss(LOSS_UNREADABLE);
-		return ALLOW;
-	}
-	if (!segment.payload && !(segment.flags & (TCP_FLAG_BIT_FIN | TCP_FLAG_BIT_RST)))
-		return ALLOW;
+	if (!c || parse_segment(skb, &segment))
+		return 0;
 	tp = bpf_tcp_sock(sk);
 	if (!tp)
-		return ALLOW;
+		return 0;
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	/* snd_nxt moves on after the segment has left: what lies before it is a retransmission. */
-	if (!(segment.flags & (TCP_FLAG_BIT_FIN | TCP_FLAG_BIT_RST)) && segment.seq == tp->snd_nxt &&
-	    connection_plain_send(c, view.now_ns, tick_ns, tp->bytes_received, segment.seq))
-		return ALLOW;
 	if (segment.payload && !sequence_distance(segment.seq, tp->snd_nxt)) {
 		if (connection_begins_exchange(c, view.bytes_received)) {
 			view.send_next = segment.seq;
@@ -458,6 +448,39 @@ int cgroup_egress(struct __sk_buff *skb)
 		emit_packet(sk, c, &view, EVENT_LOCAL_FIN, sk->src_port);
 		end_if_over(sk, c, &view, sk->src_port);
 	}
+	return 0;
+}
+
+SEC("cgroup_skb/egress")
+int cgroup_egress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct segment segment;
+	struct bpf_tcp_sock *tp;
+	struct connection *c;
+
+	if (!sk)
+		return ALLOW;
+	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!c && adoptables_left > 0)
+		c = adopt(skb);
+	if (!c || c->flags & CONNECTION_IGNORED)
+		return ALLOW;
+	if (parse_segment(skb, &segment)) {
+		count_loss(LOSS_UNREADABLE);
+		return ALLOW;
+	}
+	if (!(segment.flags & (TCP_FLAG_BIT_FIN | TCP_FLAG_BIT_RST))) {
+		if (!segment.payload)
+			return ALLOW;
+		tp = bpf_tcp_sock(sk);
+		/* The segment carries its time of departure (tcp_wstamp_ns, __tcp_transmit_skb()): no clock need be
+		 * read. */
+		if (tp && segment.seq == tp->snd_nxt &&
+		    connection_plain_send(c, skb->tstamp, tick_ns, tp->bytes_received, segment.seq))
+			return ALLOW;
+	}
+	on_notable_egress(skb);
 	return ALLOW;
 }
 
@@ -514,39 +537,25 @@ static __always_inline void on_packet_fin(struct bpf_sock *sk, struct connection
 		end_if_over(sk, c, &view, sk->src_port);
 }
 
-SEC("cgroup_skb/ingress")
-int cgroup_ingress(struct __sk_buff *skb)
+/* A FIN, an RST, or anything after this host's own FIN. */
+static __noinline int on_notable_ingress(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct segment segment;
 	struct bpf_tcp_sock *tp;
 	struct connection *c;
-	__u64 now_ns;
 
 	if (!sk)
-		return ALLOW;
+		return 0;
 	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!c)
-		c = adopt(skb, sk);
-	if (!c || c->flags & CONNECTION_IGNORED)
-		return ALLOW;
-	if (parse_segment(skb, &segment)) {
-		count_loss(LOSS_UNREADABLE);
-		return ALLOW;
-	}
-	if (segment.payload) {
-		now_ns = coarse_now();
-		if (now_ns > c->last_byte_ns)
-			connection_continue(c, now_ns);
-	}
-	if (!(segment.flags & (TCP_FLAG_BIT_RST | TCP_FLAG_BIT_FIN)) && !(c->flags & CONNECTION_LOCAL_FIN))
-		return ALLOW;
+	if (!c || parse_segment(skb, &segment))
+		return 0;
 	tp = bpf_tcp_sock(sk);
 	if (!tp)
-		return ALLOW;
+		return 0;
 	if (segment.flags & TCP_FLAG_BIT_RST) {
 		on_packet_reset(sk, c, tp, &segment);
-		return ALLOW;
+		return 0;
 	}
 	if (segment.payload && c->flags & CONNECTION_SOCKET_CLOSED && !(c->flags & CONNECTION_DATA_AFTER_CLOSE)) {
 		struct socket_view view;
@@ -559,6 +568,35 @@ int cgroup_ingress(struct __sk_buff *skb)
 	if (segment.flags & TCP_FLAG_BIT_FIN && !(c->flags & CONNECTION_PEER_FIN) &&
 	    (!states_are_reported(c) || sk->state == TCP_STATE_FIN_WAIT1 || sk->state == TCP_STATE_FIN_WAIT2))
 		on_packet_fin(sk, c, tp, &segment);
+	return 0;
+}
+
+SEC("cgroup_skb/ingress")
+int cgroup_ingress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct segment segment;
+	struct connection *c;
+	__u64 now_ns;
+
+	if (!sk)
+		return ALLOW;
+	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!c && adoptables_left > 0)
+		c = adopt(skb);
+	if (!c || c->flags & CONNECTION_IGNORED)
+		return ALLOW;
+	if (parse_segment(skb, &segment)) {
+		count_loss(LOSS_UNREADABLE);
+		return ALLOW;
+	}
+	if (segment.payload) {
+		now_ns = coarse_now();
+		if (now_ns > c->last_byte_ns)
+			connection_continue(c, now_ns);
+	}
+	if (segment.flags & (TCP_FLAG_BIT_RST | TCP_FLAG_BIT_FIN) || c->flags & CONNECTION_LOCAL_FIN)
+		on_notable_ingress(skb);
 	return ALLOW;
 }
 
