@@ -317,6 +317,21 @@ class Finrace:
 
         return wait_for(enough, lambda: f"{count} connections' records; there are {len(self.connections(net))}", limit)
 
+    def processor_seconds(self):
+        """What all its threads have run."""
+        with open(f"/proc/{self.process.pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def wait_settled(self):
+        """Until it has taken in what there is: it hardly runs any more."""
+        def rests(pause=0.3):
+            before = self.processor_seconds()
+            time.sleep(pause)
+            return self.processor_seconds() - before < pause / 5
+
+        wait_for(rests, "it to come to rest")
+
     def memory(self):
         """Resident memory now, in bytes."""
         with open(f"/proc/{self.process.pid}/status", encoding="ascii", errors="replace") as file:
