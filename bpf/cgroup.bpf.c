@@ -250,8 +250,8 @@ static __always_inline int parse_segment(struct __sk_buff *skb, struct segment *
 	if (skb->protocol == bpf_htons(ETHERTYPE_IPV4)) {
 		__u8 *ip = data;
 
-		if (data + 20 > end)
-			return -1;
+		if (data + 20 > end || ip[9] != IPPROTO_TCP)
+			return -1; /* what IPsec has wrapped has a TCP socket still */
 		ip_bytes = (ip[0] & 0x0f) * 4;
 	} else {
 		__u8 *ip = data;
@@ -485,10 +485,10 @@ int cgroup_egress(struct __sk_buff *skb)
 }
 
 /* RFC 5961 3.2 as the kernel has it: at rcv_nxt, or (tcp_reset_check()) at the FIN's own number after a FIN. */
-static __always_inline int reset_is_valid(const struct segment *segment, struct bpf_tcp_sock *tp,
+static __always_inline int reset_is_valid(const struct segment *segment, struct bpf_sock *sk, struct bpf_tcp_sock *tp,
 					  const struct connection *c)
 {
-	if (c->state == TCP_STATE_SYN_SENT)
+	if (sk->state == TCP_STATE_SYN_SENT)
 		return segment->flags & TCP_FLAG_BIT_ACK;
 	return segment->seq == tp->rcv_nxt || (c->flags & CONNECTION_PEER_FIN && segment->seq == tp->rcv_nxt - 1);
 }
@@ -506,7 +506,7 @@ static __always_inline void on_packet_reset(struct bpf_sock *sk, struct connecti
 	struct socket_view view;
 
 	/* The first one ends the socket; more may lie in its backlog behind it, one for each segment under way. */
-	if (c->flags & CONNECTION_PEER_RESET || !reset_is_valid(segment, tp, c))
+	if (c->flags & CONNECTION_PEER_RESET || !reset_is_valid(segment, sk, tp, c))
 		return;
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	connection_peer_reset(c, &view, &reset);
