@@ -1293,6 +1293,26 @@ TEST_CASE("everything is counted once per upstream", "[classify]")
     CHECK(upstream.idle_timeout.samples() == 6); // the stale reuse's FIN as well
 }
 
+TEST_CASE("of upstreams beyond the limit nothing is learned together", "[classify]")
+{
+    Upstreams upstreams(0);
+    event last{};
+    for (int i = 0; i < 5; ++i) {
+        DrivenSocket idle = used(2);
+        idle.wait_ms(3000);
+        idle.fin();
+        idle.close();
+        idle.local_fin_acknowledged();
+        for (const event& e : idle.events)
+            account(e, upstreams);
+        last = idle.last();
+    }
+    const Upstream& other = upstreams.at(UpstreamKey::of(last));
+    CHECK(upstreams.is_other(other));
+    CHECK(other.counts.idle_closes_by_peer == 5);
+    CHECK(other.idle_timeout.samples() == 0);
+}
+
 TEST_CASE("an upstream that closes by RST and changes its timer is learned anew", "[classify]")
 {
     Upstreams upstreams;

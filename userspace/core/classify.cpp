@@ -404,7 +404,7 @@ Classification account(const event& e, Upstreams& upstreams)
     case EVENT_CLOSED:
         ++counts.closed;
         counts.exchanges += c.exchange;
-        if (is_reused(c))
+        if (is_reused(c) && !upstreams.is_other(upstream))
             upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, c.longest_idle_ms);
         break;
     default:
@@ -429,7 +429,7 @@ Classification account(const event& e, Upstreams& upstreams)
         ++counts.unclassified;
         break;
     }
-    if (result.learned_idle_ms)
+    if (result.learned_idle_ms && !upstreams.is_other(upstream))
         upstream.idle_timeout.learn(*result.learned_idle_ms);
     return result;
 }

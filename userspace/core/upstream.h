@@ -76,6 +76,8 @@ class Upstreams {
 public:
     explicit Upstreams(std::size_t limit = 4096) : limit_(limit) {}
     Upstream& at(const UpstreamKey& key);
+    /// Whether that is `other`: it counts, but what one of those upstreams does teaches nothing about the rest.
+    [[nodiscard]] bool is_other(const Upstream& upstream) const { return &upstream == &other_; }
     /// Calls `visit` for every upstream; the key is nullptr for `other`.
     void for_each(const std::function<void(const UpstreamKey*, const Upstream&)>& visit) const;
     [[nodiscard]] std::size_t size() const { return upstreams_.size(); }
