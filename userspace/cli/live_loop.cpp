@@ -24,6 +24,8 @@ namespace {
 /// Nothing that ended may wait longer for its verdict than this, even without a wake-up.
 constexpr std::chrono::nanoseconds longest_tick = std::chrono::milliseconds(200);
 constexpr auto clock_measured_every = std::chrono::seconds(1);
+/// At the end: for what waits in the ring, should a flood go on.
+constexpr auto longest_farewell = std::chrono::seconds(2);
 
 Descriptor opened(int fd, const char* call)
 {
@@ -85,13 +87,14 @@ std::uint64_t LiveLoop::connections_ended() const
     return ended_ + losses.by_kind[EVENT_CLOSED] + losses.by_kind[EVENT_OPEN_FAILED];
 }
 
-void LiveLoop::take_in(LiveListener& listener)
+/// Returns true if there is more.
+bool LiveLoop::take_in(LiveListener& listener)
 {
     if (const auto now = std::chrono::steady_clock::now(); now - clock_measured_ >= clock_measured_every) {
         clock_.measure();
         clock_measured_ = now;
     }
-    source_->consume([&](const event& e) {
+    const bool more = source_->consume([&](const event& e) {
         ++events_;
         if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
             ++ended_;
@@ -107,6 +110,7 @@ void LiveLoop::take_in(LiveListener& listener)
         listener.on_event(e, classification, of_upstream ? upstreams_.at(UpstreamKey::of(e)) : nothing_known);
     });
     say_warnings();
+    return more;
 }
 
 void LiveLoop::run(LiveListener& listener)
@@ -130,9 +134,10 @@ void LiveLoop::run(LiveListener& listener)
         ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, output, &wanted);
     }
 
+    bool more = false;
     for (bool running = true; running;) {
         std::array<epoll_event, 4> ready{};
-        const int count = ::epoll_wait(epoll.get(), ready.data(), static_cast<int>(ready.size()), -1);
+        const int count = ::epoll_wait(epoll.get(), ready.data(), static_cast<int>(ready.size()), more ? 0 : -1);
         if (count < 0 && errno != EINTR)
             throw SetupError(fmt::format("epoll_wait() failed: {}", std::strerror(errno)));
         for (int i = 0; i < count; ++i) {
@@ -146,10 +151,13 @@ void LiveLoop::run(LiveListener& listener)
                 listener.on_reader_left();
             }
         }
-        take_in(listener);
+        more = take_in(listener);
         if (!listener.on_tick())
             running = false;
     }
+    for (const auto end = std::chrono::steady_clock::now() + longest_farewell;
+         more && std::chrono::steady_clock::now() < end;)
+        more = take_in(listener);
 }
 
 } // namespace finrace

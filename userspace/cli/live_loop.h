@@ -52,7 +52,7 @@ public:
     [[nodiscard]] std::uint64_t unclassified() const { return unclassified_; }
 
 private:
-    void take_in(LiveListener& listener);
+    bool take_in(LiveListener& listener);
     void say_warnings();
 
     Filter filter_;

@@ -108,6 +108,8 @@ std::string hint_for(int error)
     return {};
 }
 
+constexpr int events_at_once = 4096;
+
 constexpr const char* btf_path = "/sys/kernel/btf/vmlinux";
 
 /// The kernel's own type information.
@@ -252,7 +254,7 @@ struct LiveSource::Implementation {
 
     static int on_sample(void* context, void* data, size_t size)
     {
-        const auto* self = static_cast<Implementation*>(context);
+        auto* self = static_cast<Implementation*>(context);
         event e;
         if (size < sizeof(e))
             return 0;
@@ -263,7 +265,7 @@ struct LiveSource::Implementation {
             normalise_mapped_address(e.peer_address);
         }
         (*self->handle)(e);
-        return 0;
+        return --self->allowance > 0 ? 0 : -ECANCELED;
     }
 
     void open_ring(bpf_object* object)
@@ -290,6 +292,7 @@ struct LiveSource::Implementation {
     std::vector<Hook> hooks;
     std::vector<std::string> warnings;
     const std::function<void(const event&)>* handle = nullptr;
+    int allowance = 0; ///< events until consume() returns
     int losses_fd = -1;
     std::vector<Link> links;
     std::unique_ptr<ring_buffer, RingDeleter> ring; // destroyed before the maps that it reads
@@ -483,12 +486,12 @@ struct CgroupSource : LiveSource::Implementation {
             bool accepted;
         };
         std::vector<Older> older;
-        bool refused = false;
+        int refused = 0;
         warnings = in_each_network_namespace([&] {
             std::vector<ListedSocket> sockets;
             std::set<std::uint16_t> listening;
             if (!list_tcp_sockets([&](const ListedSocket& s) { sockets.push_back(s); })) {
-                refused = true;
+                refused = errno;
                 return;
             }
             for (const ListedSocket& s : sockets)
@@ -498,8 +501,9 @@ struct CgroupSource : LiveSource::Implementation {
                 if (s.state != TCP_STATE_LISTEN)
                     older.push_back({s, listening.contains(s.local_port)});
         });
-        if (refused)
-            warnings.push_back(fmt::format("connections older than the tracer can't be listed: {}", error_text(errno)));
+        if (refused != 0)
+            warnings.push_back(
+                fmt::format("connections older than the tracer can't be listed: {}", error_text(refused)));
         if (!options.follow_accepted)
             std::erase_if(older, [](const Older& o) { return o.accepted; });
         if (older.empty())
@@ -626,11 +630,13 @@ int LiveSource::wakeup_fd() const
     return ring_buffer__epoll_fd(implementation_->ring.get());
 }
 
-void LiveSource::consume(const std::function<void(const event&)>& handle)
+bool LiveSource::consume(const std::function<void(const event&)>& handle)
 {
     implementation_->handle = &handle;
-    ring_buffer__consume(implementation_->ring.get());
+    implementation_->allowance = events_at_once;
+    const int result = ring_buffer__consume(implementation_->ring.get());
     implementation_->handle = nullptr;
+    return result == -ECANCELED;
 }
 
 loss_counters LiveSource::losses() const

@@ -53,8 +53,9 @@ public:
 
     /// Readable when something urgent has happened; everything else is found by calling consume() now and then.
     [[nodiscard]] int wakeup_fd() const;
-    /// Hands every waiting event to `handle`. IPv4-mapped addresses come as IPv4.
-    void consume(const std::function<void(const event&)>& handle);
+    /// Hands waiting events to `handle`. IPv4-mapped addresses come as IPv4. Returns true if it left some: under a
+    /// flood that comes faster than it is handled, signals and summaries would wait for ever.
+    bool consume(const std::function<void(const event&)>& handle);
 
     [[nodiscard]] loss_counters losses() const;            ///< summed over CPUs
     [[nodiscard]] std::uint64_t connections_begun() const; ///< opened, accepted and adopted, as far as followed

@@ -103,8 +103,6 @@ bool list_family(int netlink, std::uint8_t family, const std::function<void(cons
                     continue;
                 tcp_info info{};
                 std::memcpy(&info, RTA_DATA(attribute), std::min(sizeof(info), std::size_t{RTA_PAYLOAD(attribute)}));
-                listed.bytes_received = info.tcpi_bytes_received;
-                listed.bytes_acked = info.tcpi_bytes_acked;
                 // Both stamps are set by the handshake as well: without payload they tell nothing.
                 if (info.tcpi_bytes_acked > 1 || info.tcpi_unacked > 0)
                     listed.last_send_ns = now - std::uint64_t{info.tcpi_last_data_sent} * 1'000'000U;

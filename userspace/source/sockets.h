@@ -16,8 +16,6 @@ std::vector<std::string> in_each_network_namespace(const std::function<void()>& 
 /// A TCP socket as the kernel lists it (struct inet_diag_msg, struct tcp_info).
 struct ListedSocket {
     std::uint64_t cookie;
-    std::uint64_t bytes_received;
-    std::uint64_t bytes_acked;
     std::uint64_t last_send_ns;    ///< CLOCK_MONOTONIC, millisecond steps; 0 if nothing was sent
     std::uint64_t last_receive_ns; ///< 0 if nothing was received
     std::uint32_t inode;
