@@ -41,9 +41,10 @@ def exact(options, name):
         yield f"nginx and {upstream}{' over IPv6' if family == '6' else ''}", [
             f"{TESTS}/e2e/nginx_race.py", *backend, "--upstream", upstream, "--family", family, "--requests", str(options.requests),
         ]
-    if name != "cgroup":
+    if name == "fentry":
         finrace_alone = [*BACKENDS[name], *tools(options, line=False)]
         yield "beside tcplife and tcpstates", [f"{HERE}/compare_tcplife.py", *finrace_alone]
+    if name != "cgroup":
         yield "beside cgroup", [f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3"]
 
 
