@@ -36,14 +36,7 @@ struct {
 		words[3] = WORD(from, 3);     \
 	} while (0)
 
-/* What the loader's listing of sockets told of a connection older than the tracer; by socket cookie. */
-struct adoptable {
-	__u64 last_receive_ns;
-	__u64 last_send_ns;
-	__u32 flags; /* enum connection_flag */
-	__u32 pid;
-};
-
+/* By socket cookie. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -68,6 +61,16 @@ static __always_inline __u16 observed_here(const struct connection *c)
 	return OBSERVED_RESET_HEADER | (c->pid ? OBSERVED_PROCESS : 0) | (have_release_hook ? OBSERVED_CLOSE_CALL : 0);
 }
 
+static __always_inline struct event *cgroup_event_begin(struct connection *c, const struct socket_view *view, __u8 kind,
+							__u8 old_state, __u8 new_state)
+{
+	struct event *e = event_begin(c, view, kind, old_state, new_state, observed_here(c));
+
+	if (e && !(c->flags & CONNECTION_PEER_RESET))
+		e->connection.peer_reset_ns = 0; /* what waits there is for the kernel alone */
+	return e;
+}
+
 /* ------------------------------------------------------------------ sock_ops: states */
 
 static __always_inline void view_sock_ops(struct socket_view *view, struct bpf_sock_ops *ctx,
@@ -86,7 +89,7 @@ static __always_inline void view_sock_ops(struct socket_view *view, struct bpf_s
 static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct connection *c,
 					  const struct socket_view *view, __u8 kind, __u8 old_state, __u8 new_state)
 {
-	struct event *e = event_begin(c, view, kind, old_state, new_state, observed_here(c));
+	struct event *e = cgroup_event_begin(c, view, kind, old_state, new_state);
 	__u64 acked;
 
 	if (!e)
@@ -118,16 +121,17 @@ static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct conne
 static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
 	struct connection *c = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct connection owner;
 	struct socket_view view = {};
-	__u32 pid;
 
 	if (!c) {
 		count_loss(LOSS_TABLE_FULL);
 		return;
 	}
-	pid = c->pid; /* left there by cgroup/connect */
+	owner = *c; /* left there by cgroup/connect */
 	__builtin_memset(c, 0, sizeof(*c));
-	c->pid = pid;
+	c->pid = owner.pid;
+	__builtin_memcpy(c->comm, owner.comm, FINRACE_COMM_LEN);
 	connection_start(c, next_connection_id(), bpf_ktime_get_ns(), CONNECTION_CLIENT | CONNECTION_STATE_CALLBACKS,
 			 TCP_STATE_SYN_SENT);
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
@@ -159,6 +163,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock 
 static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u8 old_state, __u8 new_state)
 {
 	struct connection *c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	struct reset_segment reset;
 	struct socket_view view = {};
 	__u8 kind = 0;
 	int fin;
@@ -187,14 +192,20 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 		kind = EVENT_LOCAL_FIN;
 		break;
 	case TCP_STATE_CLOSE:
-		/* close() with unread bytes or SO_LINGER 0: the RST leaves only after this, and meets no accounting. */
-		if ((old_state == TCP_STATE_ESTABLISHED || old_state == TCP_STATE_CLOSE_WAIT) &&
-		    c->flags & CONNECTION_SOCKET_CLOSED && !(c->flags & CONNECTION_PEER_RESET))
-			connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
 		kind = old_state == TCP_STATE_SYN_SENT ? EVENT_OPEN_FAILED : EVENT_CLOSED;
-		if (kind == EVENT_CLOSED && c->flags & CONNECTION_PEER_RESET) {
-			connection_peer_reset_processed(c, view.send_next);
-			emit_sock_ops(ctx, c, &view, EVENT_PEER_RESET, old_state, old_state);
+		/* What a packet program noted before is judged with what the socket has processed by now. */
+		reset = connection_waiting_reset(c, ctx->rcv_nxt);
+		if (connection_accepts_reset(c, &reset, old_state)) {
+			connection_peer_reset(c, &view, &reset);
+			if (kind == EVENT_CLOSED)
+				emit_sock_ops(ctx, c, &view, EVENT_PEER_RESET, old_state, old_state);
+		} else if ((old_state == TCP_STATE_ESTABLISHED || old_state == TCP_STATE_CLOSE_WAIT) &&
+			   c->flags & CONNECTION_SOCKET_CLOSED) {
+			/*
+			 * close() with unread bytes or SO_LINGER 0: the RST leaves only after this, and meets no
+			 * accounting.
+			 */
+			connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
 		}
 		break;
 	default:
@@ -313,7 +324,7 @@ static __noinline int emit_packet(struct bpf_sock *sk, struct connection *c, con
 	tp = bpf_tcp_sock(sk);
 	if (!tp)
 		return 0;
-	e = event_begin(c, view, kind, c->state, c->state, observed_here(c));
+	e = cgroup_event_begin(c, view, kind, c->state, c->state);
 	if (!e)
 		return 0;
 	if (sk->family == AF_INET) {
@@ -404,6 +415,22 @@ static __always_inline void end_if_over(struct bpf_sock *sk, struct connection *
 	c->flags = CONNECTION_IGNORED;
 }
 
+/* The socket sends again: has it processed the FIN that waited behind data? Its acknowledgement says so at once. */
+static __always_inline void on_noted_fin(struct bpf_sock *sk, struct connection *c, struct bpf_tcp_sock *tp)
+{
+	struct socket_view view;
+
+	if (tp->rcv_nxt != c->waiting.seq + 1)
+		return;
+	c->flags &= ~CONNECTION_FIN_WAITS;
+	view_tcp(&view, tp, c, bpf_ktime_get_ns());
+	if (view.bytes_received)
+		view.bytes_received--; /* the FIN's own number */
+	connection_peer_fin(c, &view);
+	emit_packet(sk, c, &view, EVENT_PEER_FIN, sk->src_port);
+	end_if_over(sk, c, &view, sk->src_port);
+}
+
 /* A segment that is more than the next one of a healthy connection. Out of line: it stays out of the way of those. */
 static __noinline int on_notable_egress(struct __sk_buff *skb)
 {
@@ -421,14 +448,16 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 	tp = bpf_tcp_sock(sk);
 	if (!tp)
 		return 0;
+	if (c->flags & CONNECTION_FIN_WAITS)
+		on_noted_fin(sk, c, tp);
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	/* snd_nxt moves on after the segment has left: what lies before it is a retransmission. */
 	if (segment.payload && !sequence_distance(segment.seq, tp->snd_nxt)) {
 		if (connection_begins_exchange(c, view.bytes_received)) {
 			view.send_next = segment.seq;
-			connection_begin_exchange(c, &view);
+			connection_begin_exchange(c, &view, segment.payload);
 			if (c->flags & CONNECTION_SENT_AFTER_FIN) {
-				/* The first segment tells the request's size no more than the first write does. */
+				view.send_next += segment.payload;
 				c->state = sk->state;
 				emit_packet(sk, c, &view, EVENT_SENT_AFTER_FIN, sk->src_port);
 			}
@@ -470,7 +499,7 @@ int cgroup_egress(struct __sk_buff *skb)
 		count_loss(LOSS_UNREADABLE);
 		return ALLOW;
 	}
-	if (!(segment.flags & (TCP_FLAG_BIT_FIN | TCP_FLAG_BIT_RST))) {
+	if (!(segment.flags & (TCP_FLAG_BIT_FIN | TCP_FLAG_BIT_RST)) && !(c->flags & CONNECTION_FIN_WAITS)) {
 		if (!segment.payload)
 			return ALLOW;
 		tp = bpf_tcp_sock(sk);
@@ -482,15 +511,6 @@ int cgroup_egress(struct __sk_buff *skb)
 	}
 	on_notable_egress(skb);
 	return ALLOW;
-}
-
-/* RFC 5961 3.2 as the kernel has it: at rcv_nxt, or (tcp_reset_check()) at the FIN's own number after a FIN. */
-static __always_inline int reset_is_valid(const struct segment *segment, struct bpf_sock *sk, struct bpf_tcp_sock *tp,
-					  const struct connection *c)
-{
-	if (sk->state == TCP_STATE_SYN_SENT)
-		return segment->flags & TCP_FLAG_BIT_ACK;
-	return segment->seq == tp->rcv_nxt || (c->flags & CONNECTION_PEER_FIN && segment->seq == tp->rcv_nxt - 1);
 }
 
 static __always_inline void on_packet_reset(struct bpf_sock *sk, struct connection *c, struct bpf_tcp_sock *tp,
@@ -505,13 +525,14 @@ static __always_inline void on_packet_reset(struct bpf_sock *sk, struct connecti
 	};
 	struct socket_view view;
 
-	/* The first one ends the socket; more may lie in its backlog behind it, one for each segment under way. */
-	if (c->flags & CONNECTION_PEER_RESET || !reset_is_valid(segment, sk, tp, c))
+	if (states_are_reported(c)) { /* sock_ops tells when the socket has processed it */
+		connection_note_reset(c, &reset, sk->state);
+		return;
+	}
+	if (!connection_accepts_reset(c, &reset, sk->state))
 		return;
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	connection_peer_reset(c, &view, &reset);
-	if (states_are_reported(c))
-		return; /* sock_ops tells next that the socket has processed it */
 	emit_packet(sk, c, &view, EVENT_PEER_RESET, sk->src_port);
 	end_if_over(sk, c, &view, sk->src_port);
 }
@@ -521,9 +542,15 @@ static __always_inline void on_packet_fin(struct bpf_sock *sk, struct connection
 {
 	struct socket_view view;
 
-	/* In order alone: a FIN ahead of a hole is not processed yet, and comes again with the retransmission. */
-	if (segment->seq != tp->rcv_nxt)
+	if (segment->seq != tp->rcv_nxt) {
+		/* Behind a hole, or behind data on the backlog: on_noted_fin() has it when the socket has processed it.
+		 */
+		if (!states_are_reported(c)) {
+			c->waiting.seq = segment->seq + segment->payload;
+			c->flags |= CONNECTION_FIN_WAITS;
+		}
 		return;
+	}
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	view.bytes_received += segment->payload;
 	if (segment->payload)
@@ -531,6 +558,7 @@ static __always_inline void on_packet_fin(struct bpf_sock *sk, struct connection
 	/* This program runs before tcp_ack(). */
 	if (sequence_distance(view.acknowledged, segment->ack))
 		view.acknowledged = segment->ack;
+	c->flags &= ~CONNECTION_FIN_WAITS;
 	connection_peer_fin(c, &view);
 	emit_packet(sk, c, &view, EVENT_PEER_FIN, sk->src_port);
 	if (!states_are_reported(c))
@@ -609,8 +637,10 @@ static __always_inline int note_owner(struct bpf_sock_addr *ctx)
 	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP || !ctx->sk)
 		return ALLOW;
 	c = bpf_sk_storage_get(&connections, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (c)
+	if (c) {
 		c->pid = bpf_get_current_pid_tgid() >> 32;
+		bpf_get_current_comm(c->comm, sizeof(c->comm));
+	}
 	return ALLOW;
 }
 

@@ -67,6 +67,13 @@ FINRACE_INLINE __u32 saturating_ms(__u64 from_ns, __u64 to_ns)
 	return ms > 0xffffffffULL ? 0xffffffffU : (__u32)ms;
 }
 
+FINRACE_INLINE void connection_note_lost_event(struct connection *c, __u8 kind)
+{
+	if (c->lost_events < 255)
+		c->lost_events++;
+	c->lost_kinds |= 1 << kind;
+}
+
 /* Payload of the response to the current exchange. */
 FINRACE_INLINE __u64 connection_response_bytes(const struct connection *c, __u64 bytes_received)
 {
@@ -156,8 +163,8 @@ FINRACE_INLINE int connection_begins_exchange(const struct connection *c, __u64 
 	return c->exchange == 0 || bytes_received != c->received_before;
 }
 
-/* The first write of a new exchange. `view->send_next` is the sequence number of its first byte. */
-FINRACE_INLINE void connection_begin_exchange(struct connection *c, const struct socket_view *view)
+/* The first write of a new exchange, of `bytes`. `view->send_next` is the sequence number of its first byte. */
+FINRACE_INLINE void connection_begin_exchange(struct connection *c, const struct socket_view *view, __u64 bytes)
 {
 	__u32 idle_ms = saturating_ms(connection_last_byte_ns(c, view->last_receive_ns), view->now_ns);
 
@@ -170,8 +177,11 @@ FINRACE_INLINE void connection_begin_exchange(struct connection *c, const struct
 	if (idle_ms > c->longest_idle_ms)
 		c->longest_idle_ms = idle_ms;
 	c->flags &= ~CONNECTION_ADOPTED_IN_EXCHANGE;
-	if (c->flags & CONNECTION_PEER_FIN)
+	if (c->flags & CONNECTION_PEER_FIN) {
 		c->flags |= CONNECTION_SENT_AFTER_FIN;
+		if (bytes <= FINRACE_TLS_FAREWELL_BYTES)
+			c->flags |= CONNECTION_TINY_AFTER_FIN;
+	}
 }
 
 /*
@@ -227,6 +237,57 @@ FINRACE_INLINE void connection_peer_fin(struct connection *c, const struct socke
 	c->fin_idle_ms = saturating_ms(connection_last_byte_ns(c, view->last_receive_ns), view->now_ns);
 }
 
+/* The peer's FIN came while nobody looked: what it acknowledged is not known any more. */
+FINRACE_INLINE void connection_missed_fin(struct connection *c)
+{
+	c->flags |= CONNECTION_PEER_FIN;
+	connection_note_lost_event(c, EVENT_PEER_FIN);
+}
+
+/*
+ * Whether a socket in `state` takes an RST for valid: RFC 5961 3.2 as tcp_validate_incoming() has it, at rcv_nxt, or
+ * (tcp_reset_check()) at the FIN's own number after a FIN; in SYN_SENT one that acknowledges.
+ */
+FINRACE_INLINE int connection_accepts_reset(const struct connection *c, const struct reset_segment *reset, __u8 state)
+{
+	if (!reset->seen)
+		return 0;
+	if (state == TCP_STATE_SYN_SENT)
+		return reset->flags & TCP_FLAG_BIT_ACK;
+	return reset->seq == reset->receive_next ||
+	       (c->flags & CONNECTION_PEER_FIN && reset->seq == reset->receive_next - 1);
+}
+
+/* The RST that waits for its socket, which expects `receive_next` now; none if `seen` is 0. */
+FINRACE_INLINE struct reset_segment connection_waiting_reset(const struct connection *c, __u32 receive_next)
+{
+	struct reset_segment reset = {};
+
+	reset.seq = c->waiting.seq;
+	reset.ack = c->waiting.ack;
+	reset.receive_next = receive_next;
+	reset.flags = TCP_FLAG_BIT_RST | (c->flags & CONNECTION_RESET_WAITS_HAS_ACK ? TCP_FLAG_BIT_ACK : 0);
+	reset.seen = !!(c->flags & CONNECTION_RESET_WAITS);
+	return reset;
+}
+
+/*
+ * A source meets an RST before its socket does: behind data, where a process holds the socket. Of all that wait, keeps
+ * the one that the socket will take for valid, the first of its kind.
+ */
+FINRACE_INLINE void connection_note_reset(struct connection *c, const struct reset_segment *arrived, __u8 state)
+{
+	struct reset_segment noted = connection_waiting_reset(c, arrived->receive_next);
+
+	if (connection_accepts_reset(c, &noted, state) || (noted.seen && noted.seq == arrived->seq))
+		return;
+	c->waiting.seq = arrived->seq;
+	c->waiting.ack = arrived->ack;
+	c->flags &= ~CONNECTION_RESET_WAITS_HAS_ACK;
+	c->flags |= CONNECTION_RESET_WAITS |
+		    (arrived->flags & TCP_FLAG_BIT_ACK ? CONNECTION_RESET_WAITS_HAS_ACK : 0);
+}
+
 /*
  * A valid RST of the peer. Its ACK never reaches snd_una (tcp_reset runs before tcp_ack), so what it
  * acknowledges is read from the segment. Its sequence number is what our segment acknowledged: the FIN's
@@ -260,16 +321,6 @@ FINRACE_INLINE void connection_peer_reset(struct connection *c, const struct soc
 		else if (reset->seq == reset->receive_next)
 			c->flags |= CONNECTION_RESET_BEYOND_FIN;
 	}
-}
-
-/*
- * The socket has processed an RST that was seen before. In between, a process that held the socket may have begun an
- * exchange (tcp_v4_rcv() leaves the RST on the backlog then): of that one the RST acknowledges nothing.
- */
-FINRACE_INLINE void connection_peer_reset_processed(struct connection *c, __u32 send_next)
-{
-	if (c->flags & CONNECTION_RESET_HAS_ACK && c->exchange && c->request_ns > c->peer_reset_ns)
-		c->reset_unacked = connection_request_bytes(c, send_next);
 }
 
 /* This host closes its direction: how is CONNECTION_LOCAL_FIN or CONNECTION_LOCAL_RESET. */

@@ -64,9 +64,7 @@ static __always_inline void count_lost_event(struct connection *c, __u8 kind)
 		if (kind < EVENT_KINDS)
 			__sync_fetch_and_add(&counters->by_kind[kind], 1);
 	}
-	if (c->lost_events < 255)
-		c->lost_events++;
-	c->lost_kinds |= 1 << kind;
+	connection_note_lost_event(c, kind);
 }
 
 /* Room for an event with everything filled in that the accounting and the view know; NULL if lost (and counted). */

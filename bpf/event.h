@@ -22,6 +22,12 @@ extern "C" {
 /* Raised whenever the meaning or the place of a field changes. */
 #define FINRACE_EVENT_VERSION 1
 
+/*
+ * The longest close_notify alert of TLS in use: 31 bytes by TLS 1.2 with AES-GCM (RFC 5246 6.2, RFC 5288 3), 24 by TLS 1.3
+ * (RFC 8446 5.2). No proxy's request is as short.
+ */
+#define FINRACE_TLS_FAREWELL_BYTES 31
+
 #define FINRACE_COMM_LEN 16 /* TASK_COMM_LEN, include/linux/sched.h */
 
 /* RFC 9293 states as the kernel numbers them, include/net/tcp_states.h; part of its ABI through INET_DIAG. */
@@ -77,6 +83,11 @@ enum connection_flag {
 	CONNECTION_DATA_AFTER_CLOSE = 1 << 17, /* data came in after this host had closed its direction */
 	CONNECTION_EARLIER_UNACKED =
 		1 << 18, /* the FIN or RST left bytes from before the current request unacknowledged */
+	/* In the kernel alone, of `waiting`: seen as a packet, and not processed by the socket yet. */
+	CONNECTION_FIN_WAITS = 1 << 19,
+	CONNECTION_RESET_WAITS = 1 << 20,
+	CONNECTION_RESET_WAITS_HAS_ACK = 1 << 21,
+	CONNECTION_TINY_AFTER_FIN = 1 << 22, /* with SENT_AFTER_FIN: its first write was no more than a TLS farewell */
 };
 
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
@@ -96,12 +107,28 @@ enum loss {
 	LOSS_RING_FULL = 0, /* an event found no room in the ring */
 	LOSS_TABLE_FULL,    /* a connection could not be followed: no room or no memory for its accounting */
 	LOSS_UNREADABLE,    /* a segment's header could not be read */
+	LOSS_PROGRAM_SKIPPED, /* the kernel did not run a program that was running on that CPU already; it counts itself:
+			       * recursion_misses of struct bpf_prog_info, Linux 5.12 */
 	LOSS_PLACES
 };
 
 struct loss_counters {
 	__u64 by_place[LOSS_PLACES];
 	__u64 by_kind[EVENT_KINDS]; /* LOSS_RING_FULL again, by the kind of event */
+};
+
+/* What the loader's listing of sockets tells backend "cgroup" of a connection older than the tracer. */
+struct adoptable {
+	__u64 last_receive_ns; /* 0 for never */
+	__u64 last_send_ns;
+	__u32 flags; /* enum connection_flag */
+	__u32 pid;   /* 0 if not known */
+};
+
+/* The numbers of a FIN or RST that its socket has not processed yet. */
+struct waiting_segment {
+	__u32 seq;
+	__u32 ack;
 };
 
 /*
@@ -116,7 +143,10 @@ struct connection {
 	__u64 last_byte_ns;    /* the last byte, either way, that the accounting has been told of */
 	__u64 received_before; /* payload bytes received before the current exchange's request */
 	__u64 peer_fin_ns;
-	__u64 peer_reset_ns;
+	union {
+		__u64 peer_reset_ns;
+		struct waiting_segment waiting; /* until then, where a source meets segments before their socket */
+	};
 	__u64 local_close_ns;
 	__u32 request_seq;     /* sequence number of the request's first byte */
 	__u32 exchange;        /* number of the current exchange, 0 before the first */
@@ -161,6 +191,12 @@ struct event {
 };
 
 #define FINRACE_AT(type, member, offset) FINRACE_STATIC_ASSERT(__builtin_offsetof(struct type, member) == (offset))
+
+FINRACE_STATIC_ASSERT(sizeof(struct adoptable) == 24);
+FINRACE_AT(adoptable, last_receive_ns, 0);
+FINRACE_AT(adoptable, last_send_ns, 8);
+FINRACE_AT(adoptable, flags, 16);
+FINRACE_AT(adoptable, pid, 20);
 
 FINRACE_STATIC_ASSERT(sizeof(struct connection) == 120);
 FINRACE_AT(connection, id, 0);

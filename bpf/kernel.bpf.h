@@ -54,12 +54,25 @@ struct sock_common {
 	unsigned long skc_flags;
 };
 
+struct inode {
+	unsigned long i_ino;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
+struct socket {
+	struct file *file;
+};
+
 struct bpf_local_storage;
 
 struct sock {
 	struct sock_common __sk_common;
 	int sk_err;
 	__u16 sk_protocol;
+	struct socket *sk_socket;
 	struct bpf_local_storage *sk_bpf_storage;
 };
 
@@ -94,6 +107,8 @@ struct sk_buff {
 	__u16 transport_header;
 };
 
+struct msghdr;
+struct page;
 struct seq_file;
 
 struct bpf_iter_meta {

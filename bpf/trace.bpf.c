@@ -105,6 +105,15 @@ struct {
 	__type(value, __u8);
 } listening_ports SEC(".maps");
 
+/* Which process holds a socket older than the tracer: thread group id by the inode number of the socket's file. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20); /* set by the loader */
+	__type(key, __u32);
+	__type(value, __u32);
+} socket_owners SEC(".maps");
+
 /* Where tcp_reset() is not handed the segment (before 5.11): the segment that this CPU is about to process. */
 struct segment_at_work {
 	__u64 sk;
@@ -198,7 +207,7 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 }
 
 /* Out of line, so that the plain send below spills nothing. */
-static __noinline int on_notable_send(struct sock *sk)
+static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
 {
 	struct connection *c = connection_lookup(sk);
 	struct socket_view view;
@@ -222,18 +231,19 @@ static __noinline int on_notable_send(struct sock *sk)
 	view.last_receive_ns = received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
 	view.send_next = READ(tp, write_seq);
 	view.acknowledged = 0;
-	connection_begin_exchange(c, &view);
+	connection_begin_exchange(c, &view, bytes);
 	if (!c->pid)
 		set_owner(c);
 	if (c->flags & CONNECTION_SENT_AFTER_FIN) {
 		view_socket(&view, sk, tp, c);
+		view.send_next += bytes;
 		emit(sk, tp, c, &view, EVENT_SENT_AFTER_FIN, c->state, c->state);
 	}
 	return 0;
 }
 
 /* Every way to send payload ends in one of two functions, with the socket locked and its backlog processed. */
-static __always_inline int on_send(struct sock *sk)
+static __always_inline int on_send(struct sock *sk, __u64 bytes)
 {
 	struct connection *c = connection_lookup(sk);
 	struct tcp_sock *tp;
@@ -244,20 +254,20 @@ static __always_inline int on_send(struct sock *sk)
 	if (!tp)
 		return 0;
 	if (!connection_plain_send(c, bpf_ktime_get_ns(), tick_ns, READ(tp, bytes_received), READ(tp, write_seq)))
-		on_notable_send(sk);
+		on_notable_send(sk, bytes);
 	return 0;
 }
 
 /* send(), sendmsg(), write(), writev(), MSG_ZEROCOPY, io_uring; from 6.5 also sendfile() and splice(). */
-HOOK(trace_send, tcp_sendmsg_locked, struct sock *sk)
+HOOK(trace_send, tcp_sendmsg_locked, struct sock *sk, struct msghdr *message, unsigned long bytes)
 {
-	return on_send(sk);
+	return on_send(sk, bytes);
 }
 
 /* sendfile() and splice(), and kernel TLS, up to 6.4. */
-HOOK(trace_sendpages, do_tcp_sendpages, struct sock *sk)
+HOOK(trace_sendpages, do_tcp_sendpages, struct sock *sk, struct page *page, int offset, unsigned long bytes)
 {
-	return on_send(sk);
+	return on_send(sk, bytes);
 }
 
 static __always_inline void on_opening(struct sock *sk, __u8 old_state)
@@ -307,6 +317,11 @@ int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
 		return 0;
 	}
 	c = connection_lookup(sk);
+	/* A new socket, at the address of a former one whose end was not seen (LOSS_PROGRAM_SKIPPED). */
+	if (c && old_state == TCP_STATE_LISTEN) {
+		connection_forget(sk);
+		return 0;
+	}
 	/* A socket that passed SYN_RECV as a known one is opened from both sides at once: it has connected, not
 	 * accepted. */
 	if (follow_accepted && old_state == TCP_STATE_SYN_RECV && new_state == TCP_STATE_ESTABLISHED &&
@@ -320,6 +335,9 @@ int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
 	if (!tp)
 		return 0;
 	view_socket(&view, sk, tp, c);
+	if (!(c->flags & CONNECTION_PEER_FIN) &&
+	    (old_state == TCP_STATE_CLOSE_WAIT || old_state == TCP_STATE_LAST_ACK || old_state == TCP_STATE_CLOSING))
+		connection_missed_fin(c);
 
 	switch (new_state) {
 	case TCP_STATE_ESTABLISHED:
@@ -537,10 +555,10 @@ int trace_adopt(struct bpf_iter__tcp *ctx)
 	struct listening_port listening = {};
 	struct socket_view view = {};
 	__u64 received, last_send_ns;
+	__u32 flags = 0, inode, *pid;
 	struct connection *c;
 	struct tcp_sock *tp;
 	struct sock *sk;
-	__u32 flags = 0;
 	__u8 state;
 
 	if (!common)
@@ -589,6 +607,10 @@ int trace_adopt(struct bpf_iter__tcp *ctx)
 	last_send_ns =
 		tp->bytes_acked > 1 || tp->write_seq != tp->snd_una ? jiffies_to_ns(tp->lsndtime, view.now_ns) : 0;
 	connection_adopt(c, next_connection_id(), &view, last_send_ns, flags, state);
+	inode = BPF_CORE_READ(sk, sk_socket, file, f_inode, i_ino);
+	pid = bpf_map_lookup_elem(&socket_owners, &inode);
+	if (pid)
+		c->pid = *pid;
 	__sync_fetch_and_add(&connections_adopted, 1);
 	/* It may have died since: then trace_state has run without finding it. */
 	if (sk->__sk_common.skc_state == TCP_STATE_CLOSE)

@@ -22,8 +22,9 @@ struct ResetOptions {
     std::optional<std::uint32_t> acknowledges = std::nullopt; ///< bytes of the request; without it the RST has no ACK
     bool header_seen = true;
     std::uint8_t more_flags = 0;
-    std::uint32_t meets_request =
-        0; ///< bytes written between the RST's coming and its processing; cgroup alone sees both
+    /// What the socket processes between the RST's coming and the RST itself, where a process held it.
+    std::uint64_t behind_received = 0;
+    std::uint32_t meets_request = 0;
 };
 
 class DrivenSocket {
@@ -132,7 +133,7 @@ public:
     void send(std::uint32_t bytes)
     {
         if (following_ && !connection_plain_send(&c, now_ns, tick_ns, raw_received(), write_seq_))
-            notable_send();
+            notable_send(bytes);
         write_seq_ += bytes;
         last_send_ns_ = now_ns;
         sent_payload_ = true;
@@ -192,30 +193,40 @@ public:
 
     void reset(const ResetOptions& options = {})
     {
-        const std::uint32_t receive_next = 777 + static_cast<std::uint32_t>(received_) + (fin_received_ ? 1 : 0);
+        if (!following_)
+            return;
         reset_segment segment{};
         if (options.header_seen) {
             segment.seen = 1;
-            segment.receive_next = receive_next;
-            segment.seq =
-                receive_next - (options.answers == ResetOptions::Answers::before_fin && fin_received_ ? 1 : 0);
+            segment.seq = receive_next() + static_cast<std::uint32_t>(options.behind_received) -
+                          (options.answers == ResetOptions::Answers::before_fin && fin_received_ ? 1 : 0);
             segment.flags = static_cast<std::uint8_t>(TCP_FLAG_BIT_RST | options.more_flags);
             if (options.acknowledges) {
                 segment.flags |= TCP_FLAG_BIT_ACK;
                 segment.ack = request_end(options.acknowledges);
             }
         }
-        if (!following_)
-            return;
         const auto old = state_;
-        const socket_view v = view();
-        connection_peer_reset(&c, &v, &segment);
+        // `trace` meets an RST when its socket does, and may not have seen its header.
+        const bool early = backend == Backend::cgroup && !packets_only() && options.header_seen;
+        segment.receive_next = receive_next();
+        if (early)
+            connection_note_reset(&c, &segment, old);
+        if (options.behind_received != 0)
+            receive(options.behind_received);
         if (options.meets_request != 0) {
             wait_ns(1);
             request(options.meets_request);
         }
-        if (backend == Backend::cgroup)
-            connection_peer_reset_processed(&c, write_seq_);
+        segment.receive_next = receive_next();
+        if (early)
+            segment = connection_waiting_reset(&c, receive_next());
+        else
+            segment.receive_next = receive_next();
+        if (!early || connection_accepts_reset(&c, &segment, old)) {
+            const socket_view v = view();
+            connection_peer_reset(&c, &v, &segment);
+        }
         emit(EVENT_PEER_RESET, old, old, view());
         socket_error = old == TCP_STATE_CLOSE_WAIT ? 32 : 104; // EPIPE, ECONNRESET
         if (packets_only())
@@ -316,18 +327,23 @@ public:
     }
 
 private:
+    [[nodiscard]] std::uint32_t receive_next() const
+    {
+        return 777 + static_cast<std::uint32_t>(received_) + (fin_received_ ? 1 : 0);
+    }
+
     /// The kernel counts the FIN among the bytes received.
     [[nodiscard]] std::uint64_t raw_received() const { return received_ + (fin_received_ ? 1 : 0); }
 
-    void notable_send()
+    void notable_send(std::uint32_t bytes)
     {
         if (!connection_begins_exchange(&c, received_)) {
             connection_continue(&c, now_ns);
             return;
         }
         socket_view v = view();
-        connection_begin_exchange(&c, &v);
-        // Before the bytes are queued, or before their segment counts as sent.
+        connection_begin_exchange(&c, &v, bytes);
+        v.send_next += bytes;
         if (c.flags & CONNECTION_SENT_AFTER_FIN)
             emit(EVENT_SENT_AFTER_FIN, state_, state_, v);
     }

@@ -174,7 +174,7 @@ TEST_CASE("the short way of a plain send does what the long way does", "[connect
             v.last_receive_ns = now_ns; // within a tick: no rest
             v.bytes_received = received;
             v.send_next = send_next;
-            connection_begin_exchange(&c, &v);
+            connection_begin_exchange(&c, &v, 100);
         } else {
             connection_continue(&c, now_ns);
         }
@@ -335,7 +335,7 @@ TEST_CASE("a send after the peer's FIN", "[connection]")
         CHECK(s.last().kind == EVENT_SENT_AFTER_FIN);
         CHECK(s.last().connection.flags == s.c.flags);
         CHECK(s.last().response_bytes == 0);
-        CHECK(s.last().request_bytes == 0); // none is queued yet
+        CHECK(s.last().request_bytes == 100); // the write that is about to be queued
         const auto events = s.events.size();
         s.send(50);
         CHECK(s.c.exchange == 2);
@@ -361,6 +361,71 @@ TEST_CASE("a send after the peer's FIN", "[connection]")
         fresh.request(10);
         CHECK(fresh.c.exchange == 1);
         CHECK(fresh.last().kind == EVENT_SENT_AFTER_FIN);
+    }
+}
+
+TEST_CASE("of the RSTs that wait, the one that the socket will take for valid is kept", "[connection]")
+{
+    connection c{};
+    c.flags = CONNECTION_CLIENT;
+    std::uint32_t receive_next = 1000;
+    const auto arrives = [&](std::uint32_t seq, std::uint32_t ack, bool with_ack = true) {
+        const reset_segment segment{
+            .seq = seq,
+            .ack = ack,
+            .receive_next = receive_next,
+            .flags = static_cast<std::uint8_t>(TCP_FLAG_BIT_RST | (with_ack ? TCP_FLAG_BIT_ACK : 0)),
+            .seen = 1};
+        connection_note_reset(&c, &segment, TCP_STATE_ESTABLISHED);
+    };
+    const auto accepted = [&] {
+        const reset_segment waiting = connection_waiting_reset(&c, receive_next);
+        return connection_accepts_reset(&c, &waiting, TCP_STATE_ESTABLISHED) != 0;
+    };
+    CHECK(!accepted()); // none waits
+    SECTION("a guess of somebody else's before it")
+    {
+        arrives(5000, 1);
+        CHECK(!accepted());
+        arrives(1000, 2);
+        CHECK(accepted());
+        arrives(5000, 3);
+        CHECK(accepted());
+        CHECK(c.waiting.ack == 2);
+    }
+    SECTION("one for each segment under way: the first ends the socket")
+    {
+        arrives(1000, 1);
+        arrives(1000, 2, false);
+        CHECK(c.waiting.ack == 1);
+        CHECK((connection_waiting_reset(&c, receive_next).flags & TCP_FLAG_BIT_ACK) != 0);
+    }
+    SECTION("the same, behind data on the backlog")
+    {
+        arrives(1500, 1);
+        arrives(1500, 2, false);
+        CHECK(!accepted());
+        receive_next = 1500;
+        CHECK(accepted());
+        CHECK(c.waiting.ack == 1);
+    }
+    SECTION("at the number of a FIN that waits before it")
+    {
+        arrives(1000, 0, false);
+        c.flags |= CONNECTION_PEER_FIN;
+        receive_next = 1001;
+        CHECK(accepted());
+        receive_next = 1002;
+        CHECK(!accepted());
+    }
+    SECTION("in SYN_SENT, one that acknowledges")
+    {
+        arrives(0, 1, false);
+        reset_segment waiting = connection_waiting_reset(&c, 0);
+        CHECK(connection_accepts_reset(&c, &waiting, TCP_STATE_SYN_SENT) == 0);
+        arrives(7, 1);
+        waiting = connection_waiting_reset(&c, 0);
+        CHECK(connection_accepts_reset(&c, &waiting, TCP_STATE_SYN_SENT) != 0);
     }
 }
 

@@ -70,8 +70,8 @@ constexpr std::array causes{
         .title = "the response stopped half way",
         .happened = "The upstream reset the connection after it had begun to answer.",
         .evidence =
-            "RST less than 900 ms after the last response byte; an RST after a longer rest is an idle close and "
-            "no failure.",
+            "RST less than 900 ms, and less than half of a learned timeout, after the last response byte; an RST near "
+            "the timeout is an idle close and no failure.",
         .proxy_says =
             "nginx: \"readv() failed (104) while reading upstream\"; the client gets a truncated 200, or 502 if "
             "the response's head was not complete.",

@@ -19,12 +19,12 @@ constexpr std::uint64_t ns_per_ms = 1'000'000;
 /// Slack for schedulers and event loops at both ends, on top of round-trip times.
 constexpr std::uint64_t loop_slack_ms = 100;
 
-/// Without a learned timeout, a rest as long as this before a request makes an idle close thinkable at all: no
-/// server's keep-alive timer is shorter by default. After a response an RST this late is an idle close, an earlier one
-/// cuts the response.
+/// Without a learned timeout, a rest as long as this makes an idle close thinkable at all: no server's keep-alive timer is
+/// shorter by default. After a response, a FIN or RST this late is an idle close; an earlier FIN belongs to the exchange,
+/// an earlier RST cuts the response.
 constexpr std::uint32_t shortest_idle_timer_ms = 900;
 
-/// A FIN this soon after the last byte belongs to the exchange (Connection: close), not to an idle timer.
+/// A FIN this soon after the response's last byte was decided on with the response.
 constexpr std::uint32_t close_with_response_ms = 100;
 
 /// RFC 6928's initial window in full-size segments: what a sender may have under way before any acknowledgement.
@@ -62,15 +62,20 @@ struct Evidence {
     /// The upstream was closing while the request was on its way, as far as time can tell.
     [[nodiscard]] bool in_race_window() const { return after_ms <= 2 * rtt_ms + loop_slack_ms; }
 
-    /// The connection had rested, up to the upstream's close, for as long as this upstream lets connections rest.
-    [[nodiscard]] bool idle_close_at_timeout(std::uint64_t rested_ms) const
+    /// How near to this upstream's idle timeout its close came. One at the timeout is its timer's; a busy host's timer
+    /// may be as late as `near`.
+    enum class Nearness { far, near, at };
+    [[nodiscard]] Nearness nearness_to_timeout(std::uint64_t rested_ms) const
     {
         if (!timeout)
-            return false;
+            return Nearness::far;
+        const std::uint64_t off = rested_ms > timeout->ms ? rested_ms - timeout->ms : timeout->ms - rested_ms;
         // On a path that stands still the round-trip time says little: never so much that any rest would do.
-        const std::uint64_t tolerance =
-            std::min<std::uint64_t>(timeout->ms / 50 + timeout->spread_ms + 2 * rtt_ms + 50, timeout->ms / 4);
-        return rested_ms + tolerance >= timeout->ms && rested_ms <= timeout->ms + tolerance;
+        const std::uint64_t jitter = timeout->spread_ms + 2 * rtt_ms;
+        if (off <= std::min<std::uint64_t>(timeout->ms / 100 + jitter + 20, timeout->ms / 4))
+            return Nearness::at;
+        return off <= std::min<std::uint64_t>(timeout->ms / 50 + jitter + 50, timeout->ms / 4) ? Nearness::near
+                                                                                               : Nearness::far;
     }
 
     [[nodiscard]] std::uint64_t rested_ms() const { return c.idle_ms + after_ms; }
@@ -194,15 +199,21 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
     const bool rested = is_reused(c) || c.idle_ms >= shortest_idle_timer_ms || has(c, CONNECTION_ADOPTED);
 
     if (rested && evidence.in_race_window()) {
-        if (evidence.idle_close_at_timeout(evidence.rested_ms()))
-            return verdict(evidence, Cause::keepalive_race, race, Certainty::likely,
-                           fmt::format("The upstream's {} came {} after the request, {}, just at its idle "
-                                       "timeout of {} ms: its kernel had the request, its application never read it.",
-                                       segment, evidence.after_text(), evidence.idle_text(), evidence.timeout->ms));
+        const auto nearness = evidence.nearness_to_timeout(evidence.rested_ms());
+        if (nearness != Evidence::Nearness::far) {
+            const bool at = nearness == Evidence::Nearness::at;
+            return verdict(
+                evidence, Cause::keepalive_race, race, at ? Certainty::likely : Certainty::possible,
+                fmt::format("The upstream's {} came {} after the request; the connection had been {}, {} its idle "
+                            "timeout of {} ms: its kernel had the request, its application {} never read it.",
+                            segment, evidence.after_text(), evidence.idle_text(), at ? "up to" : "near",
+                            evidence.timeout->ms, at ? "probably" : "perhaps"));
+        }
         if (!evidence.timeout && c.idle_ms >= shortest_idle_timer_ms)
             return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
-                           fmt::format("The upstream's {} came {} after the request, {}: an idle close, if this "
-                                       "upstream's idle timeout (not learned yet) is about as long.",
+                           fmt::format("The upstream's {} came {} after the request; the connection had been {}: an "
+                                       "idle close, if this upstream's idle timeout (not learned yet) is about as "
+                                       "long.",
                                        segment, evidence.after_text(), evidence.idle_text()));
     }
     // How long it had rested before a request older than the tracer is not known.
@@ -216,6 +227,15 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                                evidence.after_text(), otherwise == Cause::upstream_closed ? "closed" : "reset"));
 }
 
+/// A FIN after response bytes. A sender that died may have left a response half way: TCP does not tell, so what no idle
+/// timer would do teaches none.
+Classification close_after_response(const connection& c)
+{
+    if (c.fin_idle_ms < shortest_idle_timer_ms)
+        return harmless(Ending::complete_close);
+    return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
+}
+
 Classification judge_peer_fin(const Evidence& evidence)
 {
     const event& e = evidence.e;
@@ -227,12 +247,14 @@ Classification judge_peer_fin(const Evidence& evidence)
         return harmless(Ending::idle_close_by_peer); // never used: a timer for that may be another one
     if (has(c, CONNECTION_EARLIER_UNACKED))
         return unclassified(); // the answer came before the request's end
+    // A TLS farewell before the FIN is no answer, and came before the request had arrived, as the FIN shows.
+    if (evidence.asked() && e.response_bytes > 0 && e.response_bytes <= FINRACE_TLS_FAREWELL_BYTES &&
+        c.fin_unacked >= e.request_bytes)
+        return judge_crossing(evidence, c.fin_unacked, Variant::fin_crossed);
     if (c.exchange == 0 || e.response_bytes > 0) {
         if (c.fin_unacked > 0)
             return unclassified();
-        if (c.fin_idle_ms < close_with_response_ms)
-            return harmless(Ending::complete_close);
-        return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
+        return close_after_response(c);
     }
     if (!evidence.asked())
         return harmless(Ending::idle_close_by_peer);
@@ -256,7 +278,7 @@ Classification judge_peer_reset(const Evidence& evidence)
         // The RST's own acknowledgement is newer than the socket's.
         if ((has(c, CONNECTION_RESET_HAS_ACK) ? c.reset_unacked : e.unacked_bytes) > 0)
             return unclassified();
-        if (evidence.idle_close_at_timeout(c.fin_idle_ms))
+        if (evidence.nearness_to_timeout(c.fin_idle_ms) != Evidence::Nearness::far)
             return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
         if (c.fin_idle_ms < shortest_idle_timer_ms) {
             // Older than the tracer, or so near to the upstream's timer that a path which stood still may explain it.
@@ -299,6 +321,9 @@ Classification judge_sent_after_fin(const Evidence& evidence)
 
     if (c.fin_unacked > 0)
         return {}; // more of a request that was under way at the FIN
+    // A TLS library says farewell before its process closes. A request's first bytes look the same until more follow.
+    if (has(c, CONNECTION_TINY_AFTER_FIN) && evidence.e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES)
+        return {};
     const double age_ms = static_cast<double>(c.request_ns - c.peer_fin_ns) / 1e6;
     // A FIN right after a response may have met a request that was answered before its end; this would be its rest.
     const bool with_response = is_reused(c) && c.fin_idle_ms < close_with_response_ms;
@@ -306,7 +331,9 @@ Classification judge_sent_after_fin(const Evidence& evidence)
         evidence, Cause::stale_reuse, Variant::none, with_response ? Certainty::likely : Certainty::proven,
         c.peer_fin_ns == 0
             ? std::string("The request was written into a connection that the upstream had closed before.")
-            : fmt::format("The request was written {:.3f} ms after the upstream's FIN had been received.", age_ms));
+            : fmt::format("The request was written {:.{}f} ms after the upstream had closed this connection, {}{}: its "
+                          "FIN had been received.",
+                          age_ms, age_ms < 9.95 ? 3 : 0, evidence.idle_text(), evidence.timeout_text()));
 }
 
 bool is_harmless(Ending ending)
@@ -328,11 +355,18 @@ Classification judge_closed(const Evidence& evidence)
     if (has(c, CONNECTION_SENT_AFTER_FIN)) {
         if (c.fin_unacked > 0) // as judge_peer_fin() has it; the exchange has moved on since
             return lost(EVENT_PEER_FIN) ? unclassified() : Classification{};
-        return lost(EVENT_SENT_AFTER_FIN) ? judge_sent_after_fin(evidence) : Classification{};
+        if (!has(c, CONNECTION_TINY_AFTER_FIN))
+            return lost(EVENT_SENT_AFTER_FIN) ? judge_sent_after_fin(evidence) : Classification{};
+        if (e.request_bytes > FINRACE_TLS_FAREWELL_BYTES)
+            return judge_sent_after_fin(evidence);
+        Classification at_fin = close_after_response(c);
+        if (!lost(EVENT_PEER_FIN))
+            at_fin.learned_idle_ms.reset();
+        return at_fin;
     }
     if (has(c, CONNECTION_PEER_FIN)) {
-        if (c.peer_fin_ns == 0)
-            return {}; // before the tracer: what it met is not known
+        if (c.peer_fin_ns == 0) // before the tracer, or missed: what it met is not known
+            return has(c, CONNECTION_ADOPTED) ? Classification{} : unclassified();
         Classification at_fin = judge_peer_fin(evidence);
         if (!lost(EVENT_PEER_FIN)) {
             if (!is_harmless(at_fin.ending))

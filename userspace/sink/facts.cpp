@@ -32,7 +32,8 @@ std::string_view kind_name(unsigned kind)
 
 std::string_view loss_name(unsigned place)
 {
-    static constexpr std::array<std::string_view, LOSS_PLACES> names{"ring_full", "table_full", "unreadable"};
+    static constexpr std::array<std::string_view, LOSS_PLACES> names{"ring_full", "table_full", "unreadable",
+                                                                     "program_skipped"};
     return place < names.size() ? names[place] : std::string_view{};
 }
 

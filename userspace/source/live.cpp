@@ -294,6 +294,7 @@ struct LiveSource::Implementation {
     const std::function<void(const event&)>* handle = nullptr;
     int allowance = 0; ///< events until consume() returns
     int losses_fd = -1;
+    std::vector<int> programs; ///< descriptors, the object's own, of those that may be skipped
     std::vector<Link> links;
     std::unique_ptr<ring_buffer, RingDeleter> ring; // destroyed before the maps that it reads
 };
@@ -404,19 +405,29 @@ struct TraceSource : LiveSource::Implementation {
             add_hook(*row, own_prefix ? "" : prefix, link ? "" : error_text(error));
             if (std::strcmp(row->name, "trace_adopt") == 0)
                 adopt(bpf_link__fd(link.get()));
-            else if (link)
+            else if (link) {
                 links.push_back(std::move(link));
+                programs.push_back(bpf_program__fd(owner.program(row->name)));
+            }
         }
     }
 
     /// Everything else is attached by now: what opens or ends meanwhile is seen by those hooks.
     void adopt(int link_fd)
     {
+        const int owners = bpf_map__fd(owner->maps.socket_owners);
+        std::vector<std::uint32_t> inodes;
+        walk_socket_owners([&](std::uint32_t inode, std::uint32_t pid) {
+            if (bpf_map_update_elem(owners, &inode, &pid, BPF_NOEXIST) == 0)
+                inodes.push_back(inode);
+        });
         std::set<int> errors;
         warnings = in_each_network_namespace([&] {
             if (const int error = run_iterator(link_fd); error != 0)
                 errors.insert(error);
         });
+        for (const std::uint32_t inode : inodes)
+            bpf_map_delete_elem(owners, &inode);
         for (const int error : errors)
             warnings.push_back(fmt::format("connections older than the tracer can't be listed: {}", error_text(error)));
     }
@@ -533,14 +544,6 @@ struct CgroupSource : LiveSource::Implementation {
         owner->bss->adoptables_left = added;
     }
 
-    /// Mirrors struct adoptable in bpf/cgroup.bpf.c.
-    struct adoptable {
-        std::uint64_t last_receive_ns;
-        std::uint64_t last_send_ns;
-        std::uint32_t flags;
-        std::uint32_t pid;
-    };
-
     [[nodiscard]] std::uint64_t begun() const override { return owner->bss->connections_begun; }
     [[nodiscard]] std::uint64_t adopted() const override { return listed; }
 
@@ -609,7 +612,7 @@ std::unique_ptr<Implementation> open_first(const LiveOptions& options)
             if (auto source = attempt([&] { return open_trace(options, Attach::kprobe); }))
                 return source;
     }
-    if (options.backend != Backend::trace)
+    if (options.backend != Backend::trace && options.attach == Attach::automatic)
         if (auto source = attempt([&] { return open_cgroup(options); }))
             return source;
     throw SetupError(problems);
@@ -652,6 +655,12 @@ loss_counters LiveSource::losses() const
             sum.by_place[i] += one.by_place[i];
         for (std::size_t i = 0; i < EVENT_KINDS; ++i)
             sum.by_kind[i] += one.by_kind[i];
+    }
+    for (const int program : implementation_->programs) {
+        bpf_prog_info info{};
+        std::uint32_t size = sizeof(info);
+        if (bpf_obj_get_info_by_fd(program, &info, &size) == 0)
+            sum.by_place[LOSS_PROGRAM_SKIPPED] += info.recursion_misses;
     }
     return sum;
 }
