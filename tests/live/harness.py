@@ -203,7 +203,7 @@ class Finrace:
     def enter_host():
         die_with_parent()
         # Who starts these tests in the background may have SIGINT ignored, and that is inherited.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         if _host_network is not None:
             checked(libc.setns(_host_network, CLONE_NEWNET), "setns")

@@ -31,7 +31,8 @@ from harness import LIMIT, Finrace, Net, Pair, checked, libc, listen, must, read
 PR_SET_NAME = 15
 MEMORY_BUDGET = 64 << 20  # of userspace, at 100,000 followed connections
 OLD_IDLE = 1.1  # above 0.9 s, so that an idle close is thinkable at all
-REQUEST, RESPONSE = b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"
+# Longer than a TLS farewell, which is no request.
+REQUEST, RESPONSE = b"GET / HTTP/1.1\r\nHost: upstream.example\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"
 MARKS = (b"trace_", b"cgroup_", b"finrace", b"losses", b"events")
 
 
@@ -239,9 +240,6 @@ def test_process_names(options):
 
             with in_child(named_accident) as (pid, ends):
                 due[tuple(ends)] = (pid, name)
-                # trace notes the name in the kernel; cgroup can't, and asks /proc while the process lives.
-                if options.backend == "cgroup":
-                    finrace.wait_verdicts(net, len(due))
         finrace.wait_verdicts(net, len(NAMES))
         finrace.stop()
         harness.check_schema(finrace)
@@ -438,6 +436,7 @@ def test_older_connections(options):
             must(len(records) == 9, f"{len(records)} records of connections")
             for one in records:
                 must(one.at("finrace.connection.adopted") is True, lambda: f"not marked as older: {json.dumps(one)}")
+                must(not one.client or one.at("process.pid") == os.getpid(), lambda: f"not this process: {json.dumps(one)}")
             sides = {(one.ends, one.at("finrace.side")) for one in records}
             for pair in (race, v6, stale_one, busy, healthy_one):
                 due = {(pair.ends, "client")} | ({(pair.ends, "server")} if pair is not stale_one else set())
@@ -587,6 +586,67 @@ def test_signals(options):
             upstreams = [one for one in finrace.records("finrace.upstream") if one.peer == listener.getsockname()]
             must(len(upstreams) == 1 and upstreams[0].at("finrace.upstream.verdicts") == {"upstream_closed": 1}, f"{upstreams}")
             harness.check_schema(finrace)
+
+
+def test_told_to_end_in_a_flood(options):
+    """More events than it takes in at one go wait in the ring when it is told to end: it hands on all of them first."""
+    count = 300 if options.small else 1500
+    with network() as net, Finrace(options, "--connections", "--ring-bytes", "64M", interval="1h") as finrace:
+        listener = listen(net)
+        finrace.send(signal.SIGSTOP)
+        for _ in range(count):
+            healthy(net, listener)
+        finrace.send(signal.SIGTERM)
+        finrace.send(signal.SIGCONT)
+        must(finrace.finished.wait(harness.STOP_LIMIT), "it goes on")
+        for watcher in finrace.watchers:
+            watcher.join(LIMIT)
+        must(finrace.process.returncode == 0, lambda: f"ended with {finrace.process.returncode}: {finrace.words()}")
+        last = finrace.health()
+        must(last.at("finrace.health.last") is True, f"the last record is {last}")
+        must(last.at("finrace.health.losses.ring_full") == 0, f"events were lost: {last.at('finrace.health.losses')}")
+        must(options.small or last.at("finrace.health.events") > 2 * 4096, "too few events: this test has proved nothing")
+        records = len(finrace.connections(net))
+        must(records == 2 * count, f"{records} records of {2 * count}")
+
+
+def test_log_rotation(options):
+    """SIGHUP: the output file is opened anew, and no record is lost or torn; without a file it is the end."""
+    path = os.path.join(options.folder, "rotated.jsonl")
+    with network() as net:
+        listener = listen(net)
+        with Finrace(options, interval="100ms", output=path) as finrace:
+            due = []
+            for turn in range(3):
+                due.append(unanswered(net, listener))
+                wait_for(lambda: os.path.exists(path) and b"finrace.verdict" in read_file(path), "the verdict")
+                os.rename(path, f"{path}.{turn}")
+                due.append(unanswered(net, listener))  # into the file that was moved, or the new one
+                finrace.send(signal.SIGHUP)
+                wait_for(lambda: os.path.exists(path), "a new file")
+            os.rename(path, f"{path}.3")
+            os.mkdir(path)
+            finrace.send(signal.SIGHUP)
+            wait_for(lambda: any("Is a directory" in text for text in finrace.said), "word of what is in the way")
+            due.append(unanswered(net, listener))
+            wait_for(lambda: str(due[-1][1]).encode() in read_file(f"{path}.3"), "a verdict in the file of before")
+            finrace.stop()
+            for turn in range(4):
+                data = read_file(f"{path}.{turn}")
+                must(data.endswith(b"\n"), f"file {turn} ends within a line")
+                finrace.lines += [(0.0, line) for line in data.splitlines()]
+            harness.check_schema(finrace)
+            found = [one.ends for one in finrace.verdicts(net)]
+            must(sorted(found) == sorted(due), f"{len(found)} verdicts of {len(due)}")
+        with Finrace(options, interval="1h", output=subprocess.DEVNULL) as finrace:
+            finrace.send(signal.SIGHUP)
+            must(finrace.finished.wait(harness.STOP_LIMIT), "it goes on without a terminal")
+            must(finrace.process.returncode == 0, lambda: f"ended with {finrace.process.returncode}: {finrace.words()}")
+
+
+def read_file(path):
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def test_two_at_once(options):
@@ -887,6 +947,11 @@ def test_refusals(options):
         if done.returncode != 2 or missing or done.stdout:
             wrong.append(f"finrace {' '.join(map(repr, arguments))}: exit {done.returncode}, not said: {missing}, "
                          f"stdout {done.stdout[:100]!r}, stderr {done.stderr.strip()[:400]!r}")
+    for arguments in (["doctor"], ["doctor", "--json"], ["explain"], ["--help"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([options.finrace, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
+        if done.returncode != 2 or "No space left" not in done.stderr:
+            wrong.append(f"finrace {' '.join(arguments)} to a full disk: exit {done.returncode}, stderr {done.stderr[:400]!r}")
     must(not wrong, lambda: f"{len(wrong)} of {len(REFUSALS)}:\n          " + "\n          ".join(wrong))
 
 
@@ -927,7 +992,8 @@ def test_no_cgroup_root(options):
 # ---- all of them ---------------------------------------------------------------------------------------------------------
 
 TESTS = [
-    test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_two_at_once, test_process_names,
+    test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_told_to_end_in_a_flood, test_log_rotation,
+    test_two_at_once, test_process_names,
     test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,
     test_churn_at_start, test_start_stop, test_many_connections,
 ]

@@ -370,12 +370,12 @@ TEST_CASE("of the RSTs that wait, the one that the socket will take for valid is
     c.flags = CONNECTION_CLIENT;
     std::uint32_t receive_next = 1000;
     const auto arrives = [&](std::uint32_t seq, std::uint32_t ack, bool with_ack = true) {
-        const reset_segment segment{
-            .seq = seq,
-            .ack = ack,
-            .receive_next = receive_next,
-            .flags = static_cast<std::uint8_t>(TCP_FLAG_BIT_RST | (with_ack ? TCP_FLAG_BIT_ACK : 0)),
-            .seen = 1};
+        const reset_segment segment{.seq = seq,
+                                    .ack = ack,
+                                    .receive_next = receive_next,
+                                    .flags =
+                                        static_cast<std::uint8_t>(TCP_FLAG_BIT_RST | (with_ack ? TCP_FLAG_BIT_ACK : 0)),
+                                    .seen = 1};
         connection_note_reset(&c, &segment, TCP_STATE_ESTABLISHED);
     };
     const auto accepted = [&] {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -156,6 +157,54 @@ TEST_CASE("a full disk: the problem is told, the lines wait and are counted if t
     CHECK(stream.written() == 0);
     stream.drain(std::chrono::milliseconds(10));
     CHECK(stream.dropped() == 1);
+}
+
+TEST_CASE("opened anew: lines go on in the new file, whole ones alone")
+{
+    const TemporaryDirectory directory;
+    const std::string path = directory.path + "/records";
+    Stream stream = Stream::to_file(path);
+    const int descriptor = stream.descriptor();
+    stream.write("before");
+    stream.flush();
+    std::filesystem::rename(path, path + ".1");
+    SECTION("rotated")
+    {
+        stream.reopen(path);
+        CHECK(stream.descriptor() == descriptor);
+        stream.write("after");
+        stream.flush();
+        CHECK(content(path + ".1") == "before\n");
+        CHECK(content(path) == "after\n");
+        CHECK(stream.dropped() == 0);
+    }
+    SECTION("something in the way")
+    {
+        std::filesystem::create_directory(path);
+        CHECK_THROWS_AS(stream.reopen(path), OutputError);
+        stream.write("after");
+        stream.flush();
+        CHECK(content(path + ".1") == "before\nafter\n");
+    }
+    SECTION("a full disk had taken a part of a line")
+    {
+        ::signal(SIGXFSZ, SIG_IGN);
+        rlimit limit{};
+        REQUIRE(::getrlimit(RLIMIT_FSIZE, &limit) == 0);
+        const rlimit small{.rlim_cur = 10, .rlim_max = limit.rlim_max};
+        REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
+        stream.write("torn in two");
+        stream.write("whole");
+        stream.flush();
+        const int problem = stream.problem();
+        stream.reopen(path);
+        REQUIRE(::setrlimit(RLIMIT_FSIZE, &limit) == 0);
+        ::signal(SIGXFSZ, SIG_DFL);
+        CHECK(problem == EFBIG);
+        CHECK(content(path + ".1") == "before\ntor");
+        CHECK(content(path) == "whole\n");
+        CHECK(stream.dropped() == 1);
+    }
 }
 
 TEST_CASE("a file is created for its owner, appended to, and its torn last line is ended")

@@ -61,6 +61,9 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick)
     sigemptyset(&stop);
     sigaddset(&stop, SIGINT);
     sigaddset(&stop, SIGTERM);
+    struct sigaction hangup {};
+    if (::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
+        sigaddset(&stop, SIGHUP);
     ::sigprocmask(SIG_BLOCK, &stop, nullptr);
     signals_ = opened(::signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd()");
 
@@ -113,6 +116,14 @@ bool LiveLoop::take_in(LiveListener& listener)
     return more;
 }
 
+bool LiveLoop::goes_on_after_signal(LiveListener& listener)
+{
+    signalfd_siginfo signal{};
+    if (::read(signals_.get(), &signal, sizeof(signal)) != sizeof(signal))
+        return true;
+    return signal.ssi_signo == SIGHUP && listener.on_hangup();
+}
+
 void LiveLoop::run(LiveListener& listener)
 {
     const Descriptor epoll = opened(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1()");
@@ -143,7 +154,7 @@ void LiveLoop::run(LiveListener& listener)
         for (int i = 0; i < count; ++i) {
             const int fd = ready[static_cast<std::size_t>(i)].data.fd;
             if (fd == signals_.get()) {
-                running = false;
+                running = goes_on_after_signal(listener);
             } else if (fd == timer.get()) {
                 std::uint64_t expirations = 0;
                 [[maybe_unused]] const ssize_t got = ::read(timer.get(), &expirations, sizeof(expirations));

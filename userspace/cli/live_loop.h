@@ -33,11 +33,14 @@ public:
     /// To be watched: its reader's leaving, and room for what waits; -1 for none.
     [[nodiscard]] virtual int output_descriptor() const { return -1; }
     virtual void on_reader_left() {}
+    /// SIGHUP. Returns false if that is the end.
+    virtual bool on_hangup() { return false; }
 };
 
 class LiveLoop {
 public:
-    /// Blocks SIGINT and SIGTERM, attaches, and says so on standard error. Throws SetupError or UsageError.
+    /// Blocks SIGINT, SIGTERM and (unless it is ignored: nohup) SIGHUP, attaches, and says so on standard error. Throws
+    /// SetupError or UsageError.
     LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick);
 
     /// Until a signal comes or the listener ends it. What was waiting in the ring is handed on before it returns.
@@ -53,6 +56,7 @@ public:
 
 private:
     bool take_in(LiveListener& listener);
+    bool goes_on_after_signal(LiveListener& listener);
     void say_warnings();
 
     Filter filter_;

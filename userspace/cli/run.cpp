@@ -75,6 +75,20 @@ public:
     [[nodiscard]] int output_descriptor() const override { return stream_.descriptor(); }
     void on_reader_left() override { stream_.reader_left(); }
 
+    /// Logs were rotated.
+    bool on_hangup() override
+    {
+        if (options_.output == "-")
+            return false;
+        try {
+            stream_.reopen(options_.output);
+            say(fmt::format("{} is opened anew", options_.output));
+        } catch (const OutputError& error) {
+            say(fmt::format("{}; records go on into the file that was open before", error.what()));
+        }
+        return true;
+    }
+
     void summarise(bool last)
     {
         const std::uint64_t now_ns = WallClock::monotonic_now_ns();
@@ -183,11 +197,13 @@ void add_run(CLI::App& program, Action& action)
                       "one record for the end of every connection, healthy and accepted ones too");
     command->footer(
         "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
+        "SIGHUP opens the --output file anew, for log rotation; without one it ends.\n"
         "\n"
         "Examples:\n"
         "  finrace run --output /var/log/finrace.jsonl\n"
         "  finrace run --upstream 10.0.0.0/8:8000 --process nginx --interval 1m\n"
-        "  finrace run | jq -r 'select(.event.name == \"finrace.verdict\") | .finrace.message'");
+        "  finrace run | jq -r 'select(.event.name == \"finrace.verdict\") |\n"
+        "    [.timestamp, .network.peer.address, .finrace.cause, .finrace.message] | @tsv'");
     command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

@@ -45,8 +45,9 @@ Stream::Stream(int fd, std::size_t limit) : fd_(fd), limit_(limit) {}
 Stream::Stream(Stream&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), owned_(std::exchange(other.owned_, false)), socket_(other.socket_),
       pipe_(other.pipe_), may_block_(other.may_block_), closed_by_reader_(other.closed_by_reader_),
-      problem_(other.problem_), limit_(other.limit_), backlog_(std::move(other.backlog_)),
-      sent_(std::exchange(other.sent_, 0)), written_(other.written_), dropped_(other.dropped_)
+      within_line_(other.within_line_), problem_(other.problem_), limit_(other.limit_),
+      backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)), written_(other.written_),
+      dropped_(other.dropped_)
 {
     other.backlog_.clear();
 }
@@ -97,6 +98,23 @@ Stream Stream::to_descriptor(int fd, std::size_t backlog)
     return stream;
 }
 
+void Stream::reopen(const std::string& path)
+{
+    Stream fresh = to_file(path, limit_);
+    flush();
+    if (within_line_) { // the disk was full: the new file begins with a whole line
+        const std::size_t end = backlog_.find('\n', sent_);
+        sent_ = end == std::string::npos ? backlog_.size() : end + 1;
+        within_line_ = false;
+        ++dropped_;
+    }
+    // The number stays: whoever waits for this output knows it by that.
+    if (::dup3(fresh.fd_, fd_, O_CLOEXEC) < 0)
+        throw OutputError(fmt::format("cannot go on in {}: {}", path, std::strerror(errno)));
+    pipe_ = fresh.pipe_;
+    flush();
+}
+
 void Stream::write(std::string_view line)
 {
     if (closed_by_reader_ || waiting() + line.size() + 1 > limit_) {
@@ -132,6 +150,7 @@ void Stream::flush()
         }
         written_ += static_cast<std::uint64_t>(std::count(data, data + count, '\n'));
         sent_ += static_cast<std::size_t>(count);
+        within_line_ = count > 0 ? data[count - 1] != '\n' : within_line_;
     }
     if (waiting() == 0) {
         backlog_.clear();

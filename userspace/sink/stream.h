@@ -32,6 +32,9 @@ public:
     Stream& operator=(const Stream&) = delete;
     Stream& operator=(Stream&&) = delete;
 
+    /// Goes on in a file opened anew under `path`. Throws OutputError, and then goes on as before.
+    void reopen(const std::string& path);
+
     /// Queues a line (without its newline); flush() writes it.
     void write(std::string_view line);
     /// Writes as much as can be written without waiting.
@@ -60,6 +63,7 @@ private:
     bool pipe_ = false;      ///< takes whole lines of PIPE_BUF bytes at once or not at all
     bool may_block_ = false; ///< could not be opened anew: ask poll() before each small write
     bool closed_by_reader_ = false;
+    bool within_line_ = false; ///< only a part of a line is out
     int problem_ = 0;
     std::size_t limit_;
     std::string backlog_;
