@@ -284,8 +284,7 @@ FINRACE_INLINE void connection_note_reset(struct connection *c, const struct res
 	c->waiting.seq = arrived->seq;
 	c->waiting.ack = arrived->ack;
 	c->flags &= ~CONNECTION_RESET_WAITS_HAS_ACK;
-	c->flags |= CONNECTION_RESET_WAITS |
-		    (arrived->flags & TCP_FLAG_BIT_ACK ? CONNECTION_RESET_WAITS_HAS_ACK : 0);
+	c->flags |= CONNECTION_RESET_WAITS | (arrived->flags & TCP_FLAG_BIT_ACK ? CONNECTION_RESET_WAITS_HAS_ACK : 0);
 }
 
 /*

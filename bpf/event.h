@@ -23,8 +23,8 @@ extern "C" {
 #define FINRACE_EVENT_VERSION 1
 
 /*
- * The longest close_notify alert of TLS in use: 31 bytes by TLS 1.2 with AES-GCM (RFC 5246 6.2, RFC 5288 3), 24 by TLS 1.3
- * (RFC 8446 5.2). No proxy's request is as short.
+ * The longest close_notify alert of TLS in use: 31 bytes by TLS 1.2 with AES-GCM (RFC 5246 6.2, RFC 5288 3), 24 by
+ * TLS 1.3 (RFC 8446 5.2). No proxy's request is as short.
  */
 #define FINRACE_TLS_FAREWELL_BYTES 31
 
@@ -104,11 +104,11 @@ enum observed {
 
 /* Where something was lost. Index into struct loss_counters. */
 enum loss {
-	LOSS_RING_FULL = 0, /* an event found no room in the ring */
-	LOSS_TABLE_FULL,    /* a connection could not be followed: no room or no memory for its accounting */
-	LOSS_UNREADABLE,    /* a segment's header could not be read */
-	LOSS_PROGRAM_SKIPPED, /* the kernel did not run a program that was running on that CPU already; it counts itself:
-			       * recursion_misses of struct bpf_prog_info, Linux 5.12 */
+	LOSS_RING_FULL = 0,   /* an event found no room in the ring */
+	LOSS_TABLE_FULL,      /* a connection could not be followed: no room or no memory for its accounting */
+	LOSS_UNREADABLE,      /* a segment's header could not be read */
+	LOSS_PROGRAM_SKIPPED, /* the kernel did not run a program that was running on that CPU already; it counts
+			       * itself: recursion_misses of struct bpf_prog_info, Linux 5.12 */
 	LOSS_PLACES
 };
 

@@ -161,8 +161,10 @@ void print(const Findings& findings)
             fmt::print("  {} {}\n", paint.yellow("not seen:"), what);
     }
     const BackendReport* choice = findings.choice();
-    fmt::print("\n{}\n", choice != nullptr ? paint.bold(fmt::format("--backend auto takes {}.", full_name(*choice)))
-                                           : paint.red("No backend works here."));
+    fmt::print("\n{}\n", choice != nullptr
+                             ? paint.bold(fmt::format("--backend auto takes {}.", full_name(*choice)))
+                             : paint.red(findings.backends.empty() ? "No backend was tried, for want of capabilities."
+                                                                   : "No backend works here."));
 }
 
 Json to_json(const Findings& findings)

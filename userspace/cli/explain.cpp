@@ -43,11 +43,25 @@ int explain(const std::string& id)
         fmt::print("\nfinrace explain CAUSE tells what happened, what shows it, and what to change.\n");
         return exit_success;
     }
-    const std::optional<Cause> cause = cause_from_string(id);
+    if (id == "unclassified") {
+        fmt::print("{}: no cause\n", paint.bold(id));
+        print_section(
+            paint, "What happened",
+            "A request got no answer, or a connection ended in mid-exchange, and what TCP showed fits none of "
+            "the causes: above all this host's own close (a proxy's timeout, a client that left). A wrong "
+            "name would be worse than none; it is counted, by upstream, in finrace.upstream.",
+            width);
+        return exit_success;
+    }
+    std::string name = id;
+    std::replace(name.begin(), name.end(), '-', '_');
+    std::optional<Cause> cause = cause_from_string(name);
+    if (!cause)
+        cause = cause_of_variant(name);
     if (!cause)
         throw UsageError(fmt::format("'{}' is no cause; known are: {}", id, fmt::join(known, ", ")));
     const CauseText& text = text_of(*cause);
-    fmt::print("{}: {}\n", paint.bold(id), text.title);
+    fmt::print("{}: {}\n", paint.bold(to_string(*cause)), text.title);
     print_section(paint, "What happened", text.happened, width);
     print_section(paint, "What shows it", text.evidence, width);
     print_section(paint, "What proxies say", text.proxy_says, width);
@@ -61,7 +75,8 @@ void add_explain(CLI::App& program, Action& action)
 {
     CLI::App* command = program.add_subcommand("explain", "a cause, its evidence and its remedy");
     auto cause = std::make_shared<std::string>();
-    command->add_option("cause", *cause, "its id, as in finrace.cause; all are listed without one")->type_name("CAUSE");
+    command->add_option("cause", *cause, "its id, as in finrace.cause, or a variant's; all are listed without one")
+        ->type_name("CAUSE");
     command->footer("Examples:\n"
                     "  finrace explain\n"
                     "  finrace explain keepalive_race");

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // finrace: names why a proxied request died. This file only finds the command and turns what went wrong into
 // words and an exit status.
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <exception>
 #include <string>
 #include <vector>
@@ -21,6 +24,15 @@ std::vector<std::string> command_names(const CLI::App& program)
     for (const CLI::App* command : program.get_subcommands([](const CLI::App*) { return true; }))
         names.push_back(command->get_name());
     return names;
+}
+
+/// Standard output is buffered: only now does a full disk show.
+int written_out(int status)
+{
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0)
+        return status;
+    finrace::say(fmt::format("cannot write to standard output: {}", std::strerror(errno)));
+    return finrace::exit_unusable;
 }
 
 } // namespace
@@ -49,7 +61,7 @@ int main(int argc, char** argv)
     try {
         program.parse(argc, argv);
     } catch (const CLI::Success& asked) { // --help, --version
-        return program.exit(asked);
+        return written_out(program.exit(asked));
     } catch (const CLI::ParseError& error) {
         const auto chosen = program.get_subcommands();
         if (chosen.empty() && argc > 1 && argv[1][0] != '-')
@@ -60,7 +72,7 @@ int main(int argc, char** argv)
         return exit_unusable;
     }
     try {
-        return action();
+        return written_out(action());
     } catch (const std::exception& error) { // SetupError, UsageError, OutputError: their text says it all
         say(error.what());
         return exit_unusable;

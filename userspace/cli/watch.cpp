@@ -94,6 +94,8 @@ int watch(const WatchOptions& options)
     loop.run(viewer);
     if (!stream.closed_by_reader())
         viewer.finish();
+    if (stream.dropped() > 0)
+        say(fmt::format("{} lines could not be shown: the output did not take them", stream.dropped()));
     say_tally(loop);
     return exit_success;
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "core/cause.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 
 namespace finrace {
 
@@ -37,7 +39,8 @@ constexpr std::array causes{
         .evidence =
             "A new request is written in state CLOSE_WAIT. The age of the unread FIN tells the kind: "
             "microseconds mean that the proxy's event loop lost a race by a turn; seconds mean a pool that does "
-            "not watch its idle connections.",
+            "not watch its idle connections. It is the same race as keepalive_race, a moment later. A write of 31 "
+            "bytes or less is no request but TLS's farewell.",
         .proxy_says = "As for keepalive_race: 502, \"upstream prematurely closed connection\", or a silent retry.",
         .remedy = "Make the proxy's idle limit shorter than the upstream's timeout; where the FIN is old, let the pool "
                   "check connections before it reuses them (Apache httpd: ttl=, ping=; clients: validate before use), "
@@ -67,16 +70,17 @@ constexpr std::array causes{
     },
     CauseText{
         .cause = Cause::response_cut,
-        .title = "the response stopped half way",
+        .title = "an RST stopped the response half way",
         .happened = "The upstream reset the connection after it had begun to answer.",
         .evidence =
             "RST less than 900 ms, and less than half of a learned timeout, after the last response byte; an RST near "
-            "the timeout is an idle close and no failure.",
+            "the timeout is an idle close and no failure. A response that a FIN cuts short (a killed process that had "
+            "read all of the request) looks like a complete one to TCP: it gets no verdict.",
         .proxy_says =
             "nginx: \"readv() failed (104) while reading upstream\"; the client gets a truncated 200, or 502 if "
             "the response's head was not complete.",
-        .remedy = "Look at the application: a crash while it streams, a worker's own timeout, an inner hop's read "
-                  "timeout.",
+        .remedy = "Look at the application: a crash with bytes of the request unread, SO_LINGER 0, a worker's own "
+                  "timeout, an inner hop's read timeout.",
     },
     CauseText{
         .cause = Cause::connect_refused,
@@ -168,6 +172,19 @@ const CauseText& text_of(Cause cause)
         if (text.cause == cause)
             return text;
     return causes.front();
+}
+
+std::optional<Cause> cause_of_variant(std::string_view variant)
+{
+    constexpr Variant variants[] = {Variant::fin_crossed,  Variant::fin_lingering, Variant::reset_crossed,
+                                    Variant::reset_unread, Variant::reset_closed,  Variant::on_accept,
+                                    Variant::gave_up};
+    if (std::none_of(std::begin(variants), std::end(variants), [&](Variant v) { return to_string(v) == variant; }))
+        return std::nullopt;
+    for (const CauseText& text : causes)
+        if (text.evidence.find(variant) != std::string_view::npos)
+            return text.cause;
+    return std::nullopt;
 }
 
 std::optional<Cause> cause_from_string(std::string_view id)

@@ -54,6 +54,8 @@ struct CauseText {
 
 std::span<const CauseText> cause_texts();
 const CauseText& text_of(Cause cause);
+/// The cause that a variant is one of, the first where it is one of several; nothing if there is no such variant.
+std::optional<Cause> cause_of_variant(std::string_view variant);
 std::optional<Cause> cause_from_string(std::string_view id);
 
 } // namespace finrace

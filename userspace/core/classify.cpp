@@ -19,9 +19,9 @@ constexpr std::uint64_t ns_per_ms = 1'000'000;
 /// Slack for schedulers and event loops at both ends, on top of round-trip times.
 constexpr std::uint64_t loop_slack_ms = 100;
 
-/// Without a learned timeout, a rest as long as this makes an idle close thinkable at all: no server's keep-alive timer is
-/// shorter by default. After a response, a FIN or RST this late is an idle close; an earlier FIN belongs to the exchange,
-/// an earlier RST cuts the response.
+/// Without a learned timeout, a rest as long as this makes an idle close thinkable at all: no server's keep-alive timer
+/// is shorter by default. After a response, a FIN or RST this late is an idle close; an earlier FIN belongs to the
+/// exchange, an earlier RST cuts the response.
 constexpr std::uint32_t shortest_idle_timer_ms = 900;
 
 /// A FIN this soon after the response's last byte was decided on with the response.
