@@ -302,8 +302,7 @@ static __always_inline void on_accepting(struct sock *sk)
 }
 
 /* The tracepoint fires before the socket carries its new state, and after the segment's ACK was applied. */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
+static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 {
 	struct socket_view view = {};
 	struct connection *c;
@@ -380,6 +379,47 @@ int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
 		emit(sk, tp, c, &view, kind, old_state, new_state);
 	if (new_state == TCP_STATE_CLOSE)
 		connection_forget(sk);
+	return 0;
+}
+
+/*
+ * A segment's softirq may interrupt a process whose close() is being traced on this CPU. From Linux 6.2 on the kernel
+ * does not run a program that is running there already, so a second one of the same kind stands by.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} states_at_work SEC(".maps");
+
+__u64 states_stood_in; /* changes of state that trace_state was skipped for, and trace_state_nested had */
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(trace_state, struct sock *sk, int old_state, int new_state)
+{
+	__u32 zero = 0, *at_work;
+
+	at_work = bpf_map_lookup_elem(&states_at_work, &zero);
+	if (!at_work)
+		return 0;
+	*(volatile __u32 *)at_work = 1;
+	on_state(sk, old_state, new_state);
+	*(volatile __u32 *)at_work = 0;
+	return 0;
+}
+
+/* Attached after trace_state, so run after it: finds it at work only if it was skipped. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(trace_state_nested, struct sock *sk, int old_state, int new_state)
+{
+	__u32 zero = 0, *at_work;
+
+	at_work = bpf_map_lookup_elem(&states_at_work, &zero);
+	if (!at_work || !*at_work)
+		return 0;
+	__sync_fetch_and_add(&states_stood_in, 1);
+	on_state(sk, old_state, new_state);
 	return 0;
 }
 

@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "bpf/event.h"
+#include "core/address.h"
 
 namespace finrace {
 
@@ -66,12 +67,9 @@ bool parse_address(std::string_view text, AddressPattern& pattern)
 /// Events carry IPv4-mapped addresses as IPv4, so a pattern of one must do the same.
 void unmap(AddressPattern& pattern)
 {
-    static constexpr std::array<std::uint8_t, 12> mapped{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-    if (pattern.family != 6 || pattern.prefix < 96 ||
-        !std::equal(mapped.begin(), mapped.end(), pattern.address.begin()))
+    if (pattern.family != 6 || pattern.prefix < 96 || !is_ipv4_mapped(pattern.address.data()))
         return;
-    std::copy(pattern.address.begin() + 12, pattern.address.end(), pattern.address.begin());
-    std::fill(pattern.address.begin() + 4, pattern.address.end(), std::uint8_t{0});
+    ipv4_from_mapped(pattern.address.data());
     pattern.family = 4;
     pattern.prefix = static_cast<std::uint8_t>(pattern.prefix - 96);
 }

@@ -22,6 +22,7 @@
 
 #include <fmt/format.h>
 
+#include "core/address.h"
 #include "source/descriptor.h"
 #include "source/sockets.h"
 
@@ -174,6 +175,7 @@ constexpr ProgramRow trace_programs[] = {
     {"trace_send", "tcp_sendmsg_locked", "tcp_sendmsg_locked", true, "requests: send, write, MSG_ZEROCOPY, io_uring"},
     {"trace_sendpages", "do_tcp_sendpages", "do_tcp_sendpages", false, "requests: sendfile, splice, kernel TLS"},
     {"trace_state", "tp_btf/inet_sock_set_state", nullptr, true, "opens, FINs, closes"},
+    {"trace_state_nested", "tp_btf/inet_sock_set_state", nullptr, true, "the same, of what interrupts another's"},
     {"trace_close", "tcp_close", "tcp_close", true, "which process closes, and when"},
     {"trace_reset", "tcp_reset", "tcp_reset", true, "RSTs with their flags and numbers"},
     {"trace_reset_bare", "tcp_reset", "tcp_reset", true, "RSTs"},
@@ -206,18 +208,6 @@ std::uint64_t tick_ns()
     timespec resolution{};
     clock_getres(CLOCK_MONOTONIC_COARSE, &resolution);
     return static_cast<std::uint64_t>(resolution.tv_nsec);
-}
-
-void normalise_mapped_address(std::uint8_t* address)
-{
-    std::memmove(address, address + 12, 4);
-    std::memset(address + 4, 0, 12);
-}
-
-bool is_mapped(const std::uint8_t* address)
-{
-    static constexpr std::uint8_t prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-    return std::memcmp(address, prefix, sizeof(prefix)) == 0;
 }
 
 } // namespace
@@ -255,6 +245,8 @@ struct LiveSource::Implementation {
 
     [[nodiscard]] virtual std::uint64_t begun() const = 0;
     [[nodiscard]] virtual std::uint64_t adopted() const = 0;
+    /// Runs that the kernel skipped and another program made up for.
+    [[nodiscard]] virtual std::uint64_t stood_in() const { return 0; }
 
     static int on_sample(void* context, void* data, size_t size)
     {
@@ -263,10 +255,10 @@ struct LiveSource::Implementation {
         if (size < sizeof(e))
             return 0;
         std::memcpy(&e, data, sizeof(e));
-        if (e.family == 6 && is_mapped(e.peer_address)) {
+        if (e.family == 6 && is_ipv4_mapped(e.peer_address)) {
             e.family = 4;
-            normalise_mapped_address(e.local_address);
-            normalise_mapped_address(e.peer_address);
+            ipv4_from_mapped(e.local_address);
+            ipv4_from_mapped(e.peer_address);
         }
         (*self->handle)(e);
         return --self->allowance > 0 ? 0 : -ECANCELED;
@@ -411,7 +403,8 @@ struct TraceSource : LiveSource::Implementation {
                 adopt(bpf_link__fd(link.get()));
             else if (link) {
                 links.push_back(std::move(link));
-                programs.push_back(bpf_program__fd(owner.program(row->name)));
+                if (std::strcmp(row->name, "trace_state_nested") != 0) // where it is skipped, trace_state ran
+                    programs.push_back(bpf_program__fd(owner.program(row->name)));
             }
         }
     }
@@ -438,6 +431,7 @@ struct TraceSource : LiveSource::Implementation {
 
     [[nodiscard]] std::uint64_t begun() const override { return owner->bss->connections_begun; }
     [[nodiscard]] std::uint64_t adopted() const override { return owner->bss->connections_adopted; }
+    [[nodiscard]] std::uint64_t stood_in() const override { return owner->bss->states_stood_in; }
 
     ~TraceSource() override
     {
@@ -660,12 +654,14 @@ loss_counters LiveSource::losses() const
         for (std::size_t i = 0; i < EVENT_KINDS; ++i)
             sum.by_kind[i] += one.by_kind[i];
     }
+    std::uint64_t skipped = 0;
     for (const int program : implementation_->programs) {
         bpf_prog_info info{};
         std::uint32_t size = sizeof(info);
         if (bpf_obj_get_info_by_fd(program, &info, &size) == 0)
-            sum.by_place[LOSS_PROGRAM_SKIPPED] += info.recursion_misses;
+            skipped += info.recursion_misses;
     }
+    sum.by_place[LOSS_PROGRAM_SKIPPED] = skipped - std::min(skipped, implementation_->stood_in());
     return sum;
 }
 
