@@ -20,7 +20,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 sys.dont_write_bytecode = True
@@ -138,15 +137,48 @@ def parse_timestamp(text):
     return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) * 10**9 + int(fraction.ljust(9, "0"))
 
 
-def read_times(pipe, results):
-    """The control: how late another process is when woken by a pipe, with nothing else to do."""
-    with os.fdopen(pipe, "rb", 0) as source:
-        results.send([(time.time_ns() - int.from_bytes(data, "little")) / 1000 for data in iter(lambda: source.read(8), b"")])
-
-
 def read_control(source, sink, results):
+    """The control: how late another process is when woken by a pipe, with nothing else to do."""
     os.close(sink)
-    read_times(source, results)
+    with os.fdopen(source, "rb", 0) as pipe:
+        results.send([(time.time_ns() - int.from_bytes(data, "little")) / 1000 for data in iter(lambda: pipe.read(8), b"")])
+
+
+def read_verdicts(source, sink, results):
+    """Microseconds from each verdict's own time to its arrival. Nothing but reading while they come."""
+    os.close(sink)
+    chunks = []
+    while data := os.read(source, 1 << 16):
+        chunks.append((time.time_ns(), data))
+    delays, rest = [], b""
+    for now, data in chunks:
+        *lines, rest = (rest + data).split(b"\n")
+        for record in map(json.loads, lines):
+            if record["event"]["name"] == "finrace.verdict" and record["network"]["peer"]["port"] == LATENCY_PORT:
+                delays.append((now - parse_timestamp(record["timestamp"])) / 1000)
+    results.send(delays)
+
+
+class Reader:
+    """A process of its own that reads a pipe by `read`, and says at its end what it has measured."""
+
+    def __init__(self, read):
+        source, self.sink = os.pipe()
+        self.results, results = multiprocessing.Pipe(duplex=False)
+        self.process = multiprocessing.get_context("fork").Process(target=read, args=(source, self.sink, results), daemon=True)
+        self.process.start()
+        os.close(source)
+
+    def close(self):
+        if self.sink >= 0:
+            os.close(self.sink)
+        self.sink = -1
+
+    def delays(self):
+        self.close()
+        if not self.results.poll(10):
+            raise BenchError("a reading process said nothing within 10 s")
+        return self.results.recv()
 
 
 def spread(delays):
@@ -156,27 +188,14 @@ def spread(delays):
 
 def latency(arguments, folder):
     """Requests that a server reads and answers with nothing but its FIN: a verdict each, due at once."""
-    delays = []
-    source, sink = os.pipe()
-    received, results = multiprocessing.Pipe(duplex=False)
-    control = multiprocessing.get_context("fork").Process(target=read_control, args=(source, sink, results), daemon=True)
-    control.start()
-    os.close(source)
+    control = Reader(read_control)
+    verdicts = Reader(read_verdicts)
     with open(os.path.join(folder, "latency.err"), "w+b") as err:
         process = subprocess.Popen([arguments.finrace, "run", *arguments.options], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=err)
+                                   stdout=verdicts.sink, stderr=err)
+        verdicts.close()
         try:
             measure.wait_until(lambda: b"finrace: ready" in os.pread(err.fileno(), 65536, 0), "finrace to be ready", 30)
-
-            def read():
-                for line in process.stdout:
-                    now = time.time_ns()
-                    record = json.loads(line)
-                    if record["event"]["name"] == "finrace.verdict" and record["network"]["peer"]["port"] == LATENCY_PORT:
-                        delays.append((now - parse_timestamp(record["timestamp"])) / 1000)
-
-            reader = threading.Thread(target=read)
-            reader.start()
             with socket.create_server(("127.0.0.1", LATENCY_PORT)) as server:
                 for _ in range(arguments.accidents):
                     with socket.create_connection(("127.0.0.1", LATENCY_PORT)) as client:
@@ -186,22 +205,19 @@ def latency(arguments, folder):
                         accepted.close()
                         client.recv(100)
                     time.sleep(0.002)
-                    os.write(sink, time.time_ns().to_bytes(8, "little"))
+                    os.write(control.sink, time.time_ns().to_bytes(8, "little"))
                     time.sleep(0.002)
             time.sleep(1)
             process.send_signal(signal.SIGINT)
             process.wait(30)
-            reader.join(30)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+    delays = verdicts.delays()
     if len(delays) != arguments.accidents:
         raise BenchError(f"{arguments.accidents} accidents, but {len(delays)} verdicts")
-    os.close(sink)
-    if not received.poll(10):
-        raise BenchError("the control process said nothing within 10 s")
-    figures = {"verdicts": len(delays), **spread(delays), "control": spread(received.recv())}
+    figures = {"verdicts": len(delays), **spread(delays), "control": spread(control.delays())}
     say(f"latency: {figures}")
     return figures
 
