@@ -66,8 +66,10 @@ static __always_inline struct event *cgroup_event_begin(struct connection *c, co
 {
 	struct event *e = event_begin(c, view, kind, old_state, new_state, observed_here(c));
 
-	if (e && !(c->flags & CONNECTION_PEER_RESET))
-		e->connection.peer_reset_ns = 0; /* what waits there is for the kernel alone */
+	if (e && !(c->flags & CONNECTION_PEER_RESET)) { /* what waits there is for the kernel alone */
+		e->connection.peer_reset_ns = 0;
+		e->connection.reset_unacked = 0;
+	}
 	return e;
 }
 
@@ -163,7 +165,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock 
 static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u8 old_state, __u8 new_state)
 {
 	struct connection *c = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	struct reset_segment reset;
+	struct reset_segment reset = {};
 	struct socket_view view = {};
 	__u8 kind = 0;
 	int fin;
@@ -194,8 +196,7 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 	case TCP_STATE_CLOSE:
 		kind = old_state == TCP_STATE_SYN_SENT ? EVENT_OPEN_FAILED : EVENT_CLOSED;
 		/* What a packet program noted before is judged with what the socket has processed by now. */
-		reset = connection_waiting_reset(c, ctx->rcv_nxt);
-		if (connection_accepts_reset(c, &reset, old_state)) {
+		if (connection_find_reset(c, &view, old_state, ctx->rcv_nxt, &reset)) {
 			connection_peer_reset(c, &view, &reset);
 			if (kind == EVENT_CLOSED)
 				emit_sock_ops(ctx, c, &view, EVENT_PEER_RESET, old_state, old_state);
@@ -415,7 +416,8 @@ static __always_inline void end_if_over(struct bpf_sock *sk, struct connection *
 	c->flags = CONNECTION_IGNORED;
 }
 
-/* The socket sends again: has it processed the FIN that waited behind data? Its acknowledgement says so at once. */
+/* Has the socket processed the FIN that waited behind data? Its acknowledgement tells, or the next segment that comes.
+ */
 static __always_inline void on_noted_fin(struct bpf_sock *sk, struct connection *c, struct bpf_tcp_sock *tp)
 {
 	struct socket_view view;
@@ -450,19 +452,20 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 		return 0;
 	if (c->flags & CONNECTION_FIN_WAITS)
 		on_noted_fin(sk, c, tp);
+	if (c->flags & CONNECTION_IGNORED)
+		return 0;
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	/* snd_nxt moves on after the segment has left: what lies before it is a retransmission. */
 	if (segment.payload && !sequence_distance(segment.seq, tp->snd_nxt)) {
-		if (connection_begins_exchange(c, view.bytes_received)) {
-			view.send_next = segment.seq;
-			connection_begin_exchange(c, &view, segment.payload);
-			if (c->flags & CONNECTION_SENT_AFTER_FIN) {
-				view.send_next += segment.payload;
-				c->state = sk->state;
-				emit_packet(sk, c, &view, EVENT_SENT_AFTER_FIN, sk->src_port);
-			}
-		} else {
+		view.send_next = segment.seq;
+		if (connection_begins_exchange(c, view.bytes_received))
+			connection_begin_exchange(c, &view);
+		else
 			connection_continue(c, view.now_ns);
+		view.send_next += segment.payload;
+		if (connection_requests_after_fin(c, segment.seq, segment.payload)) {
+			c->state = sk->state;
+			emit_packet(sk, c, &view, EVENT_SENT_AFTER_FIN, sk->src_port);
 		}
 	}
 	if (segment.flags & TCP_FLAG_BIT_RST) {
@@ -526,12 +529,12 @@ static __always_inline void on_packet_reset(struct bpf_sock *sk, struct connecti
 	struct socket_view view;
 
 	if (states_are_reported(c)) { /* sock_ops tells when the socket has processed it */
-		connection_note_reset(c, &reset, sk->state);
+		connection_note_reset(c, &reset);
 		return;
 	}
-	if (!connection_accepts_reset(c, &reset, sk->state))
-		return;
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
+	if (!connection_accepts_reset(c, &view, &reset, sk->state))
+		return;
 	connection_peer_reset(c, &view, &reset);
 	emit_packet(sk, c, &view, EVENT_PEER_RESET, sk->src_port);
 	end_if_over(sk, c, &view, sk->src_port);
@@ -581,6 +584,10 @@ static __noinline int on_notable_ingress(struct __sk_buff *skb)
 	tp = bpf_tcp_sock(sk);
 	if (!tp)
 		return 0;
+	if (c->flags & CONNECTION_FIN_WAITS)
+		on_noted_fin(sk, c, tp);
+	if (c->flags & CONNECTION_IGNORED)
+		return 0;
 	if (segment.flags & TCP_FLAG_BIT_RST) {
 		on_packet_reset(sk, c, tp, &segment);
 		return 0;
@@ -623,7 +630,8 @@ int cgroup_ingress(struct __sk_buff *skb)
 		if (now_ns > c->last_byte_ns)
 			connection_continue(c, now_ns);
 	}
-	if (segment.flags & (TCP_FLAG_BIT_RST | TCP_FLAG_BIT_FIN) || c->flags & CONNECTION_LOCAL_FIN)
+	if (segment.flags & (TCP_FLAG_BIT_RST | TCP_FLAG_BIT_FIN) ||
+	    c->flags & (CONNECTION_LOCAL_FIN | CONNECTION_FIN_WAITS))
 		on_notable_ingress(skb);
 	return ALLOW;
 }

@@ -163,8 +163,8 @@ FINRACE_INLINE int connection_begins_exchange(const struct connection *c, __u64 
 	return c->exchange == 0 || bytes_received != c->received_before;
 }
 
-/* The first write of a new exchange, of `bytes`. `view->send_next` is the sequence number of its first byte. */
-FINRACE_INLINE void connection_begin_exchange(struct connection *c, const struct socket_view *view, __u64 bytes)
+/* The first write of a new exchange. `view->send_next` is the sequence number of its first byte. */
+FINRACE_INLINE void connection_begin_exchange(struct connection *c, const struct socket_view *view)
 {
 	__u32 idle_ms = saturating_ms(connection_last_byte_ns(c, view->last_receive_ns), view->now_ns);
 
@@ -177,11 +177,20 @@ FINRACE_INLINE void connection_begin_exchange(struct connection *c, const struct
 	if (idle_ms > c->longest_idle_ms)
 		c->longest_idle_ms = idle_ms;
 	c->flags &= ~CONNECTION_ADOPTED_IN_EXCHANGE;
-	if (c->flags & CONNECTION_PEER_FIN) {
+	if (c->flags & CONNECTION_PEER_FIN)
 		c->flags |= CONNECTION_SENT_AFTER_FIN;
-		if (bytes <= FINRACE_TLS_FAREWELL_BYTES)
-			c->flags |= CONNECTION_TINY_AFTER_FIN;
-	}
+}
+
+/*
+ * Whether what is sent after the peer's FIN becomes a request by `bytes` more, written at sequence number `seq`: more
+ * than a TLS farewell. True once for each request.
+ */
+FINRACE_INLINE int connection_requests_after_fin(const struct connection *c, __u32 seq, __u64 bytes)
+{
+	__u32 before = seq - c->request_seq;
+
+	return c->flags & CONNECTION_SENT_AFTER_FIN && before <= FINRACE_TLS_FAREWELL_BYTES &&
+	       before + bytes > FINRACE_TLS_FAREWELL_BYTES;
 }
 
 /*
@@ -246,45 +255,82 @@ FINRACE_INLINE void connection_missed_fin(struct connection *c)
 
 /*
  * Whether a socket in `state` takes an RST for valid: RFC 5961 3.2 as tcp_validate_incoming() has it, at rcv_nxt, or
- * (tcp_reset_check()) at the FIN's own number after a FIN; in SYN_SENT one that acknowledges.
+ * (tcp_reset_check()) at the FIN's own number after a FIN; in SYN_SENT one that acknowledges the SYN
+ * (tcp_rcv_synsent_state_process()).
  */
-FINRACE_INLINE int connection_accepts_reset(const struct connection *c, const struct reset_segment *reset, __u8 state)
+FINRACE_INLINE int connection_accepts_reset(const struct connection *c, const struct socket_view *view,
+					    const struct reset_segment *reset, __u8 state)
 {
-	if (!reset->seen)
-		return 0;
 	if (state == TCP_STATE_SYN_SENT)
-		return reset->flags & TCP_FLAG_BIT_ACK;
+		return reset->flags & TCP_FLAG_BIT_ACK && sequence_distance(view->acknowledged, reset->ack) &&
+		       !sequence_distance(view->send_next, reset->ack);
 	return reset->seq == reset->receive_next ||
 	       (c->flags & CONNECTION_PEER_FIN && reset->seq == reset->receive_next - 1);
 }
 
-/* The RST that waits for its socket, which expects `receive_next` now; none if `seen` is 0. */
-FINRACE_INLINE struct reset_segment connection_waiting_reset(const struct connection *c, __u32 receive_next)
+/* Whether `seq` is where the socket expects the next byte: an RST there that waits already came before all others. */
+FINRACE_INLINE int connection_keeps_reset(__u32 waiting_seq, const struct reset_segment *arrived)
 {
-	struct reset_segment reset = {};
-
-	reset.seq = c->waiting.seq;
-	reset.ack = c->waiting.ack;
-	reset.receive_next = receive_next;
-	reset.flags = TCP_FLAG_BIT_RST | (c->flags & CONNECTION_RESET_WAITS_HAS_ACK ? TCP_FLAG_BIT_ACK : 0);
-	reset.seen = !!(c->flags & CONNECTION_RESET_WAITS);
-	return reset;
+	return waiting_seq == arrived->receive_next || waiting_seq == arrived->seq;
 }
 
 /*
- * A source meets an RST before its socket does: behind data, where a process holds the socket. Of all that wait, keeps
- * the one that the socket will take for valid, the first of its kind.
+ * An RST that a source meets before its socket does: while a process holds the socket, it waits on the backlog, behind
+ * data perhaps. A socket sends one with ACK as it closes, and what answers for it afterwards sends bare ones, each at
+ * the number that it was told: which of them ends this side's socket shows only then.
  */
-FINRACE_INLINE void connection_note_reset(struct connection *c, const struct reset_segment *arrived, __u8 state)
+FINRACE_INLINE void connection_note_reset(struct connection *c, const struct reset_segment *arrived)
 {
-	struct reset_segment noted = connection_waiting_reset(c, arrived->receive_next);
-
-	if (connection_accepts_reset(c, &noted, state) || (noted.seen && noted.seq == arrived->seq))
+	if (c->flags & CONNECTION_PEER_RESET)
 		return;
-	c->waiting.seq = arrived->seq;
-	c->waiting.ack = arrived->ack;
-	c->flags &= ~CONNECTION_RESET_WAITS_HAS_ACK;
-	c->flags |= CONNECTION_RESET_WAITS | (arrived->flags & TCP_FLAG_BIT_ACK ? CONNECTION_RESET_WAITS_HAS_ACK : 0);
+	if (arrived->flags & TCP_FLAG_BIT_ACK) {
+		if (c->flags & CONNECTION_RESET_WITH_ACK_WAITS && connection_keeps_reset(c->waiting.seq, arrived))
+			return;
+		c->waiting.seq = arrived->seq;
+		c->waiting.ack = arrived->ack;
+		c->flags |= CONNECTION_RESET_WITH_ACK_WAITS;
+	} else {
+		if (c->flags & CONNECTION_BARE_RESET_WAITS && connection_keeps_reset(c->waiting_bare_reset, arrived))
+			return;
+		c->waiting_bare_reset = arrived->seq;
+		c->flags |= CONNECTION_BARE_RESET_WAITS;
+	}
+}
+
+/*
+ * A socket in `state` has come to CLOSE: finds the RST that did it among those that wait. Returns 0 if none did.
+ * `receive_next` is the socket's rcv_nxt, which an RST leaves as it was.
+ */
+FINRACE_INLINE int connection_find_reset(const struct connection *c, const struct socket_view *view, __u8 state,
+					 __u32 receive_next, struct reset_segment *reset)
+{
+	__u32 ahead;
+
+	reset->receive_next = receive_next;
+	reset->seen = 1;
+	if (c->flags & CONNECTION_RESET_WITH_ACK_WAITS) {
+		reset->seq = c->waiting.seq;
+		reset->ack = c->waiting.ack;
+		reset->flags = TCP_FLAG_BIT_RST | TCP_FLAG_BIT_ACK;
+		if (connection_accepts_reset(c, view, reset, state))
+			return 1;
+	}
+	ahead = c->flags & CONNECTION_RESET_WITH_ACK_WAITS && sequence_distance(receive_next, c->waiting.seq);
+	if (c->flags & CONNECTION_BARE_RESET_WAITS) {
+		reset->seq = c->waiting_bare_reset;
+		reset->ack = 0;
+		reset->flags = TCP_FLAG_BIT_RST;
+		if (connection_accepts_reset(c, view, reset, state))
+			return 1;
+	}
+	/* One that follows a hole is valid where the last selective acknowledgement ended: but for that, it ends
+	 * nothing. */
+	if (!ahead || state != TCP_STATE_ESTABLISHED || c->flags & CONNECTION_SOCKET_CLOSED)
+		return 0;
+	reset->seq = c->waiting.seq;
+	reset->ack = c->waiting.ack;
+	reset->flags = TCP_FLAG_BIT_RST | TCP_FLAG_BIT_ACK;
+	return 1;
 }
 
 /*
@@ -301,6 +347,7 @@ FINRACE_INLINE void connection_peer_reset(struct connection *c, const struct soc
 		return;
 	c->flags |= CONNECTION_PEER_RESET;
 	c->peer_reset_ns = view->now_ns;
+	c->reset_unacked = 0;
 	if (!(c->flags & CONNECTION_PEER_FIN))
 		c->fin_idle_ms = saturating_ms(connection_last_byte_ns(c, view->last_receive_ns), view->now_ns);
 	if (!reset->seen) {

@@ -83,11 +83,10 @@ enum connection_flag {
 	CONNECTION_DATA_AFTER_CLOSE = 1 << 17, /* data came in after this host had closed its direction */
 	CONNECTION_EARLIER_UNACKED =
 		1 << 18, /* the FIN or RST left bytes from before the current request unacknowledged */
-	/* In the kernel alone, of `waiting`: seen as a packet, and not processed by the socket yet. */
+	/* In the kernel alone: seen as a packet, and not processed by the socket yet. */
 	CONNECTION_FIN_WAITS = 1 << 19,
-	CONNECTION_RESET_WAITS = 1 << 20,
-	CONNECTION_RESET_WAITS_HAS_ACK = 1 << 21,
-	CONNECTION_TINY_AFTER_FIN = 1 << 22, /* with SENT_AFTER_FIN: its first write was no more than a TLS farewell */
+	CONNECTION_RESET_WITH_ACK_WAITS = 1 << 20,
+	CONNECTION_BARE_RESET_WAITS = 1 << 21,
 };
 
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
@@ -108,7 +107,7 @@ enum loss {
 	LOSS_TABLE_FULL,      /* a connection could not be followed: no room or no memory for its accounting */
 	LOSS_UNREADABLE,      /* a segment's header could not be read */
 	LOSS_PROGRAM_SKIPPED, /* the kernel did not run a program that was running on that CPU already; it counts
-			       * itself: recursion_misses of struct bpf_prog_info, Linux 5.12 */
+			       * itself: recursion_misses of struct bpf_prog_info */
 	LOSS_PLACES
 };
 
@@ -145,7 +144,7 @@ struct connection {
 	__u64 peer_fin_ns;
 	union {
 		__u64 peer_reset_ns;
-		struct waiting_segment waiting; /* until then, where a source meets segments before their socket */
+		struct waiting_segment waiting; /* until then: an RST with ACK, or a FIN, that its socket is to meet */
 	};
 	__u64 local_close_ns;
 	__u32 request_seq;     /* sequence number of the request's first byte */
@@ -154,8 +153,11 @@ struct connection {
 	__u32 longest_idle_ms; /* of all of them */
 	__u32 fin_unacked;     /* bytes of the request that the FIN left unacknowledged, unsent ones included */
 	__u32 fin_idle_ms;     /* time from the last byte, either way, to the FIN or RST of the peer */
-	__u32 reset_unacked;   /* with CONNECTION_RESET_HAS_ACK: bytes that the RST left unacknowledged */
-	__u32 pid;             /* owner's thread group id, 0 if not known; from process context only */
+	union {
+		__u32 reset_unacked;      /* with CONNECTION_RESET_HAS_ACK: bytes that the RST left unacknowledged */
+		__u32 waiting_bare_reset; /* until then: sequence number of an RST without ACK */
+	};
+	__u32 pid; /* owner's thread group id, 0 if not known; from process context only */
 	char comm[FINRACE_COMM_LEN];
 	__u32 flags;      /* enum connection_flag */
 	__u8 state;       /* enum tcp_connection_state, as last seen */

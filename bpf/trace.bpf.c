@@ -223,18 +223,18 @@ static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
 	if (c->flags & CONNECTION_PEER_FIN && received)
 		received--;
 	view.now_ns = bpf_ktime_get_ns();
-	if (!connection_begins_exchange(c, received)) {
-		connection_continue(c, view.now_ns);
-		return 0;
-	}
 	view.bytes_received = received;
 	view.last_receive_ns = received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
 	view.send_next = READ(tp, write_seq);
 	view.acknowledged = 0;
-	connection_begin_exchange(c, &view, bytes);
-	if (!c->pid)
-		set_owner(c);
-	if (c->flags & CONNECTION_SENT_AFTER_FIN) {
+	if (connection_begins_exchange(c, received)) {
+		connection_begin_exchange(c, &view);
+		if (!c->pid)
+			set_owner(c);
+	} else {
+		connection_continue(c, view.now_ns);
+	}
+	if (connection_requests_after_fin(c, view.send_next, bytes)) {
 		view_socket(&view, sk, tp, c);
 		view.send_next += bytes;
 		emit(sk, tp, c, &view, EVENT_SENT_AFTER_FIN, c->state, c->state);

@@ -211,7 +211,7 @@ public:
         const bool early = backend == Backend::cgroup && !packets_only() && options.header_seen;
         segment.receive_next = receive_next();
         if (early)
-            connection_note_reset(&c, &segment, old);
+            connection_note_reset(&c, &segment);
         if (options.behind_received != 0)
             receive(options.behind_received);
         if (options.meets_request != 0) {
@@ -219,14 +219,14 @@ public:
             request(options.meets_request);
         }
         segment.receive_next = receive_next();
+        const socket_view v = view();
+        bool found = true;
         if (early)
-            segment = connection_waiting_reset(&c, receive_next());
+            found = connection_find_reset(&c, &v, old, receive_next(), &segment) != 0;
         else
             segment.receive_next = receive_next();
-        if (!early || connection_accepts_reset(&c, &segment, old)) {
-            const socket_view v = view();
+        if (found)
             connection_peer_reset(&c, &v, &segment);
-        }
         emit(EVENT_PEER_RESET, old, old, view());
         socket_error = old == TCP_STATE_CLOSE_WAIT ? 32 : 104; // EPIPE, ECONNRESET
         if (packets_only())
@@ -337,14 +337,13 @@ private:
 
     void notable_send(std::uint32_t bytes)
     {
-        if (!connection_begins_exchange(&c, received_)) {
-            connection_continue(&c, now_ns);
-            return;
-        }
         socket_view v = view();
-        connection_begin_exchange(&c, &v, bytes);
+        if (connection_begins_exchange(&c, received_))
+            connection_begin_exchange(&c, &v);
+        else
+            connection_continue(&c, now_ns);
         v.send_next += bytes;
-        if (c.flags & CONNECTION_SENT_AFTER_FIN)
+        if (connection_requests_after_fin(&c, write_seq_, bytes))
             emit(EVENT_SENT_AFTER_FIN, state_, state_, v);
     }
 

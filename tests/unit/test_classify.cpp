@@ -404,11 +404,13 @@ TEST_CASE("a FIN that acknowledges all, at the upstream's timer or elsewhere", "
 
     SECTION("a timer with a spread")
     {
-        const Upstream wide = upstream_with_timer(5000, 60); // 4790 to 5210
-        check(closed_after(4790, 0), near, wide);
-        check(closed_after(4870, 0), lingering, wide);
-        check(closed_after(4869, 0), near, wide);
-        check(closed_after(4789, 0), closed_reused, wide);
+        const Upstream wide = upstream_with_timer(5000, 60); // 5000 to 5060: 4930 to 5130, 4850 to 5210
+        check(closed_after(4850, 0), near, wide);
+        check(closed_after(4849, 0), closed_reused, wide);
+        check(closed_after(4930, 0), lingering, wide);
+        check(closed_after(4929, 0), near, wide);
+        check(closed_after(5130, 0), lingering, wide);
+        check(closed_after(5131, 0), near, wide);
         check(closed_after(5210, 0), near, wide);
         check(closed_after(5211, 0), closed_reused, wide);
     }
@@ -685,17 +687,27 @@ TEST_CASE("a TLS farewell after the FIN is no request", "[classify]")
         check(s, Ending::idle_close_by_peer);
         CHECK(learned_from(s, unlearned) == std::vector{5000U});
     }
-    SECTION("one byte more is a request")
+    SECTION("one byte more may be a request, twice as much is one")
     {
         s.fin();
+        DrivenSocket longer = s;
         s.request(FINRACE_TLS_FAREWELL_BYTES + 1);
-        check(s, stale_reuse);
+        check(s, with(stale_reuse, Certainty::possible));
         CHECK(s.last().request_bytes == FINRACE_TLS_FAREWELL_BYTES + 1);
+        DrivenSocket longest = longer;
+        longer.request(2 * FINRACE_TLS_FAREWELL_BYTES);
+        check(longer, with(stale_reuse, Certainty::possible));
+        longest.request(2 * FINRACE_TLS_FAREWELL_BYTES + 1);
+        check(longest, stale_reuse);
     }
-    SECTION("a request written in two pieces, the first of them tiny: known at the end")
+    SECTION("a request written in two pieces, the first of them tiny: known with the second")
     {
         s.fin();
         s.request(10);
+        CHECK(s.last_of(EVENT_SENT_AFTER_FIN) == nullptr);
+        s.send(100);
+        CHECK(s.last().kind == EVENT_SENT_AFTER_FIN);
+        CHECK(s.last().request_bytes == 110);
         s.send(100);
         s.close();
         s.local_fin_acknowledged();
@@ -726,6 +738,43 @@ TEST_CASE("the peer's TLS farewell before its FIN is no answer", "[classify]")
     longer.receive(FINRACE_TLS_FAREWELL_BYTES + 1, 0U);
     longer.fin(0U);
     check(longer, Ending::unclassified);
+
+    // All of the request acknowledged: an answer, unless the upstream's timer says otherwise.
+    const auto closed = [](std::uint64_t idle, bool by_fin, std::uint32_t response, std::uint32_t acknowledged = 100) {
+        DrivenSocket closing = requested(idle);
+        closing.receive(response, acknowledged);
+        if (by_fin)
+            closing.fin(acknowledged);
+        else
+            closing.reset({.acknowledges = acknowledged});
+        return closing;
+    };
+    const Upstream upstream = upstream_with_timer(5000);
+    constexpr Expected lingering{Cause::keepalive_race, Variant::fin_lingering, Certainty::possible};
+    constexpr Expected unread{Cause::keepalive_race, Variant::reset_unread, Certainty::possible};
+    check(closed(5000, true, 24), lingering, upstream);
+    check(closed(5000, false, 24), unread, upstream);
+    check(closed(5000, false, 24, 0), reset_crossed, upstream);
+    check(closed(5000, true, 32), Ending::complete_close, upstream);
+    check(closed(5000, false, 32), response_cut, upstream);
+    check(closed(4000, true, 24), Ending::complete_close, upstream);
+    check(closed(4000, false, 24), response_cut, upstream);
+    check(closed(5000, true, 24), Ending::complete_close);
+}
+
+TEST_CASE("this host's own TLS farewell before its close is no request", "[classify]")
+{
+    const auto close_after = [](std::uint32_t bytes) {
+        DrivenSocket s = used();
+        s.wait_ms(3000);
+        s.request(bytes);
+        s.close();
+        s.local_fin_acknowledged();
+        s.times_out();
+        return s;
+    };
+    check(close_after(FINRACE_TLS_FAREWELL_BYTES), Ending::idle_close_by_local);
+    check(close_after(FINRACE_TLS_FAREWELL_BYTES + 1), Ending::unclassified);
 }
 
 TEST_CASE("the next request after a FIN that left part of the last one unacknowledged", "[classify]")
@@ -1150,9 +1199,15 @@ TEST_CASE("a lost event is made up for by the last one, which says so", "[classi
         CHECK((s.c.flags & CONNECTION_LOCAL_FIRST) == 0);
         s.local_fin_acknowledged();
         s.times_out();
-        check(s, Ending::unclassified);
+        check(s, Ending::idle_close_by_peer);
         CHECK(learned_from(s, unlearned).empty());
         CHECK(s.last().connection.lost_events == 1);
+        DrivenSocket unanswered = requested(2000, 100, backend);
+        connection_missed_fin(&unanswered.c);
+        unanswered.shutdown();
+        unanswered.local_fin_acknowledged();
+        unanswered.times_out();
+        check(unanswered, Ending::unclassified);
     }
     SECTION("the opening alone")
     {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // bpf/connection.h, sequence by sequence: what a send, a FIN, an RST and a close do to a connection's accounting, as
 // seen by either backend.
+#include <optional>
+
 #include <catch2/catch.hpp>
 
 #include <cstring>
@@ -174,7 +176,7 @@ TEST_CASE("the short way of a plain send does what the long way does", "[connect
             v.last_receive_ns = now_ns; // within a tick: no rest
             v.bytes_received = received;
             v.send_next = send_next;
-            connection_begin_exchange(&c, &v, 100);
+            connection_begin_exchange(&c, &v);
         } else {
             connection_continue(&c, now_ns);
         }
@@ -358,74 +360,94 @@ TEST_CASE("a send after the peer's FIN", "[connection]")
         DrivenSocket fresh(backend);
         fresh.open();
         fresh.fin();
-        fresh.request(10);
+        fresh.request(100);
         CHECK(fresh.c.exchange == 1);
         CHECK(fresh.last().kind == EVENT_SENT_AFTER_FIN);
     }
 }
 
-TEST_CASE("of the RSTs that wait, the one that the socket will take for valid is kept", "[connection]")
+TEST_CASE("of the RSTs that wait, the one that ended the socket is found", "[connection]")
 {
     connection c{};
     c.flags = CONNECTION_CLIENT;
+    socket_view view{};
+    view.acknowledged = 500;
+    view.send_next = 501;
     std::uint32_t receive_next = 1000;
-    const auto arrives = [&](std::uint32_t seq, std::uint32_t ack, bool with_ack = true) {
+    std::uint8_t state = TCP_STATE_ESTABLISHED;
+    reset_segment found{};
+    const auto arrives = [&](std::uint32_t seq, std::optional<std::uint32_t> ack) {
         const reset_segment segment{.seq = seq,
-                                    .ack = ack,
+                                    .ack = ack.value_or(0),
                                     .receive_next = receive_next,
-                                    .flags =
-                                        static_cast<std::uint8_t>(TCP_FLAG_BIT_RST | (with_ack ? TCP_FLAG_BIT_ACK : 0)),
+                                    .flags = static_cast<std::uint8_t>(TCP_FLAG_BIT_RST | (ack ? TCP_FLAG_BIT_ACK : 0)),
                                     .seen = 1};
-        connection_note_reset(&c, &segment, TCP_STATE_ESTABLISHED);
+        connection_note_reset(&c, &segment);
     };
-    const auto accepted = [&] {
-        const reset_segment waiting = connection_waiting_reset(&c, receive_next);
-        return connection_accepts_reset(&c, &waiting, TCP_STATE_ESTABLISHED) != 0;
-    };
-    CHECK(!accepted()); // none waits
-    SECTION("a guess of somebody else's before it")
+    const auto find = [&] { return connection_find_reset(&c, &view, state, receive_next, &found) != 0; };
+    CHECK(!find()); // none waits
+    SECTION("a guess of somebody else's, before and after it")
     {
-        arrives(5000, 1);
-        CHECK(!accepted());
-        arrives(1000, 2);
-        CHECK(accepted());
-        arrives(5000, 3);
-        CHECK(accepted());
-        CHECK(c.waiting.ack == 2);
+        arrives(5000, std::nullopt);
+        CHECK(!find());
+        arrives(1000, std::nullopt);
+        arrives(5000, std::nullopt);
+        CHECK(find());
+        CHECK(found.seq == 1000);
     }
-    SECTION("one for each segment under way: the first ends the socket")
+    SECTION("one with ACK and a bare one for each segment under way: the first of the socket's own")
     {
         arrives(1000, 1);
-        arrives(1000, 2, false);
-        CHECK(c.waiting.ack == 1);
-        CHECK((connection_waiting_reset(&c, receive_next).flags & TCP_FLAG_BIT_ACK) != 0);
+        arrives(1000, std::nullopt);
+        arrives(1000, 2);
+        CHECK(find());
+        CHECK((found.flags & TCP_FLAG_BIT_ACK) != 0);
+        CHECK(found.ack == 1);
     }
-    SECTION("the same, behind data on the backlog")
+    SECTION("behind data on the backlog, with a bare one for a segment that had not acknowledged it")
     {
         arrives(1500, 1);
-        arrives(1500, 2, false);
-        CHECK(!accepted());
+        arrives(1000, std::nullopt);
         receive_next = 1500;
-        CHECK(accepted());
-        CHECK(c.waiting.ack == 1);
+        CHECK(find());
+        CHECK(found.ack == 1);
+    }
+    SECTION("behind a hole: valid where the last selective acknowledgement ended")
+    {
+        arrives(1500, 1);
+        CHECK(find());
+        CHECK(found.seq == 1500);
+        c.flags |= CONNECTION_SOCKET_CLOSED; // then that closed it
+        CHECK(!find());
     }
     SECTION("at the number of a FIN that waits before it")
     {
-        arrives(1000, 0, false);
+        arrives(1000, std::nullopt);
         c.flags |= CONNECTION_PEER_FIN;
         receive_next = 1001;
-        CHECK(accepted());
+        CHECK(find());
         receive_next = 1002;
-        CHECK(!accepted());
+        CHECK(!find());
     }
-    SECTION("in SYN_SENT, one that acknowledges")
+    SECTION("in SYN_SENT, one that acknowledges the SYN")
     {
-        arrives(0, 1, false);
-        reset_segment waiting = connection_waiting_reset(&c, 0);
-        CHECK(connection_accepts_reset(&c, &waiting, TCP_STATE_SYN_SENT) == 0);
-        arrives(7, 1);
-        waiting = connection_waiting_reset(&c, 0);
-        CHECK(connection_accepts_reset(&c, &waiting, TCP_STATE_SYN_SENT) != 0);
+        state = TCP_STATE_SYN_SENT;
+        arrives(0, std::nullopt);
+        CHECK(!find());
+        arrives(0, 500);
+        CHECK(!find());
+        arrives(1, 502);
+        CHECK(!find());
+        arrives(2, 501);
+        CHECK(find());
+    }
+    SECTION("none once one was judged: its time is kept where they wait")
+    {
+        c.flags |= CONNECTION_PEER_RESET;
+        c.peer_reset_ns = 77;
+        arrives(1000, 1);
+        CHECK(c.peer_reset_ns == 77);
+        CHECK(!find());
     }
 }
 

@@ -2,7 +2,10 @@
 #include "cli/filter.h"
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
+#include <iterator>
+#include <unordered_map>
 
 #include <fmt/format.h>
 
@@ -10,16 +13,34 @@
 
 namespace finrace {
 
+namespace {
+
+/// The name of a process: of its first thread. Empty if it is gone. Kept for a second: a filter asks for each event.
+const std::string& name_of_process(std::uint32_t pid)
+{
+    static std::unordered_map<std::uint32_t, std::string> names;
+    static std::chrono::steady_clock::time_point emptied;
+    if (const auto now = std::chrono::steady_clock::now(); now - emptied > std::chrono::seconds(1)) {
+        names.clear();
+        emptied = now;
+    }
+    const auto [found, unknown] = names.try_emplace(pid);
+    if (unknown && pid != 0) {
+        // A name may hold newlines; the kernel adds one more at the end.
+        std::ifstream file(fmt::format("/proc/{}/comm", pid));
+        found->second.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+        if (!found->second.empty())
+            found->second.pop_back();
+    }
+    return found->second;
+}
+
+} // namespace
+
 std::string process_name(const connection& c)
 {
-    if (const std::string_view noted = owner_name(c); !noted.empty() || c.pid == 0)
-        return std::string(noted);
-    // A name may hold newlines; the kernel adds one more at the end.
-    std::ifstream file(fmt::format("/proc/{}/comm", c.pid));
-    std::string name((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    if (!name.empty())
-        name.pop_back();
-    return name;
+    const std::string_view noted = owner_name(c);
+    return noted.empty() ? name_of_process(c.pid) : std::string(noted);
 }
 
 bool Filter::matches(const event& e) const
@@ -34,11 +55,11 @@ bool Filter::matches(const event& e) const
     }
     if (processes.empty())
         return true;
-    const bool by_name =
-        std::any_of(processes.begin(), processes.end(), [](const ProcessPattern& pattern) { return !pattern.pid; });
-    const std::string name = by_name ? process_name(e.connection) : std::string();
+    const connection& c = e.connection;
     return std::any_of(processes.begin(), processes.end(), [&](const ProcessPattern& pattern) {
-        return pattern.pid ? *pattern.pid == e.connection.pid : !name.empty() && pattern.name == name;
+        if (pattern.pid)
+            return *pattern.pid == c.pid;
+        return !pattern.name.empty() && (pattern.name == owner_name(c) || pattern.name == name_of_process(c.pid));
     });
 }
 

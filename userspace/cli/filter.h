@@ -10,12 +10,13 @@
 
 namespace finrace {
 
-/// The owner's name: what the kernel noted, else what /proc says now; empty if neither knows.
+/// The owner's name: of the thread that connected, as the kernel noted it, else what /proc says of the process now;
+/// empty if neither knows.
 std::string process_name(const connection& c);
 
 struct Filter {
     std::vector<AddressPattern> upstreams; ///< any of them; empty: all
-    std::vector<ProcessPattern> processes; ///< any of them; empty: all
+    std::vector<ProcessPattern> processes; ///< any of them, by the thread's name or its process's; empty: all
 
     /// The upstream is the peer of a connection that this host opened, and this host on one that it accepted.
     [[nodiscard]] bool matches(const event& e) const;

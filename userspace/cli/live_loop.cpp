@@ -61,9 +61,9 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick)
     sigemptyset(&stop);
     sigaddset(&stop, SIGINT);
     sigaddset(&stop, SIGTERM);
+    sigaddset(&stop, SIGHUP);
     struct sigaction hangup {};
-    if (::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
-        sigaddset(&stop, SIGHUP);
+    hangup_ignored_ = ::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler == SIG_IGN;
     ::sigprocmask(SIG_BLOCK, &stop, nullptr);
     signals_ = opened(::signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd()");
 
@@ -121,7 +121,7 @@ bool LiveLoop::goes_on_after_signal(LiveListener& listener)
     signalfd_siginfo signal{};
     if (::read(signals_.get(), &signal, sizeof(signal)) != sizeof(signal))
         return true;
-    return signal.ssi_signo == SIGHUP && listener.on_hangup();
+    return signal.ssi_signo == SIGHUP && (listener.on_hangup() || hangup_ignored_);
 }
 
 void LiveLoop::run(LiveListener& listener)
@@ -137,13 +137,16 @@ void LiveLoop::run(LiveListener& listener)
     watch(epoll, signals_.get(), EPOLLIN, "signals");
     watch(epoll, timer.get(), EPOLLIN, "the timer");
     const int output = listener.output_descriptor();
-    if (output >= 0) {
+    const auto watch_output = [&] {
+        if (output < 0)
+            return;
         epoll_event wanted{};
         wanted.events = EPOLLOUT | EPOLLET;
         wanted.data.fd = output;
         // Regular files refuse (EPERM): they have neither a reader nor room to wait for.
         ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, output, &wanted);
-    }
+    };
+    watch_output();
 
     bool more = false;
     for (bool running = true; running;) {
@@ -155,6 +158,7 @@ void LiveLoop::run(LiveListener& listener)
             const int fd = ready[static_cast<std::size_t>(i)].data.fd;
             if (fd == signals_.get()) {
                 running = goes_on_after_signal(listener);
+                watch_output(); // what was opened anew is not watched any more
             } else if (fd == timer.get()) {
                 std::uint64_t expirations = 0;
                 [[maybe_unused]] const ssize_t got = ::read(timer.get(), &expirations, sizeof(expirations));

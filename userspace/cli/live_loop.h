@@ -39,7 +39,7 @@ public:
 
 class LiveLoop {
 public:
-    /// Blocks SIGINT, SIGTERM and (unless it is ignored: nohup) SIGHUP, attaches, and says so on standard error. Throws
+    /// Blocks SIGINT, SIGTERM and SIGHUP, attaches, and says so on standard error. Throws
     /// SetupError or UsageError.
     LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick);
 
@@ -62,6 +62,7 @@ private:
     Filter filter_;
     std::chrono::nanoseconds tick_;
     Descriptor signals_;
+    bool hangup_ignored_ = false; ///< by nohup
     std::unique_ptr<LiveSource> source_;
     std::size_t warnings_said_ = 0;
     Upstreams upstreams_;

@@ -40,7 +40,7 @@ constexpr std::array causes{
             "A new request is written in state CLOSE_WAIT. The age of the unread FIN tells the kind: "
             "microseconds mean that the proxy's event loop lost a race by a turn; seconds mean a pool that does "
             "not watch its idle connections. It is the same race as keepalive_race, a moment later. A write of 31 "
-            "bytes or less is no request but TLS's farewell.",
+            "bytes or less is no request but TLS's farewell; one of up to 62 is possible.",
         .proxy_says = "As for keepalive_race: 502, \"upstream prematurely closed connection\", or a silent retry.",
         .remedy = "Make the proxy's idle limit shorter than the upstream's timeout; where the FIN is old, let the pool "
                   "check connections before it reuses them (Apache httpd: ttl=, ping=; clients: validate before use), "

@@ -69,16 +69,30 @@ struct Evidence {
     {
         if (!timeout)
             return Nearness::far;
-        const std::uint64_t off = rested_ms > timeout->ms ? rested_ms - timeout->ms : timeout->ms - rested_ms;
+        const std::uint64_t off = rested_ms < timeout->lowest_ms    ? timeout->lowest_ms - rested_ms
+                                  : rested_ms > timeout->highest_ms ? rested_ms - timeout->highest_ms
+                                                                    : 0;
         // On a path that stands still the round-trip time says little: never so much that any rest would do.
-        const std::uint64_t jitter = timeout->spread_ms + 2 * rtt_ms;
-        if (off <= std::min<std::uint64_t>(timeout->ms / 100 + jitter + 20, timeout->ms / 4))
+        const std::uint64_t most = timeout->ms / 4;
+        if (off <= std::min(timeout->ms / 100 + 2 * rtt_ms + 20, most))
             return Nearness::at;
-        return off <= std::min<std::uint64_t>(timeout->ms / 50 + jitter + 50, timeout->ms / 4) ? Nearness::near
-                                                                                               : Nearness::far;
+        return off <= std::min(timeout->ms / 50 + 2 * rtt_ms + 50, most) ? Nearness::near : Nearness::far;
     }
 
     [[nodiscard]] std::uint64_t rested_ms() const { return c.idle_ms + after_ms; }
+
+    /// The upstream's last words, just before its close, were so few that they may be TLS's farewell: no answer.
+    [[nodiscard]] bool farewell_at_close() const
+    {
+        return asked() && e.response_bytes > 0 && e.response_bytes <= FINRACE_TLS_FAREWELL_BYTES &&
+               c.fin_idle_ms < close_with_response_ms;
+    }
+
+    /// All of the request was acknowledged by a close that the upstream's timer explains.
+    [[nodiscard]] bool unread_at_timeout(std::uint32_t unacked) const
+    {
+        return unacked == 0 && in_race_window() && nearness_to_timeout(rested_ms()) != Nearness::far;
+    }
 
     /// The first request on a connection that had just been opened.
     [[nodiscard]] bool fresh() const
@@ -227,6 +241,15 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                                evidence.after_text(), otherwise == Cause::upstream_closed ? "closed" : "reset"));
 }
 
+/// A few bytes, and a close at the upstream's idle timeout that acknowledges the request: TLS's farewell, or an answer.
+Classification judge_farewell(const Evidence& evidence, Variant variant)
+{
+    return verdict(evidence, Cause::keepalive_race, variant, Certainty::possible,
+                   fmt::format("The upstream closed {} after the request, near its idle timeout of {} ms; the {} bytes "
+                               "before that may be TLS's farewell rather than an answer.",
+                               evidence.after_text(), evidence.timeout->ms, evidence.e.response_bytes));
+}
+
 /// A FIN after response bytes. A sender that died may have left a response half way: TCP does not tell, so what no idle
 /// timer would do teaches none.
 Classification close_after_response(const connection& c)
@@ -247,10 +270,12 @@ Classification judge_peer_fin(const Evidence& evidence)
         return harmless(Ending::idle_close_by_peer); // never used: a timer for that may be another one
     if (has(c, CONNECTION_EARLIER_UNACKED))
         return unclassified(); // the answer came before the request's end
-    // A TLS farewell before the FIN is no answer, and came before the request had arrived, as the FIN shows.
-    if (evidence.asked() && e.response_bytes > 0 && e.response_bytes <= FINRACE_TLS_FAREWELL_BYTES &&
-        c.fin_unacked >= e.request_bytes)
-        return judge_crossing(evidence, c.fin_unacked, Variant::fin_crossed);
+    if (evidence.farewell_at_close()) {
+        if (c.fin_unacked >= e.request_bytes)
+            return judge_crossing(evidence, c.fin_unacked, Variant::fin_crossed);
+        if (evidence.unread_at_timeout(c.fin_unacked))
+            return judge_farewell(evidence, Variant::fin_lingering);
+    }
     if (c.exchange == 0 || e.response_bytes > 0) {
         if (c.fin_unacked > 0)
             return unclassified();
@@ -274,6 +299,12 @@ Classification judge_peer_reset(const Evidence& evidence)
         return harmless(Ending::idle_close_by_peer);
     if (has(c, CONNECTION_EARLIER_UNACKED))
         return unclassified();
+    if (evidence.farewell_at_close() && has(c, CONNECTION_RESET_HAS_ACK)) {
+        if (c.reset_unacked >= e.request_bytes)
+            return judge_crossing(evidence, c.reset_unacked, Variant::reset_crossed);
+        if (evidence.unread_at_timeout(c.reset_unacked))
+            return judge_farewell(evidence, Variant::reset_unread);
+    }
     if (c.exchange == 0 || e.response_bytes > 0) {
         // The RST's own acknowledgement is newer than the socket's.
         if ((has(c, CONNECTION_RESET_HAS_ACK) ? c.reset_unacked : e.unacked_bytes) > 0)
@@ -321,14 +352,16 @@ Classification judge_sent_after_fin(const Evidence& evidence)
 
     if (c.fin_unacked > 0)
         return {}; // more of a request that was under way at the FIN
-    // A TLS library says farewell before its process closes. A request's first bytes look the same until more follow.
-    if (has(c, CONNECTION_TINY_AFTER_FIN) && evidence.e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES)
-        return {};
     const double age_ms = static_cast<double>(c.request_ns - c.peer_fin_ns) / 1e6;
     // A FIN right after a response may have met a request that was answered before its end; this would be its rest.
+    // Two alerts (JSSE), or HTTP/2's GOAWAY and one, are as short.
+    const bool maybe_farewell = evidence.e.request_bytes <= 2 * FINRACE_TLS_FAREWELL_BYTES;
     const bool with_response = is_reused(c) && c.fin_idle_ms < close_with_response_ms;
     return verdict(
-        evidence, Cause::stale_reuse, Variant::none, with_response ? Certainty::likely : Certainty::proven,
+        evidence, Cause::stale_reuse, Variant::none,
+        maybe_farewell  ? Certainty::possible
+        : with_response ? Certainty::likely
+                        : Certainty::proven,
         c.peer_fin_ns == 0
             ? std::string("The request was written into a connection that the upstream had closed before.")
             : fmt::format("The request was written {:.{}f} ms after the upstream had closed this connection, {}{}: its "
@@ -350,15 +383,14 @@ Classification judge_closed(const Evidence& evidence)
     const bool unanswered = evidence.asked() && e.response_bytes == 0;
     const auto lost = [&c](event_kind kind) { return (c.lost_kinds & 1U << kind) != 0; };
 
+    const bool farewell = e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES; // if a request at all
     if (has(c, CONNECTION_LOCAL_FIRST))
-        return unanswered ? unclassified() : harmless(Ending::idle_close_by_local);
+        return unanswered && !(farewell && is_reused(c)) ? unclassified() : harmless(Ending::idle_close_by_local);
     if (has(c, CONNECTION_SENT_AFTER_FIN)) {
         if (c.fin_unacked > 0) // as judge_peer_fin() has it; the exchange has moved on since
             return lost(EVENT_PEER_FIN) ? unclassified() : Classification{};
-        if (!has(c, CONNECTION_TINY_AFTER_FIN))
+        if (!farewell)
             return lost(EVENT_SENT_AFTER_FIN) ? judge_sent_after_fin(evidence) : Classification{};
-        if (e.request_bytes > FINRACE_TLS_FAREWELL_BYTES)
-            return judge_sent_after_fin(evidence);
         Classification at_fin = close_after_response(c);
         if (!lost(EVENT_PEER_FIN))
             at_fin.learned_idle_ms.reset();
@@ -366,7 +398,9 @@ Classification judge_closed(const Evidence& evidence)
     }
     if (has(c, CONNECTION_PEER_FIN)) {
         if (c.peer_fin_ns == 0) // before the tracer, or missed: what it met is not known
-            return has(c, CONNECTION_ADOPTED) ? Classification{} : unclassified();
+            return has(c, CONNECTION_ADOPTED) ? Classification{}
+                   : unanswered               ? unclassified()
+                                              : harmless(Ending::idle_close_by_peer);
         Classification at_fin = judge_peer_fin(evidence);
         if (!lost(EVENT_PEER_FIN)) {
             if (!is_harmless(at_fin.ending))

@@ -80,7 +80,8 @@ std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
             (may_have_hole || widest_hole(cluster) * 2 <= cluster.back() - cluster.front())) {
             result = IdleTimeout{
                 .ms = cluster[best_count / 2],
-                .spread_ms = cluster.back() - cluster.front(),
+                .lowest_ms = cluster.front(),
+                .highest_ms = cluster.back(),
                 .samples = static_cast<std::uint32_t>(best_count),
             };
             break;

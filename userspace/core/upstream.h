@@ -34,8 +34,11 @@ struct UpstreamKeyHash {
 /// An upstream's idle timeout as learned.
 struct IdleTimeout {
     std::uint32_t ms;
-    std::uint32_t spread_ms; ///< width of the cluster
-    std::uint32_t samples;   ///< in the cluster
+    std::uint32_t lowest_ms;  ///< of the cluster of idle times behind it
+    std::uint32_t highest_ms; ///< of the same
+    std::uint32_t samples;    ///< in the cluster
+
+    [[nodiscard]] std::uint32_t spread_ms() const { return highest_ms - lowest_ms; }
 };
 
 /// Learns one upstream's idle timeout from idle times at close. Keeps the newest 128.

@@ -138,7 +138,7 @@ void add_idle_timeout(Json& finrace, const Upstream& upstream)
         return;
     Json& known = finrace["upstream"];
     known["idle_timeout_ms"] = timeout->ms;
-    known["spread_ms"] = timeout->spread_ms;
+    known["spread_ms"] = timeout->spread_ms();
     known["samples"] = timeout->samples;
 }
 

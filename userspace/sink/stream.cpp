@@ -100,15 +100,15 @@ Stream Stream::to_descriptor(int fd, std::size_t backlog)
 
 void Stream::reopen(const std::string& path)
 {
+    flush(); // before: the path may still be the same file, and its last line a part of one
     Stream fresh = to_file(path, limit_);
-    flush();
     if (within_line_) { // the disk was full: the new file begins with a whole line
         const std::size_t end = backlog_.find('\n', sent_);
         sent_ = end == std::string::npos ? backlog_.size() : end + 1;
         within_line_ = false;
         ++dropped_;
     }
-    // The number stays: whoever waits for this output knows it by that.
+    // The number stays: to everybody else it is the same output.
     if (::dup3(fresh.fd_, fd_, O_CLOEXEC) < 0)
         throw OutputError(fmt::format("cannot go on in {}: {}", path, std::strerror(errno)));
     pipe_ = fresh.pipe_;

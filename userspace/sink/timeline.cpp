@@ -99,7 +99,7 @@ private:
             std::string known = "from here";
             if (timeout_)
                 known += fmt::format("; this upstream closes after {} ms ({} closes, spread {} ms)", timeout_->ms,
-                                     timeout_->samples, timeout_->spread_ms);
+                                     timeout_->samples, timeout_->spread_ms());
             moments_.push_back({.ms = -static_cast<double>(c_.idle_ms),
                                 .whole_ms = true,
                                 .arrow = no_segment,

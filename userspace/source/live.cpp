@@ -12,7 +12,6 @@
 #include <optional>
 #include <set>
 #include <sstream>
-#include <unordered_map>
 
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -369,6 +368,10 @@ struct TraceSource : LiveSource::Implementation {
                                    types.allocation_from_tracing() ? std::uint32_t{BPF_F_NO_PREALLOC} : 0U);
         }
 
+        socket_owners = find_socket_owners();
+        bpf_map__set_max_entries(owner->maps.socket_owners,
+                                 std::max(1U, static_cast<std::uint32_t>(socket_owners.size())));
+
         std::vector<const ProgramRow*> wanted;
         for (const ProgramRow& row : trace_programs) {
             const std::string name = row.name;
@@ -412,19 +415,17 @@ struct TraceSource : LiveSource::Implementation {
     /// Everything else is attached by now: what opens or ends meanwhile is seen by those hooks.
     void adopt(int link_fd)
     {
-        const int owners = bpf_map__fd(owner->maps.socket_owners);
-        std::vector<std::uint32_t> inodes;
-        walk_socket_owners([&](std::uint32_t inode, std::uint32_t pid) {
-            if (bpf_map_update_elem(owners, &inode, &pid, BPF_NOEXIST) == 0)
-                inodes.push_back(inode);
-        });
+        const int map = bpf_map__fd(owner->maps.socket_owners);
+        for (const auto& [inode, pid] : socket_owners)
+            bpf_map_update_elem(map, &inode, &pid, BPF_NOEXIST);
         std::set<int> errors;
         warnings = in_each_network_namespace([&] {
             if (const int error = run_iterator(link_fd); error != 0)
                 errors.insert(error);
         });
-        for (const std::uint32_t inode : inodes)
-            bpf_map_delete_elem(owners, &inode);
+        for (const auto& [inode, pid] : socket_owners)
+            bpf_map_delete_elem(map, &inode);
+        socket_owners.clear();
         for (const int error : errors)
             warnings.push_back(fmt::format("connections older than the tracer can't be listed: {}", error_text(error)));
     }
@@ -444,6 +445,7 @@ struct TraceSource : LiveSource::Implementation {
     TraceSource& operator=(TraceSource&&) = delete;
 
     Owner owner;
+    SocketOwners socket_owners; ///< until the connections older than the tracer are taken in
 };
 
 struct CgroupSource : LiveSource::Implementation {
@@ -518,8 +520,7 @@ struct CgroupSource : LiveSource::Implementation {
         if (older.empty())
             return;
 
-        std::unordered_map<std::uint32_t, std::uint32_t> owners;
-        walk_socket_owners([&](std::uint32_t inode, std::uint32_t pid) { owners.emplace(inode, pid); });
+        const SocketOwners owners = find_socket_owners();
         const int map = bpf_map__fd(owner->maps.adoptables);
         std::int64_t added = 0;
         for (const auto& [socket, accepted] : older) {

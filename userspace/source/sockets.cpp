@@ -153,8 +153,9 @@ bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle)
     return list_family(netlink.get(), AF_INET, handle) && list_family(netlink.get(), AF_INET6, handle);
 }
 
-void walk_socket_owners(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle)
+SocketOwners find_socket_owners()
 {
+    SocketOwners owners;
     std::error_code ignored;
     for (const auto& process : fs::directory_iterator("/proc", ignored)) {
         const std::string name = process.path().filename();
@@ -171,9 +172,10 @@ void walk_socket_owners(const std::function<void(std::uint32_t inode, std::uint3
             std::uint32_t inode = 0;
             if (text.starts_with(prefix) &&
                 std::from_chars(text.data() + prefix.size(), text.data() + text.size(), inode).ec == std::errc())
-                handle(inode, pid);
+                owners.emplace(inode, pid);
         }
     }
+    return owners;
 }
 
 } // namespace finrace

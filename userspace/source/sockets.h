@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace finrace {
@@ -26,7 +27,9 @@ struct ListedSocket {
 /// Lists the TCP sockets of the namespace that the calling thread is in. False with errno set if the kernel refuses.
 bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle);
 
-/// Which process holds a socket inode, for all of them at once: one walk through /proc. Calls `handle(inode, pid)`.
-void walk_socket_owners(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle);
+/// Process ids by socket inode: of several that hold one, any.
+using SocketOwners = std::unordered_map<std::uint32_t, std::uint32_t>;
+/// One walk through /proc.
+SocketOwners find_socket_owners();
 
 } // namespace finrace
