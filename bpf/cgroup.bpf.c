@@ -416,8 +416,7 @@ static __always_inline void end_if_over(struct bpf_sock *sk, struct connection *
 	c->flags = CONNECTION_IGNORED;
 }
 
-/* Has the socket processed the FIN that waited behind data? Its acknowledgement tells, or the next segment that comes.
- */
+/* Has the socket processed the FIN that waited behind data? Asked at its acknowledgement, and at the next arrival. */
 static __always_inline void on_noted_fin(struct bpf_sock *sk, struct connection *c, struct bpf_tcp_sock *tp)
 {
 	struct socket_view view;

@@ -71,7 +71,7 @@ FINRACE_INLINE void connection_note_lost_event(struct connection *c, __u8 kind)
 {
 	if (c->lost_events < 255)
 		c->lost_events++;
-	c->lost_kinds |= 1 << kind;
+	c->lost_kinds = (__u16)(c->lost_kinds | 1 << kind);
 }
 
 /* Payload of the response to the current exchange. */
@@ -268,7 +268,7 @@ FINRACE_INLINE int connection_accepts_reset(const struct connection *c, const st
 	       (c->flags & CONNECTION_PEER_FIN && reset->seq == reset->receive_next - 1);
 }
 
-/* Whether `seq` is where the socket expects the next byte: an RST there that waits already came before all others. */
+/* Whether an RST that waits already comes before one that has arrived: it is valid now, or the same but earlier. */
 FINRACE_INLINE int connection_keeps_reset(__u32 waiting_seq, const struct reset_segment *arrived)
 {
 	return waiting_seq == arrived->receive_next || waiting_seq == arrived->seq;
