@@ -241,10 +241,18 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                                evidence.after_text(), otherwise == Cause::upstream_closed ? "closed" : "reset"));
 }
 
-/// A few bytes, and a close at the upstream's idle timeout that acknowledges the request: TLS's farewell, or an answer.
-Classification judge_farewell(const Evidence& evidence, Variant variant)
+/// A few bytes before a close that acknowledges nothing of the request, or all of it at the upstream's idle timeout:
+/// TLS's farewell rather than an answer. `crossed` and `unread` name the race.
+std::optional<Classification> judge_farewell(const Evidence& evidence, std::uint32_t unacked, Variant crossed,
+                                             Variant unread)
 {
-    return verdict(evidence, Cause::keepalive_race, variant, Certainty::possible,
+    if (!evidence.farewell_at_close())
+        return std::nullopt;
+    if (unacked >= evidence.e.request_bytes)
+        return judge_crossing(evidence, unacked, crossed);
+    if (!evidence.unread_at_timeout(unacked))
+        return std::nullopt;
+    return verdict(evidence, Cause::keepalive_race, unread, Certainty::possible,
                    fmt::format("The upstream closed {} after the request, near its idle timeout of {} ms; the {} bytes "
                                "before that may be TLS's farewell rather than an answer.",
                                evidence.after_text(), evidence.timeout->ms, evidence.e.response_bytes));
@@ -270,12 +278,8 @@ Classification judge_peer_fin(const Evidence& evidence)
         return harmless(Ending::idle_close_by_peer); // never used: a timer for that may be another one
     if (has(c, CONNECTION_EARLIER_UNACKED))
         return unclassified(); // the answer came before the request's end
-    if (evidence.farewell_at_close()) {
-        if (c.fin_unacked >= e.request_bytes)
-            return judge_crossing(evidence, c.fin_unacked, Variant::fin_crossed);
-        if (evidence.unread_at_timeout(c.fin_unacked))
-            return judge_farewell(evidence, Variant::fin_lingering);
-    }
+    if (auto race = judge_farewell(evidence, c.fin_unacked, Variant::fin_crossed, Variant::fin_lingering))
+        return *std::move(race);
     if (c.exchange == 0 || e.response_bytes > 0) {
         if (c.fin_unacked > 0)
             return unclassified();
@@ -299,11 +303,9 @@ Classification judge_peer_reset(const Evidence& evidence)
         return harmless(Ending::idle_close_by_peer);
     if (has(c, CONNECTION_EARLIER_UNACKED))
         return unclassified();
-    if (evidence.farewell_at_close() && has(c, CONNECTION_RESET_HAS_ACK)) {
-        if (c.reset_unacked >= e.request_bytes)
-            return judge_crossing(evidence, c.reset_unacked, Variant::reset_crossed);
-        if (evidence.unread_at_timeout(c.reset_unacked))
-            return judge_farewell(evidence, Variant::reset_unread);
+    if (has(c, CONNECTION_RESET_HAS_ACK)) {
+        if (auto race = judge_farewell(evidence, c.reset_unacked, Variant::reset_crossed, Variant::reset_unread))
+            return *std::move(race);
     }
     if (c.exchange == 0 || e.response_bytes > 0) {
         // The RST's own acknowledgement is newer than the socket's.
