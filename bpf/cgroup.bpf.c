@@ -9,6 +9,7 @@
  * are all there is.
  */
 #include "emit.bpf.h"
+#include "ports.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -47,13 +48,14 @@ struct {
 
 __s64 adoptables_left; /* 0: no socket without accounting needs to be looked up */
 
-const volatile bool have_coarse_clock; /* bpf_ktime_get_coarse_ns(), Linux 5.11 */
 const volatile bool have_release_hook; /* cgroup/sock_release and socket storage in it */
 
-/* Exact enough for idle times (one tick), and cheaper than the precise clock; never ahead of it. */
-static __always_inline __u64 coarse_now(void)
+/* 0 if the accounting has been told of it already, or there was none. */
+static __always_inline __u64 last_receive_ns(const struct connection *c, __u64 now_ns)
 {
-	return have_coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
+	if (c->flags & CONNECTION_PEER_FIN || !c->received_tick)
+		return 0;
+	return jiffies_to_ns((__u32)c->received_tick, now_ns);
 }
 
 static __always_inline __u16 observed_here(const struct connection *c)
@@ -66,7 +68,12 @@ static __always_inline struct event *cgroup_event_begin(struct connection *c, co
 {
 	struct event *e = event_begin(c, view, kind, old_state, new_state, observed_here(c));
 
-	if (e && !(c->flags & CONNECTION_PEER_RESET)) { /* what waits there is for the kernel alone */
+	if (!e)
+		return NULL;
+	/* What is kept there until then is for the kernel alone. */
+	if (!(c->flags & CONNECTION_PEER_FIN))
+		e->connection.peer_fin_ns = 0;
+	if (!(c->flags & CONNECTION_PEER_RESET)) {
 		e->connection.peer_reset_ns = 0;
 		e->connection.reset_unacked = 0;
 	}
@@ -81,7 +88,7 @@ static __always_inline void view_sock_ops(struct socket_view *view, struct bpf_s
 	__u64 received = ctx->bytes_received;
 
 	view->now_ns = bpf_ktime_get_ns();
-	view->last_receive_ns = 0;
+	view->last_receive_ns = last_receive_ns(c, view->now_ns);
 	/* tcp_rcv_nxt_update() counts the FIN's sequence number among the bytes. */
 	view->bytes_received = received - (received && fin_counted ? 1 : 0);
 	view->send_next = ctx->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
@@ -130,6 +137,7 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock
 		count_loss(LOSS_TABLE_FULL);
 		return;
 	}
+	follow_port(ctx->local_port);
 	owner = *c; /* left there by cgroup/connect */
 	__builtin_memset(c, 0, sizeof(*c));
 	c->pid = owner.pid;
@@ -154,6 +162,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock 
 	}
 	if (c->state == TCP_STATE_SYN_RECV) /* opened from both sides at once: it has connected, not accepted */
 		return;
+	follow_port(ctx->local_port);
 	connection_start(c, next_connection_id(), bpf_ktime_get_ns(), CONNECTION_STATE_CALLBACKS,
 			 TCP_STATE_ESTABLISHED);
 	connection_established(c, c->opened_ns);
@@ -306,7 +315,7 @@ static __always_inline void view_tcp(struct socket_view *view, struct bpf_tcp_so
 	__u64 received = tp->bytes_received;
 
 	view->now_ns = now_ns;
-	view->last_receive_ns = 0;
+	view->last_receive_ns = last_receive_ns(c, now_ns);
 	view->bytes_received = received - (received && c->flags & CONNECTION_PEER_FIN ? 1 : 0);
 	view->send_next = tp->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
 	view->acknowledged = tp->snd_una;
@@ -392,10 +401,25 @@ static __noinline struct connection *adopt(struct __sk_buff *skb)
 		view.bytes_received--;
 	connection_adopt(c, next_connection_id(), &view, adoptable->last_send_ns, adoptable->flags, sk->state);
 	c->pid = adoptable->pid;
+	follow_port(sk->src_port);
 	__sync_fetch_and_add(&connections_adopted, 1);
 	if (!bpf_map_delete_elem(&adoptables, &cookie))
 		__sync_fetch_and_add(&adoptables_left, -1);
 	return c;
+}
+
+/* The accounting of a packet's socket, NULL if it is not followed. */
+static __always_inline struct connection *connection_of(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct connection *c;
+
+	if (!sk || (!may_be_followed(sk->src_port) && adoptables_left <= 0))
+		return NULL;
+	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!c && adoptables_left > 0)
+		c = adopt(skb);
+	return c && !(c->flags & CONNECTION_IGNORED) ? c : NULL;
 }
 
 static __always_inline int states_are_reported(const struct connection *c)
@@ -432,6 +456,25 @@ static __always_inline void on_noted_fin(struct bpf_sock *sk, struct connection 
 	end_if_over(sk, c, &view, sk->src_port);
 }
 
+/* What a segment that deserves a closer look is about, looked up anew; NULL if it needs none after all. */
+static __always_inline struct connection *look_closer(struct __sk_buff *skb, struct bpf_sock *sk,
+						      struct bpf_tcp_sock **tp, struct segment *segment)
+{
+	struct connection *c;
+
+	if (!sk)
+		return NULL;
+	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!c || parse_segment(skb, segment))
+		return NULL;
+	*tp = bpf_tcp_sock(sk);
+	if (!*tp)
+		return NULL;
+	if (c->flags & CONNECTION_FIN_WAITS)
+		on_noted_fin(sk, c, *tp);
+	return c->flags & CONNECTION_IGNORED ? NULL : c;
+}
+
 /* A segment that is more than the next one of a healthy connection. Out of line: it stays out of the way of those. */
 static __noinline int on_notable_egress(struct __sk_buff *skb)
 {
@@ -439,19 +482,9 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 	struct socket_view view = {};
 	struct segment segment;
 	struct bpf_tcp_sock *tp;
-	struct connection *c;
+	struct connection *c = look_closer(skb, sk, &tp, &segment);
 
-	if (!sk)
-		return 0;
-	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!c || parse_segment(skb, &segment))
-		return 0;
-	tp = bpf_tcp_sock(sk);
-	if (!tp)
-		return 0;
-	if (c->flags & CONNECTION_FIN_WAITS)
-		on_noted_fin(sk, c, tp);
-	if (c->flags & CONNECTION_IGNORED)
+	if (!c)
 		return 0;
 	view_tcp(&view, tp, c, bpf_ktime_get_ns());
 	/* snd_nxt moves on after the segment has left: what lies before it is a retransmission. */
@@ -485,17 +518,11 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 SEC("cgroup_skb/egress")
 int cgroup_egress(struct __sk_buff *skb)
 {
-	struct bpf_sock *sk = skb->sk;
+	struct connection *c = connection_of(skb);
 	struct segment segment;
 	struct bpf_tcp_sock *tp;
-	struct connection *c;
 
-	if (!sk)
-		return ALLOW;
-	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!c && adoptables_left > 0)
-		c = adopt(skb);
-	if (!c || c->flags & CONNECTION_IGNORED)
+	if (!c)
 		return ALLOW;
 	if (parse_segment(skb, &segment)) {
 		count_loss(LOSS_UNREADABLE);
@@ -504,11 +531,12 @@ int cgroup_egress(struct __sk_buff *skb)
 	if (!(segment.flags & (TCP_FLAG_BIT_FIN | TCP_FLAG_BIT_RST)) && !(c->flags & CONNECTION_FIN_WAITS)) {
 		if (!segment.payload)
 			return ALLOW;
-		tp = bpf_tcp_sock(sk);
+		tp = skb->sk ? bpf_tcp_sock(skb->sk) : NULL;
 		/* The segment carries its time of departure (tcp_wstamp_ns, __tcp_transmit_skb()): no clock need be
 		 * read. */
 		if (tp && segment.seq == tp->snd_nxt &&
-		    connection_plain_send(c, skb->tstamp, tick_ns, tp->bytes_received, segment.seq))
+		    connection_plain_send(c, skb->tstamp, bpf_jiffies64() - c->received_tick, tp->bytes_received,
+					  segment.seq))
 			return ALLOW;
 	}
 	on_notable_egress(skb);
@@ -573,19 +601,9 @@ static __noinline int on_notable_ingress(struct __sk_buff *skb)
 	struct bpf_sock *sk = skb->sk;
 	struct segment segment;
 	struct bpf_tcp_sock *tp;
-	struct connection *c;
+	struct connection *c = look_closer(skb, sk, &tp, &segment);
 
-	if (!sk)
-		return 0;
-	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!c || parse_segment(skb, &segment))
-		return 0;
-	tp = bpf_tcp_sock(sk);
-	if (!tp)
-		return 0;
-	if (c->flags & CONNECTION_FIN_WAITS)
-		on_noted_fin(sk, c, tp);
-	if (c->flags & CONNECTION_IGNORED)
+	if (!c)
 		return 0;
 	if (segment.flags & TCP_FLAG_BIT_RST) {
 		on_packet_reset(sk, c, tp, &segment);
@@ -608,27 +626,17 @@ static __noinline int on_notable_ingress(struct __sk_buff *skb)
 SEC("cgroup_skb/ingress")
 int cgroup_ingress(struct __sk_buff *skb)
 {
-	struct bpf_sock *sk = skb->sk;
+	struct connection *c = connection_of(skb);
 	struct segment segment;
-	struct connection *c;
-	__u64 now_ns;
 
-	if (!sk)
-		return ALLOW;
-	c = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (!c && adoptables_left > 0)
-		c = adopt(skb);
-	if (!c || c->flags & CONNECTION_IGNORED)
+	if (!c)
 		return ALLOW;
 	if (parse_segment(skb, &segment)) {
 		count_loss(LOSS_UNREADABLE);
 		return ALLOW;
 	}
-	if (segment.payload) {
-		now_ns = coarse_now();
-		if (now_ns > c->last_byte_ns)
-			connection_continue(c, now_ns);
-	}
+	if (segment.payload)
+		connection_note_receipt(c, bpf_jiffies64());
 	if (segment.flags & (TCP_FLAG_BIT_RST | TCP_FLAG_BIT_FIN) ||
 	    c->flags & (CONNECTION_LOCAL_FIN | CONNECTION_FIN_WAITS))
 		on_notable_ingress(skb);

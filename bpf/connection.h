@@ -195,17 +195,15 @@ FINRACE_INLINE int connection_requests_after_fin(const struct connection *c, __u
 
 /*
  * The send of a healthy connection in use: tells the accounting in a few loads and stores. Returns 0, and does nothing,
- * for all else: a first request, one after a FIN, one after more rest than `tick_ns`, which is as exact as the kernel
- * keeps the time of the last receipt.
+ * for all else: a first request, one after a FIN, one after rest. `ticks` is how long ago payload last came in, as
+ * exact as the kernel keeps that time; one is no rest. `now_ns` may be as old as that.
  */
-FINRACE_INLINE int connection_plain_send(struct connection *c, __u64 now_ns, __u64 tick_ns, __u64 bytes_received,
+FINRACE_INLINE int connection_plain_send(struct connection *c, __u64 now_ns, __u64 ticks, __u64 bytes_received,
 					 __u32 send_next)
 {
 	__u32 exchange = c->exchange;
 
-	if (!exchange || c->flags & (CONNECTION_PEER_FIN | CONNECTION_ADOPTED_IN_EXCHANGE))
-		return 0;
-	if (now_ns - c->last_byte_ns > tick_ns)
+	if (!exchange || c->flags & (CONNECTION_PEER_FIN | CONNECTION_ADOPTED_IN_EXCHANGE) || ticks > 1)
 		return 0;
 	c->last_byte_ns = now_ns;
 	if (bytes_received == c->received_before)
@@ -218,10 +216,17 @@ FINRACE_INLINE int connection_plain_send(struct connection *c, __u64 now_ns, __u
 	return 1;
 }
 
-/* Payload moved without beginning an exchange: more of the request, or (where receives are seen) of the answer. */
+/* More of the request. */
 FINRACE_INLINE void connection_continue(struct connection *c, __u64 now_ns)
 {
 	c->last_byte_ns = now_ns;
+}
+
+/* Payload came in at `tick` (jiffies): for a source whose kernel does not tell afterwards. */
+FINRACE_INLINE void connection_note_receipt(struct connection *c, __u64 tick)
+{
+	if (!(c->flags & CONNECTION_PEER_FIN))
+		c->received_tick = tick;
 }
 
 /*
@@ -243,13 +248,15 @@ FINRACE_INLINE void connection_peer_fin(struct connection *c, const struct socke
 	c->peer_fin_ns = view->now_ns;
 	c->fin_unacked = connection_unacked_bytes(c, view->send_next, view->acknowledged);
 	connection_note_earlier_unacked(c, view->send_next, view->acknowledged);
-	c->fin_idle_ms = saturating_ms(connection_last_byte_ns(c, view->last_receive_ns), view->now_ns);
+	c->last_byte_ns = connection_last_byte_ns(c, view->last_receive_ns);
+	c->fin_idle_ms = saturating_ms(c->last_byte_ns, view->now_ns);
 }
 
 /* The peer's FIN came while nobody looked: what it acknowledged is not known any more. */
 FINRACE_INLINE void connection_missed_fin(struct connection *c)
 {
 	c->flags |= CONNECTION_PEER_FIN;
+	c->peer_fin_ns = 0;
 	connection_note_lost_event(c, EVENT_PEER_FIN);
 }
 

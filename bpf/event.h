@@ -92,7 +92,8 @@ enum connection_flag {
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
 enum observed {
 	OBSERVED_PROCESS = 1 << 0,      /* connection.pid and .comm may be trusted where set */
-	OBSERVED_SYSCALL_TIME = 1 << 1, /* request times are those of the system call, not of the segment */
+	OBSERVED_SYSCALL_TIME = 1 << 1, /* request times are those of the system call, if it followed on rest; else the
+					 * segment's */
 	OBSERVED_SEND_QUEUE = 1 << 2,   /* request bytes include what was written and not yet sent */
 	OBSERVED_RESET_HEADER = 1 << 3, /* the RST's flags, sequence and acknowledgement numbers */
 	OBSERVED_SOCKET_ERROR = 1 << 4, /* socket_error */
@@ -141,7 +142,10 @@ struct connection {
 	__u64 request_ns;      /* first write of the current exchange */
 	__u64 last_byte_ns;    /* the last byte, either way, that the accounting has been told of */
 	__u64 received_before; /* payload bytes received before the current exchange's request */
-	__u64 peer_fin_ns;
+	union {
+		__u64 peer_fin_ns;
+		__u64 received_tick; /* until then, where the kernel does not tell: jiffies at the last receipt, or 0 */
+	};
 	union {
 		__u64 peer_reset_ns;
 		struct waiting_segment waiting; /* until then: an RST with ACK, or a FIN, that its socket is to meet */

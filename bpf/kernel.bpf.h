@@ -92,6 +92,8 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u64 bytes_received;
 	__u64 bytes_acked;
+	__u64 tcp_wstamp_ns;
+	__u64 tcp_clock_cache;
 	__u32 rcv_nxt;
 	__u32 copied_seq;
 	__u32 snd_una;

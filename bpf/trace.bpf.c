@@ -49,6 +49,15 @@ static __always_inline struct connection *connection_lookup(struct sock *sk)
 	return bpf_sk_storage_get(&connections, sk, NULL, 0);
 }
 
+static __always_inline struct connection *connection_of_sender(struct sock *sk)
+{
+	return connection_lookup(sk);
+}
+
+static __always_inline void follow_port_of(struct sock *sk)
+{
+}
+
 static __always_inline struct connection *connection_create(struct sock *sk)
 {
 	bpf_sk_storage_delete(&connections, sk); /* a socket may connect again */
@@ -60,6 +69,8 @@ static __always_inline void connection_forget(struct sock *sk)
 	bpf_sk_storage_delete(&connections, sk);
 }
 #else
+#include "ports.bpf.h"
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << 18); /* set by the loader, as is BPF_F_NO_PREALLOC where tracing may allocate */
@@ -72,6 +83,20 @@ static __always_inline struct connection *connection_lookup(struct sock *sk)
 	__u64 key = (__u64)sk;
 
 	return bpf_map_lookup_elem(&connections, &key);
+}
+
+/* Most senders are not followed, and cheaper to tell without asking the table. */
+static __always_inline struct connection *connection_of_sender(struct sock *sk)
+{
+	/* In SYN_SENT a socket may have been followed before it got its port. */
+	if (!may_be_followed(READ(sk, __sk_common.skc_num)) && READ(sk, __sk_common.skc_state) != TCP_STATE_SYN_SENT)
+		return NULL;
+	return connection_lookup(sk);
+}
+
+static __always_inline void follow_port_of(struct sock *sk)
+{
+	follow_port(READ(sk, __sk_common.skc_num));
 }
 
 static __always_inline struct connection *connection_create(struct sock *sk)
@@ -171,7 +196,7 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 	__u16 observed = OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER |
 			 OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS | OBSERVED_CLOSE_CALL;
 	struct event *e = event_begin(c, view, kind, old_state, new_state, observed);
-	__u64 acked, received;
+	__u64 acked, received, departed_ns;
 
 	if (!e)
 		return;
@@ -203,6 +228,14 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 	e->unread_bytes = received && received_fin(sk) ? received - 1 : received;
 	e->srtt_us = READ(tp, srtt_us) >> 3;
 	e->retransmits = READ(tp, total_retrans);
+	/*
+	 * A request that followed closely on an answer has the time of that answer's receipt. While nothing has come
+	 * since, the socket's last segment is the request's own.
+	 */
+	departed_ns = READ(tp, tcp_wstamp_ns);
+	if (!c->idle_ms && connection_awaits_response(c, view->bytes_received) && departed_ns <= view->now_ns &&
+	    departed_ns > c->request_ns && departed_ns - c->request_ns < 3 * tick_ns)
+		e->connection.request_ns = departed_ns;
 	event_end(e);
 }
 
@@ -245,15 +278,18 @@ static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
 /* Every way to send payload ends in one of two functions, with the socket locked and its backlog processed. */
 static __always_inline int on_send(struct sock *sk, __u64 bytes)
 {
-	struct connection *c = connection_lookup(sk);
+	struct connection *c = connection_of_sender(sk);
 	struct tcp_sock *tp;
+	__u32 ticks;
 
 	if (!c)
 		return 0;
 	tp = tcp_of(sk);
 	if (!tp)
 		return 0;
-	if (!connection_plain_send(c, bpf_ktime_get_ns(), tick_ns, READ(tp, bytes_received), READ(tp, write_seq)))
+	/* No clock is read: the socket's own has been since payload came in (tcp_mstamp_refresh()). */
+	ticks = (__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime);
+	if (!connection_plain_send(c, READ(tp, tcp_clock_cache), ticks, READ(tp, bytes_received), READ(tp, write_seq)))
 		on_notable_send(sk, bytes);
 	return 0;
 }
@@ -340,6 +376,7 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 
 	switch (new_state) {
 	case TCP_STATE_ESTABLISHED:
+		follow_port_of(sk);
 		connection_established(c, view.now_ns);
 		kind = EVENT_OPENED;
 		break;
@@ -629,6 +666,7 @@ int trace_adopt(struct bpf_iter__tcp *ctx)
 		count_loss(LOSS_TABLE_FULL);
 		return 0;
 	}
+	follow_port_of(sk);
 	received = tp->bytes_received;
 	view.now_ns = bpf_ktime_get_ns();
 	view.bytes_received = received;

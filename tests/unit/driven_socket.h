@@ -132,7 +132,7 @@ public:
     /// One write. All of it leaves at once.
     void send(std::uint32_t bytes)
     {
-        if (following_ && !connection_plain_send(&c, now_ns, tick_ns, raw_received(), write_seq_))
+        if (following_ && !connection_plain_send(&c, now_ns, ticks_since_receipt(), raw_received(), write_seq_))
             notable_send(bytes);
         write_seq_ += bytes;
         last_send_ns_ = now_ns;
@@ -148,8 +148,8 @@ public:
         snd_una_ = request_end(acknowledges);
         received_ += bytes;
         last_receive_ = now_ns;
-        if (following_ && backend == Backend::cgroup && now_ns > c.last_byte_ns)
-            connection_continue(&c, now_ns);
+        if (following_ && backend == Backend::cgroup)
+            connection_note_receipt(&c, now_ns / tick_ns);
     }
 
     // ---- the peer ends
@@ -319,7 +319,9 @@ public:
     {
         socket_view v{};
         v.now_ns = now_ns;
-        v.last_receive_ns = backend == Backend::trace && received_ ? last_receive_ns() : 0;
+        const bool known =
+            backend == Backend::trace ? received_ > 0 : (c.flags & CONNECTION_PEER_FIN) == 0 && c.received_tick != 0;
+        v.last_receive_ns = known ? last_receive_ns() : 0;
         v.bytes_received = received_;
         v.send_next = write_seq_;
         v.acknowledged = snd_una_ + (fin_acknowledged_ ? 1 : 0);
@@ -363,11 +365,10 @@ private:
         return bytes ? request_ + *bytes : write_seq_;
     }
 
+    [[nodiscard]] std::uint64_t ticks_since_receipt() const { return now_ns / tick_ns - last_receive_ / tick_ns; }
+
     /// As jiffies_to_ns() has it: an age in whole ticks.
-    [[nodiscard]] std::uint64_t last_receive_ns() const
-    {
-        return now_ns - (now_ns / tick_ns - last_receive_ / tick_ns) * tick_ns;
-    }
+    [[nodiscard]] std::uint64_t last_receive_ns() const { return now_ns - ticks_since_receipt() * tick_ns; }
 
     void move(std::uint8_t to, std::uint8_t kind, std::uint8_t from)
     {
@@ -429,6 +430,8 @@ private:
         e.srtt_us = srtt_us;
         e.retransmits = retransmits;
         e.connection = c;
+        if ((c.flags & CONNECTION_PEER_FIN) == 0)
+            e.connection.peer_fin_ns = 0;
         events.push_back(e);
     }
 

@@ -455,8 +455,6 @@ struct CgroupSource : LiveSource::Implementation {
         backend = "cgroup";
         const std::string root = cgroup_root();
         owner.configure(options);
-        owner->rodata->have_coarse_clock =
-            libbpf_probe_bpf_helper(BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_ktime_get_coarse_ns, nullptr) == 1;
         owner->rodata->have_release_hook = with_release;
         bpf_map__set_max_entries(owner->maps.adoptables, options.max_connections);
         bpf_program__set_autoload(owner->progs.cgroup_connect4, with_owner);
