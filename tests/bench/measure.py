@@ -273,6 +273,8 @@ def tracers(arguments, folder):
         "finrace cgroup": lambda: finrace(binary, folder, *CGROUP),
         "finrace trace, fentry, --connections": lambda: finrace(binary, folder, *TRACE_FENTRY, "--connections"),
         "an empty fentry program": lambda: empty(arguments, folder, "fentry"),
+        "an empty kprobe program": lambda: empty(arguments, folder, "kprobe"),
+        "empty cgroup programs": lambda: empty(arguments, folder, "cgroup", cgroup_root()),
         "tcpstates": lambda: Tracer(["/usr/sbin/tcpstates"], folder, evidence=rf"\b{UPSTREAM}\b"),
         "tcplife": lambda: Tracer(["/usr/sbin/tcplife"], folder, evidence=rf"\b{UPSTREAM}\b"),
         "bpftrace script": lambda: Tracer(["bpftrace", os.path.join(HERE, "watch.bt")], folder, evidence=r"^@closes: [1-9]"),

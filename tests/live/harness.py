@@ -254,10 +254,14 @@ class Finrace:
         self.process.send_signal(number)
 
     def stop(self, number=signal.SIGINT):
-        """Ends it, and asserts that it was alive, ended in time and with 0."""
+        """Ends it, and asserts that it was alive before."""
         must(self.alive(), lambda: f"ended by itself with {self.process.poll()}: {self.words()}")
         self.send(number)
-        must(self.finished.wait(STOP_LIMIT), f"did not end within {STOP_LIMIT:g} s of signal {number}")
+        self.wait_end()
+
+    def wait_end(self):
+        """Asserts that it ends in time and with 0."""
+        must(self.finished.wait(STOP_LIMIT), f"did not end within {STOP_LIMIT:g} s")
         for watcher in self.watchers:
             watcher.join(LIMIT)
         must(self.process.returncode == 0, lambda: f"ended with {self.process.returncode}: {self.words()}")

@@ -598,10 +598,7 @@ def test_told_to_end_in_a_flood(options):
             healthy(net, listener)
         finrace.send(signal.SIGTERM)
         finrace.send(signal.SIGCONT)
-        must(finrace.finished.wait(harness.STOP_LIMIT), "it goes on")
-        for watcher in finrace.watchers:
-            watcher.join(LIMIT)
-        must(finrace.process.returncode == 0, lambda: f"ended with {finrace.process.returncode}: {finrace.words()}")
+        finrace.wait_end()
         last = finrace.health()
         must(last.at("finrace.health.last") is True, f"the last record is {last}")
         must(last.at("finrace.health.losses.ring_full") == 0, f"events were lost: {last.at('finrace.health.losses')}")
@@ -640,8 +637,7 @@ def test_log_rotation(options):
             must(sorted(found) == sorted(due), f"{len(found)} verdicts of {len(due)}")
         with Finrace(options, interval="1h", output=subprocess.DEVNULL) as finrace:
             finrace.send(signal.SIGHUP)
-            must(finrace.finished.wait(harness.STOP_LIMIT), "it goes on without a terminal")
-            must(finrace.process.returncode == 0, lambda: f"ended with {finrace.process.returncode}: {finrace.words()}")
+            finrace.wait_end()
 
 
 def read_file(path):
@@ -952,6 +948,12 @@ def test_refusals(options):
             done = subprocess.run([options.finrace, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
         if done.returncode != 2 or "No space left" not in done.stderr:
             wrong.append(f"finrace {' '.join(arguments)} to a full disk: exit {done.returncode}, stderr {done.stderr[:400]!r}")
+    backends = json.loads(run_finrace(options, ["doctor", "--json"]).stdout)["backends"]
+    for one in backends:
+        if one["backend"] == "trace" and not one["works"]: # what was asked for by name is never replaced
+            done = run_finrace(options, ["run", "--attach", one["attach"]])
+            if done.returncode != 2 or "backend trace" not in done.stderr or "--backend cgroup" not in done.stderr:
+                wrong.append(f"finrace run --attach {one['attach']}: exit {done.returncode}, stderr {done.stderr[:400]!r}")
     must(not wrong, lambda: f"{len(wrong)} of {len(REFUSALS)}:\n          " + "\n          ".join(wrong))
 
 

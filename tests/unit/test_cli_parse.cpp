@@ -134,7 +134,12 @@ TEST_CASE("a name that the kernel did not note comes from /proc, any bytes of it
     REQUIRE(::prctl(PR_GET_NAME, before.data()) == 0);
     REQUIRE(::prctl(PR_SET_NAME, "odd \xff\n name") == 0);
     CHECK(process_name(e.connection) == "odd \xff\n name");
-    CHECK(Filter{.upstreams = {}, .processes = {ProcessPattern{.pid = {}, .name = "odd \xff\n name"}}}.matches(e));
+    const Filter by_process{.upstreams = {}, .processes = {ProcessPattern{.pid = {}, .name = "odd \xff\n name"}}};
+    CHECK(by_process.matches(e));
+    set_name(e, "ThreadPoolForeg"); // the thread that connected
+    CHECK(by_process.matches(e));
+    CHECK(process_name(e.connection) == "ThreadPoolForeg");
+    set_name(e, "");
     ::prctl(PR_SET_NAME, before.data());
     e.connection.pid = 0;
     CHECK(process_name(e.connection).empty());

@@ -84,9 +84,8 @@ void LiveLoop::say_warnings()
         say("warning: " + warnings[warnings_said_]);
 }
 
-std::uint64_t LiveLoop::connections_ended() const
+std::uint64_t LiveLoop::connections_ended(const loss_counters& losses) const
 {
-    const loss_counters losses = source_->losses();
     return ended_ + losses.by_kind[EVENT_CLOSED] + losses.by_kind[EVENT_OPEN_FAILED];
 }
 

@@ -50,7 +50,8 @@ public:
     [[nodiscard]] const Upstreams& upstreams() const { return upstreams_; }
     [[nodiscard]] const WallClock& clock() const { return clock_; }
     [[nodiscard]] std::uint64_t events() const { return events_; } ///< all, before the filter
-    [[nodiscard]] std::uint64_t connections_ended() const;         ///< lost ends included
+    /// Those whose end was lost included; `losses` is source().losses().
+    [[nodiscard]] std::uint64_t connections_ended(const loss_counters& losses) const;
     [[nodiscard]] const std::map<Cause, std::uint64_t>& verdicts() const { return verdicts_; }
     [[nodiscard]] std::uint64_t unclassified() const { return unclassified_; }
 

@@ -108,6 +108,7 @@ private:
     Health health(bool last) const
     {
         const LiveSource& source = loop_.source();
+        const loss_counters losses = source.losses();
         Health health{
             .version = FINRACE_VERSION,
             .backend = source.backend(),
@@ -117,9 +118,9 @@ private:
             .last = last,
             .connections_begun = source.connections_begun(),
             .connections_adopted = source.connections_adopted(),
-            .connections_ended = loop_.connections_ended(),
+            .connections_ended = loop_.connections_ended(losses),
             .events = loop_.events(),
-            .losses = source.losses(),
+            .losses = losses,
             .records_written = stream_.written(),
             .records_dropped = stream_.dropped(),
             .bytes_waiting = stream_.waiting(),

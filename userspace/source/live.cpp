@@ -104,9 +104,8 @@ std::string hint_for(int error)
                "--backend cgroup works there";
     if (error == EPERM)
         return "\n  no capability is missing: the kernel itself refuses programs that read its memory, or what runs "
-               "this "
-               "host does (lockdown=confidentiality, a container's seccomp filter, a user namespace, a security "
-               "module); --backend cgroup needs no such programs";
+               "this host does (lockdown=confidentiality, a container's seccomp filter, a user namespace, a "
+               "security module); --backend cgroup needs no such programs";
     if (error == ENOENT && access("/sys/bus/event_source/devices/kprobe", F_OK) != 0)
         return "\n  this kernel has no kprobes (CONFIG_KPROBES); --backend cgroup needs none";
     return {};
