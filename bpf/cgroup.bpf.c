@@ -199,7 +199,7 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 		break;
 	case TCP_STATE_FIN_WAIT1:
 	case TCP_STATE_LAST_ACK:
-		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_FIN);
+		connection_local_close(c, &view, CONNECTION_LOCAL_FIN);
 		kind = EVENT_LOCAL_FIN;
 		break;
 	case TCP_STATE_CLOSE:
@@ -215,7 +215,7 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 			 * close() with unread bytes or SO_LINGER 0: the RST leaves only after this, and meets no
 			 * accounting.
 			 */
-			connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
+			connection_local_close(c, &view, CONNECTION_LOCAL_RESET);
 		}
 		break;
 	default:
@@ -503,12 +503,12 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 	if (segment.flags & TCP_FLAG_BIT_RST) {
 		__u16 port = source_port(skb);
 
-		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
+		connection_local_close(c, &view, CONNECTION_LOCAL_RESET);
 		emit_packet(sk, c, &view, EVENT_LOCAL_RESET, port);
 		if (!states_are_reported(c))
 			end_if_over(sk, c, &view, port);
 	} else if (segment.flags & TCP_FLAG_BIT_FIN && !states_are_reported(c)) {
-		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_FIN);
+		connection_local_close(c, &view, CONNECTION_LOCAL_FIN);
 		emit_packet(sk, c, &view, EVENT_LOCAL_FIN, sk->src_port);
 		end_if_over(sk, c, &view, sk->src_port);
 	}

@@ -106,6 +106,15 @@ FINRACE_INLINE __u32 connection_unacked_bytes(const struct connection *c, __u32 
 	return unacked < request ? unacked : request;
 }
 
+/* The peer has acknowledged nothing of the current exchange's request. */
+FINRACE_INLINE int connection_all_unacked(const struct connection *c, __u32 send_next, __u32 acknowledged)
+{
+	__u32 request = connection_request_bytes(c, send_next);
+
+	return request && !(c->flags & CONNECTION_ADOPTED_IN_EXCHANGE) &&
+	       connection_unacked_bytes(c, send_next, acknowledged) == request;
+}
+
 FINRACE_INLINE __u64 connection_last_byte_ns(const struct connection *c, __u64 last_receive_ns)
 {
 	return last_receive_ns > c->last_byte_ns ? last_receive_ns : c->last_byte_ns;
@@ -376,13 +385,19 @@ FINRACE_INLINE void connection_peer_reset(struct connection *c, const struct soc
 	}
 }
 
-/* This host closes its direction: how is CONNECTION_LOCAL_FIN or CONNECTION_LOCAL_RESET. */
-FINRACE_INLINE void connection_local_close(struct connection *c, __u64 now_ns, __u32 how)
+/*
+ * This host closes its direction: how is CONNECTION_LOCAL_FIN or CONNECTION_LOCAL_RESET. `view` does not count the FIN.
+ * Its kernel goes on to send what waits, so what the peer had of the request by now is kept.
+ */
+FINRACE_INLINE void connection_local_close(struct connection *c, const struct socket_view *view, __u32 how)
 {
 	if (!(c->flags & (CONNECTION_LOCAL_FIN | CONNECTION_LOCAL_RESET))) {
-		c->local_close_ns = now_ns;
+		c->local_close_ns = view->now_ns;
 		if (!(c->flags & (CONNECTION_PEER_FIN | CONNECTION_PEER_RESET)))
 			c->flags |= CONNECTION_LOCAL_FIRST;
+		if ((c->flags & CONNECTION_SOCKET_CLOSED || how == CONNECTION_LOCAL_RESET) &&
+		    connection_all_unacked(c, view->send_next, view->acknowledged))
+			c->flags |= CONNECTION_CLOSED_UNACKED;
 	}
 	c->flags |= how;
 }

@@ -87,6 +87,8 @@ enum connection_flag {
 	CONNECTION_FIN_WAITS = 1 << 19,
 	CONNECTION_RESET_WITH_ACK_WAITS = 1 << 20,
 	CONNECTION_BARE_RESET_WAITS = 1 << 21,
+	/* Nothing of the request had been acknowledged when this host's process, or its kernel, let go of it. */
+	CONNECTION_CLOSED_UNACKED = 1 << 22,
 };
 
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */

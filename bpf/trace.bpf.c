@@ -190,14 +190,30 @@ static __always_inline void view_socket(struct socket_view *view, struct sock *s
 	view->acknowledged = READ(tp, snd_una);
 }
 
+/*
+ * A request that followed closely on an answer has the time of that answer's receipt. While nothing has come since, the
+ * socket's last segment is the request's own.
+ */
+static __always_inline void refine_request_time(struct tcp_sock *tp, struct connection *c,
+						const struct socket_view *view)
+{
+	__u64 departed_ns = READ(tp, tcp_wstamp_ns);
+
+	if (!c->idle_ms && connection_awaits_response(c, view->bytes_received) && departed_ns <= view->now_ns &&
+	    departed_ns > c->request_ns && departed_ns - c->request_ns < 3 * tick_ns)
+		c->request_ns = departed_ns;
+}
+
 static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct connection *c,
 				 const struct socket_view *view, __u8 kind, __u8 old_state, __u8 new_state)
 {
 	__u16 observed = OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER |
 			 OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS | OBSERVED_CLOSE_CALL;
-	struct event *e = event_begin(c, view, kind, old_state, new_state, observed);
-	__u64 acked, received, departed_ns;
+	struct event *e;
+	__u64 acked, received;
 
+	refine_request_time(tp, c, view);
+	e = event_begin(c, view, kind, old_state, new_state, observed);
 	if (!e)
 		return;
 	if (READ(sk, __sk_common.skc_family) == AF_INET) {
@@ -228,14 +244,6 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 	e->unread_bytes = received && received_fin(sk) ? received - 1 : received;
 	e->srtt_us = READ(tp, srtt_us) >> 3;
 	e->retransmits = READ(tp, total_retrans);
-	/*
-	 * A request that followed closely on an answer has the time of that answer's receipt. While nothing has come
-	 * since, the socket's last segment is the request's own.
-	 */
-	departed_ns = READ(tp, tcp_wstamp_ns);
-	if (!c->idle_ms && connection_awaits_response(c, view->bytes_received) && departed_ns <= view->now_ns &&
-	    departed_ns > c->request_ns && departed_ns - c->request_ns < 3 * tick_ns)
-		e->connection.request_ns = departed_ns;
 	event_end(e);
 }
 
@@ -388,7 +396,7 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 	case TCP_STATE_FIN_WAIT1:
 	case TCP_STATE_LAST_ACK:
 		/* The FIN itself is queued after this: the view above does not count it. */
-		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_FIN);
+		connection_local_close(c, &view, CONNECTION_LOCAL_FIN);
 		if (!c->pid) /* shutdown() and close() alone lead here */
 			set_owner(c);
 		kind = EVENT_LOCAL_FIN;
@@ -401,7 +409,7 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 		 */
 		if ((old_state == TCP_STATE_ESTABLISHED || old_state == TCP_STATE_CLOSE_WAIT) &&
 		    !(c->flags & (CONNECTION_PEER_RESET | CONNECTION_LOCAL_RESET)) && !READ(sk, sk_err))
-			connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
+			connection_local_close(c, &view, CONNECTION_LOCAL_RESET);
 		/* A FIN that meets FIN_WAIT2 turns the socket straight into a TIME_WAIT one. */
 		if (old_state == TCP_STATE_FIN_WAIT2 && received_fin(sk))
 			connection_peer_fin(c, &view);
@@ -523,7 +531,7 @@ static __always_inline int on_reset(struct sock *sk, struct sk_buff *skb)
 	 */
 	if (reset.seen ? !(reset.flags & TCP_FLAG_BIT_RST) :
 			 state == TCP_STATE_FIN_WAIT1 || state == TCP_STATE_FIN_WAIT2) {
-		connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
+		connection_local_close(c, &view, CONNECTION_LOCAL_RESET);
 		emit(sk, tp, c, &view, EVENT_LOCAL_RESET, state, state);
 		return 0;
 	}
@@ -619,7 +627,7 @@ HOOK(trace_active_reset, tcp_send_active_reset, struct sock *sk)
 		return 0;
 	state = READ(sk, __sk_common.skc_state);
 	view_socket(&view, sk, tp, c);
-	connection_local_close(c, view.now_ns, CONNECTION_LOCAL_RESET);
+	connection_local_close(c, &view, CONNECTION_LOCAL_RESET);
 	emit(sk, tp, c, &view, EVENT_LOCAL_RESET, state, state);
 	return 0;
 }

@@ -103,6 +103,24 @@ def enter_namespace(name):
         os.close(fd)
 
 
+def in_namespace(name, act, *arguments):
+    """Calls act in a network namespace: in a thread of its own, since that can't be left again."""
+    failures = []
+
+    def body():
+        try:
+            enter_namespace(name)
+            act(*arguments)
+        except (OSError, UsageError) as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    if failures:
+        raise UsageError(f"network namespace {name}: {failures[0]}")
+
+
 # ---- what the kernel knows of a socket ---------------------------------------------------------------------------------
 
 
@@ -200,7 +218,31 @@ class World:
         self.delay = options.delay if line else 0.004
         self.keep_alive = options.keep_alive
         self.port_lock = threading.Lock()
+        self.unreachable = None
         self.next_port = random.randrange(FIRST_CLIENT_PORT, LAST_CLIENT_PORT)
+
+    def unreachable_address(self):
+        """One behind the right end, which routes there and has no route on."""
+        with self.port_lock:
+            if self.unreachable is None:
+                separator = ":" if ":" in self.server_address else "."
+                address = self.server_address.rpartition(separator)[0] + separator + "99"
+                in_namespace(self.right, self.route_nowhere, address)
+                self.unreachable = address
+        return self.unreachable
+
+    @staticmethod
+    def route_nowhere(address):
+        version = "6" if ":" in address else "4"
+        done = subprocess.run(["ip", f"-{version}", "route", "replace", "unreachable", address], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise UsageError(f"ip route replace unreachable {address}: {done.stderr.strip()}")
+        for knob in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            with open(f"/proc/sys/net/{knob}", "w", encoding="ascii") as file:
+                file.write("1")
+        for knob in ("ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"):
+            with open(f"/proc/sys/net/{knob}", "w", encoding="ascii") as file:
+                file.write("0")
 
     def endpoint(self, address, port):
         return ("::ffff:" + address if self.mapped else address, port)
@@ -297,6 +339,7 @@ class Run:
         self.number = number
         self.delay = int(world.delay * 1e9)
         self.keep_alive = int(world.keep_alive * 1e9)
+        self.server_address = world.server_address
         self.client = None
         self.server = None
         self.client_port = 0
@@ -315,6 +358,7 @@ class Run:
             "server_close_how": "none",
             "client_sent_at": None,
             "client_saw": None,
+            "client_ended_at": None,
             "idle_ms": None,
         }
 
@@ -326,7 +370,7 @@ class Run:
         self.truth["opened_at_wall"] = wall_time()
 
     def server_endpoint(self):
-        return self.world.endpoint(self.world.server_address, self.server_port)
+        return self.world.endpoint(self.server_address, self.server_port)
 
     def open(self):
         self.begin_connect()
@@ -446,6 +490,7 @@ class Run:
         except TimeoutError:
             saw = "timeout"
         self.truth["client_saw"] = saw
+        self.truth["client_ended_at"] = now_ns()
         self.check(saw in expected, f"the client saw {saw}, not {' or '.join(expected)}")
 
     def linger(self):
@@ -526,6 +571,21 @@ class Run:
     def drop(self, direction, port):
         self.world.line.tell(f"drop {direction} port {port}")
 
+    def into_silence(self, patience):
+        """A request into a black hole, until the client's patience or its kernel's has an end."""
+        self.exchange(1 + self.number % 2)
+        self.idle()
+        before = self.sent_bytes
+        self.drop("both", self.client_port)
+        try:
+            self.send(self.request())
+            self.client_ends("timeout", patience=patience)
+            self.check_acked(before)
+            self.check(TcpInfo(self.client).total_retransmits > 1, "the request was not retransmitted")
+            self.client.close()
+        finally:
+            self.drop("none", self.client_port)
+
     def finish(self):
         for sock in (self.client, self.server):
             if sock is not None:
@@ -539,7 +599,7 @@ class Run:
             "family": self.world.family_name,
             "client_address": self.world.client_address,
             "client_port": self.client_port,
-            "server_address": self.world.server_address,
+            "server_address": self.server_address,
             "server_port": self.server_port,
             "keep_alive_ms": round(self.keep_alive / 1e6, 3),
             "expected": None if phase == "learn" else scenario.expected,
@@ -800,6 +860,50 @@ def cut_one_byte(run):
     run.cut(1)
 
 
+@scenario(cause("path_dropped", "gave_up", "likely"), line=True)
+def silence_until_client_gives_up(run):
+    """The path has dropped the connection; the client closes after 1.3 s."""
+    run.open()
+    run.into_silence(1.3)
+
+
+@scenario(cause("path_dropped", certainty="likely"), line=True)
+def silence_until_kernel_gives_up(run):
+    """The same, but it is the client's kernel that ends it (TCP_USER_TIMEOUT)."""
+    run.open()
+    run.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1200)
+    run.into_silence(PATIENCE)
+
+
+@scenario(cause("path_dropped", certainty="likely"), line=True)
+def silence_until_bare_reset(run):
+    """The server's end goes while the path is silent; when it speaks again, a retransmission meets no socket."""
+    run.open()
+    run.exchange(1 + run.number % 2)
+    run.idle()
+    run.drop("both", run.client_port)
+    try:
+        run.send(run.request())
+        run.server_ends("reset")
+        until(run.truth["client_sent_at"] + int(1.1e9))
+    finally:
+        run.drop("none", run.client_port)
+    run.client_ends("ECONNRESET")
+
+
+@scenario(UNCLASSIFIED)
+def acknowledged_then_given_up(run):
+    """The server has the request and thinks; the client closes after 1.3 s: the pair of silence_until_client_gives_up."""
+    run.open()
+    run.exchange(1 + run.number % 2)
+    run.idle()
+    request = run.request()
+    run.send(request)
+    run.server_read(len(request))
+    run.client_ends("timeout", patience=1.3)
+    run.check_acked(run.sent_bytes)
+
+
 @scenario(cause("connect_refused"), learn=False, listens=False)
 def connect_refused(run):
     """Nobody listens."""
@@ -820,6 +924,21 @@ def abandon_connect(run, patience):
     run.check(info.state == TCP_SYN_SENT, f"the client's socket was in state {info.state}")
     run.truth["client_saw"] = "timeout"
     return info.total_retransmits
+
+
+@scenario(cause("connect_unreachable"), line=True, learn=False, listens=False)
+def connect_unreachable(run):
+    """A router on the way has no route to the server and says so."""
+    run.server_address = run.world.unreachable_address()
+    run.begin_connect()
+    try:
+        run.client.connect(run.server_endpoint())
+        raise Slip("somebody listened")
+    except OSError as error:
+        run.check(error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH), f"connect() failed otherwise: {error}")
+    run.truth.update(client_saw="unreachable", client_ended_at=now_ns())
+    # One ICMP error is lost on a socket that its process has locked: a later SYN meets the next.
+    run.check(run.truth["client_ended_at"] - run.truth["opened_at"] < int(0.9e9), "the first SYN's answer got lost")
 
 
 @scenario(cause("connect_timeout"), line=True, learn=False, listens=False)
@@ -852,9 +971,8 @@ def fin_all_but_last_byte(run):
     run.check(run.truth["server_closed_at"] - begun < 3 * run.delay + LATE, "the request took too long for one flight")
 
 
-@scenario(UNCLASSIFIED)
-def body_10mb_interrupted(run):
-    """The server reads 1 MB of a request of 10 MB and closes: an early refusal, not a race."""
+def upload(run, answer=b""):
+    """The server reads 1 MB of a request of 10 MB, answers perhaps, and closes; the client goes on until it can't."""
     run.open()
     run.exchange()
     run.idle()
@@ -873,7 +991,11 @@ def body_10mb_interrupted(run):
             run.truth["server_read_bytes"] += len(run.server.recv(size))
     # Bytes still on the wire are unread bytes as well once they arrive, so there is no exact count to ask for.
     run.truth["server_unread_bytes"] = unread_bytes(run.server)
-    run.truth.update(server_closed_at=now_ns(), server_close_how="reset", request_bytes=len(request))
+    # How much had been written by then depends on buffers; what is written after an answer counts as another exchange.
+    run.truth.update(server_closed_at=now_ns(), server_close_how="reset", request_bytes=0)
+    if answer:
+        run.truth["exchange"] = 0
+        run.server.sendall(answer)
     run.server.close()
     while now_ns() < deadline:
         _, writable, _ = select.select([], [run.client], [], 1.0)
@@ -890,6 +1012,18 @@ def body_10mb_interrupted(run):
         run.check(sent < len(request), "the whole body was taken")
     run.check(run.truth["client_saw"] in ("ECONNRESET", "EPIPE"), "the client saw no reset")
     run.sent_bytes += sent
+
+
+@scenario(cause("request_rejected", certainty="likely"))
+def body_10mb_interrupted(run):
+    """The server reads 1 MB of a request of 10 MB and closes."""
+    upload(run)
+
+
+@scenario(cause("request_rejected", "early_answer"))
+def body_10mb_answered_early(run):
+    """The same, with a 413 before the close."""
+    upload(run, b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 
 
 @scenario(None)

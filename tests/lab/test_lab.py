@@ -285,6 +285,28 @@ def cut(near, far, size):
     must(near.answer_bytes() == size, f"{near.answer_bytes()} bytes of the answer, not {size}")
 
 
+def silent(near, far):
+    number = near.request_segments()[0][1]
+    sent = [index for index, (side, _, seq, _, size) in enumerate(near.all) if side == "client" and size and seq == number]
+    heard = [index for index, one in enumerate(near.all) if one[0] == "server" and index > sent[0]]
+    in_vain = [index for index in sent if not heard or index < heard[0]]
+    must(len(in_vain) >= 3, f"the request left {len(in_vain)} times before anything came")
+    must(near.answer_bytes() == 0, "the request was answered")
+
+
+def given_up(near, far):
+    must(near.answer_bytes() == 0, "the request was answered")
+    acked = [index for index, one in enumerate(near.all) if one[0] == "server" and one[1] & ACK and one[3] == near.request_end]
+    must(acked and acked[0] < near.find("client", FIN)[0][0], "the request was not acknowledged before the client's FIN")
+
+
+def answered_early(near, far):
+    resets = [one for one in near.find("server", RST) if one[1][1] & ACK]
+    must(resets, "no RST with ACK of the server")
+    must(resets[0][1][3] < near.request_end, "the RST acknowledges the whole body")
+    must(sum(one[4] for one in near.all[: resets[0][0]] if one[0] == "server") > 0, "no answer")
+
+
 def refused(near, far):
     must(len(near.all) == 2 and near.all[1][1] & (RST | ACK) == RST | ACK, "not SYN and RST with ACK")
 
@@ -357,11 +379,17 @@ CHECKS = {
     "reset_reused": reset_unanswered,
     "cut_by_reset": lambda near, far: cut(near, far, 1000),
     "cut_one_byte": lambda near, far: cut(near, far, 1),
+    "silence_until_client_gives_up": silent,
+    "silence_until_kernel_gives_up": silent,
+    "silence_until_bare_reset": lambda near, far: (silent(near, far), near.bare_reset()),
+    "acknowledged_then_given_up": given_up,
     "connect_refused": refused,
+    "connect_unreachable": lambda near, far: unanswered_syns(near, 1, 1),
     "connect_timeout": lambda near, far: unanswered_syns(near, 2, 9),
     "connect_abandoned": lambda near, far: unanswered_syns(near, 1, 1),
     "fin_all_but_last_byte": lambda near, far: crossed(near, far, acks=near.request_end - 1),
     "body_10mb_interrupted": interrupted,
+    "body_10mb_answered_early": answered_early,
     "half_closed_answered": half_closed,
     "pipelined_answered": lambda near, far: answered(near, far, 100, "client"),
     "response_one_byte_then_fin": lambda near, far: answered(near, far, 1, "server"),

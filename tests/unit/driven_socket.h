@@ -243,7 +243,8 @@ public:
         const auto old = state_;
         state_ = old == TCP_STATE_CLOSE_WAIT ? TCP_STATE_LAST_ACK : TCP_STATE_FIN_WAIT1;
         if (following_) {
-            connection_local_close(&c, now_ns, CONNECTION_LOCAL_FIN);
+            const socket_view before = view();
+            connection_local_close(&c, &before, CONNECTION_LOCAL_FIN);
             if (packets_only()) {
                 emit(EVENT_LOCAL_FIN, old, old, view());
                 end_if_over();
@@ -266,16 +267,18 @@ public:
     void abort()
     {
         c.flags |= CONNECTION_SOCKET_CLOSED;
+        const socket_view before = view();
         if (following_ && !packets_only() && (state_ == TCP_STATE_ESTABLISHED || state_ == TCP_STATE_CLOSE_WAIT))
-            connection_local_close(&c, now_ns, CONNECTION_LOCAL_RESET);
+            connection_local_close(&c, &before, CONNECTION_LOCAL_RESET);
         ended(state_);
     }
 
     /// An RST of this host's own accord that a hook does see: an orphan out of patience.
     void local_reset()
     {
-        connection_local_close(&c, now_ns, CONNECTION_LOCAL_RESET);
-        emit(EVENT_LOCAL_RESET, state_, state_, view());
+        const socket_view v = view();
+        connection_local_close(&c, &v, CONNECTION_LOCAL_RESET);
+        emit(EVENT_LOCAL_RESET, state_, state_, v);
         if (packets_only())
             end_if_over();
         else
@@ -294,9 +297,9 @@ public:
     }
 
     /// Nothing more is heard of the peer: retransmissions or keep-alive probes came to nothing.
-    void times_out()
+    void times_out(std::uint16_t error = 110) // ETIMEDOUT
     {
-        socket_error = 110; // ETIMEDOUT
+        socket_error = error;
         ended(state_);
     }
 

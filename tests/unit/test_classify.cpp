@@ -159,6 +159,7 @@ constexpr Expected reset_crossed{Cause::keepalive_race, Variant::reset_crossed, 
 constexpr Expected reset_crossed_in_part{Cause::keepalive_race, Variant::reset_crossed, Certainty::likely};
 constexpr Expected reset_closed{Cause::keepalive_race, Variant::reset_closed, Certainty::likely};
 constexpr Expected stale_reuse{Cause::stale_reuse, Variant::none, Certainty::proven};
+constexpr Expected rejected{Cause::request_rejected, Variant::none, Certainty::likely};
 constexpr Expected closed_first{Cause::upstream_closed, Variant::none, Certainty::proven};
 constexpr Expected closed_reused{Cause::upstream_closed, Variant::none, Certainty::likely};
 constexpr Expected reset_first{Cause::upstream_reset, Variant::none, Certainty::proven};
@@ -243,17 +244,31 @@ TEST_CASE("the race window grows with the round trip", "[classify]")
     check(later, Ending::unclassified);
 }
 
-TEST_CASE("a part of more than one flight may as well have been refused", "[classify]")
+TEST_CASE("a part of more than one flight was still to come", "[classify]")
 {
     DrivenSocket s = requested(2000, one_flight);
     s.fin(1000U);
     check(s, fin_crossed_in_part);
     DrivenSocket larger = requested(2000, one_flight + 1);
     larger.fin(1000U);
-    check(larger, Ending::unclassified);
+    check(larger, rejected);
+    DrivenSocket all_but_one = requested(2000, one_flight + 1);
+    all_but_one.fin(one_flight);
+    check(all_but_one, rejected);
+    DrivenSocket all = requested(2000, one_flight + 1);
+    all.fin(one_flight + 1);
+    check(all, {Cause::upstream_closed, Variant::none, Certainty::likely}, upstream_with_timer(5000));
     DrivenSocket upload = requested(2000, 10'000'000);
+    upload.wait_ms(5000);
     upload.fin(1'000'000U);
-    check(upload, Ending::unclassified);
+    check(upload, rejected);
+    DrivenSocket answered = requested(2000, 10'000'000);
+    answered.receive(300, 1'000'000U);
+    DrivenSocket whole = answered;
+    answered.fin(1'000'000U);
+    check(answered, {Cause::request_rejected, Variant::early_answer, Certainty::likely});
+    whole.fin();
+    check(whole, Ending::complete_close);
     DrivenSocket untouched = requested(2000, 10'000'000);
     untouched.fin(0U);
     check(untouched, fin_crossed);
@@ -349,20 +364,21 @@ TEST_CASE("an answer before the request's end makes no race of its rest", "[clas
     s.receive(200, 20'000U); // 413
     s.send(8'000);           // the upload goes on: it looks like a new request
     s.wait_ms(1);
+    constexpr Expected early{Cause::request_rejected, Variant::early_answer, Certainty::possible};
     SECTION("FIN")
     {
         s.fin(20'000U);
-        check(s, Ending::unclassified, upstream_with_timer(5000));
+        check(s, early, upstream_with_timer(5000));
     }
     SECTION("RST with ACK")
     {
         s.reset({.acknowledges = 20'000U});
-        check(s, Ending::unclassified);
+        check(s, early);
     }
     SECTION("bare RST")
     {
         s.reset();
-        check(s, Ending::unclassified);
+        check(s, early);
     }
     SECTION("and where acknowledgements show a new request, it is one")
     {
@@ -500,11 +516,8 @@ TEST_CASE("an RST that acknowledges all: unread at the timer, or aborted", "[cla
     check(reset_after(4900, 101), reset_reused, upstream);
     check(reset_after(900, 0), with(unread, Certainty::possible));
     check(reset_after(899, 0), reset_reused);
-    // Of more than a flight, a part was read: it may have been refused.
-    check(reset_after(4950, 0, one_flight), unread, upstream);
-    check(reset_after(4950, 0, one_flight + 1), Ending::unclassified, upstream);
-    check(reset_after(200, 0, one_flight), reset_reused, upstream);
-    check(reset_after(200, 0, one_flight + 1), Ending::unclassified, upstream);
+    check(reset_after(4950, 0, one_flight + 1), unread, upstream);
+    check(reset_after(200, 0, one_flight + 1), reset_reused, upstream);
 
     DrivenSocket first = preconnected(1);
     first.wait_ms(20);
@@ -562,7 +575,7 @@ TEST_CASE("an RST with ACK that crossed the request", "[classify]")
         DrivenSocket upload = requested(2000, 10'000'000);
         upload.acknowledge(900'000U);
         upload.reset({.acknowledges = 1'000'000U});
-        check(upload, Ending::unclassified);
+        check(upload, rejected);
     }
 }
 
@@ -585,6 +598,20 @@ TEST_CASE("a bare RST", "[classify]")
         s.acknowledge(1U);
         s.reset();
         check(s, Ending::unclassified);
+        DrivenSocket upload = requested(2000, one_flight + 1);
+        upload.acknowledge(1U);
+        upload.reset();
+        check(upload, rejected);
+    }
+    SECTION("after a silence")
+    {
+        s.wait_ms(999);
+        DrivenSocket longer = s;
+        s.reset();
+        check(s, Ending::unclassified);
+        longer.wait_ms(1);
+        longer.reset();
+        check(longer, {Cause::path_dropped, Variant::none, Certainty::likely});
     }
     SECTION("its header not seen: with or without ACK is not known")
     {
@@ -975,29 +1002,146 @@ TEST_CASE("a connection never used", "[classify]")
     CHECK(learned_from(s, unlearned).empty());
 }
 
-TEST_CASE("this host gives up a request under way: no name yet", "[classify]")
+TEST_CASE("this host gives up a request under way", "[classify]")
 {
-    DrivenSocket s = requested(2000);
-    s.wait_ms(60'000);
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    const auto acknowledged = GENERATE(0U, 1U, 99U, 100U);
+    CAPTURE(acknowledged);
+    DrivenSocket s = requested(2000, 100, backend);
+    s.acknowledge(acknowledged);
+    s.wait_ms(999);
+    DrivenSocket later = s;
+    later.wait_ms(1);
+    const auto check_both = [&](auto end, std::optional<Expected> silent) {
+        end(s);
+        check(s, Ending::unclassified);
+        end(later);
+        if (acknowledged == 0 && silent)
+            check(later, *silent);
+        else
+            check(later, Ending::unclassified);
+    };
+    constexpr Expected gave_up{Cause::path_dropped, Variant::gave_up, Certainty::likely};
     SECTION("close")
     {
-        s.close();
-        s.local_fin_acknowledged();
-        s.fin();
+        check_both(
+            [](DrivenSocket& one) {
+                one.close();
+                one.wait_ms(5000); // more silence, or acknowledgements that come too late, change nothing
+                one.local_fin_acknowledged();
+                one.fin();
+            },
+            gave_up);
+    }
+    SECTION("close, and its event is lost")
+    {
+        later.ring_full_for = {EVENT_LOCAL_FIN};
+        check_both(
+            [](DrivenSocket& one) {
+                one.close();
+                one.local_fin_acknowledged();
+                one.fin();
+            },
+            Expected{Cause::path_dropped, Variant::gave_up, Certainty::likely, true});
+    }
+    SECTION("shutdown() alone: an answer is awaited still")
+    {
+        check_both(
+            [](DrivenSocket& one) {
+                one.shutdown();
+                one.wait_ms(5000);
+                one.local_fin_acknowledged();
+                one.fin();
+            },
+            std::nullopt);
     }
     SECTION("abort")
     {
-        s.abort();
+        // Older than the tracer, cgroup sees that RST leave; else the state comes first.
+        check_both([](DrivenSocket& one) { one.abort(); }, gave_up);
     }
     SECTION("an RST of its own")
     {
-        s.local_reset();
+        check_both([](DrivenSocket& one) { one.local_reset(); }, gave_up);
     }
-    SECTION("the kernel gives up")
+}
+
+TEST_CASE("this host's kernel gives up a request under way", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    constexpr Expected dropped{Cause::path_dropped, Variant::none, Certainty::likely};
+    constexpr Expected probes{Cause::path_dropped, Variant::unanswered_probes, Certainty::likely};
+    SECTION("nothing of it acknowledged")
     {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.wait_ms(999);
+        DrivenSocket later = s;
         s.times_out();
+        check(s, Ending::unclassified);
+        later.wait_ms(1);
+        later.times_out();
+        check(later, dropped);
     }
-    check(s, Ending::unclassified);
+    SECTION("a part")
+    {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.acknowledge(GENERATE(1U, 99U));
+        s.wait_ms(60'000);
+        s.times_out();
+        check(s, Ending::unclassified);
+    }
+    SECTION("all of it, and an answer's first byte")
+    {
+        DrivenSocket s = requested(2000, 100, backend);
+        s.acknowledge();
+        s.wait_ms(60'000);
+        DrivenSocket answered = s;
+        s.times_out();
+        check(s, probes);
+        answered.receive(1);
+        answered.wait_ms(60'000);
+        answered.times_out();
+        check(answered, Ending::idle_close_by_local);
+    }
+    SECTION("on the first request: right after the handshake, or opened ahead")
+    {
+        for (const std::uint64_t ahead : {0U, 899U, 900U}) {
+            CAPTURE(ahead);
+            DrivenSocket s(backend);
+            s.open();
+            s.wait_ms(ahead);
+            DrivenSocket large = s;
+            s.request(536);
+            s.wait_ms(60'000);
+            s.times_out();
+            large.request(537);
+            large.wait_ms(60'000);
+            large.times_out();
+            check(s, ahead < 900 ? Expected{Cause::accept_stalled, Variant::none, Certainty::likely} : dropped);
+            check(large, ahead < 900 ? Expected{Cause::accept_stalled, Variant::none, Certainty::possible} : dropped);
+        }
+    }
+    SECTION("an ICMP error was the last word")
+    {
+        DrivenSocket s = requested(2000);
+        s.wait_ms(60'000);
+        s.times_out(EHOSTUNREACH);
+        check(s, dropped);
+        DrivenSocket aborted = requested(2000);
+        aborted.wait_ms(60'000);
+        aborted.times_out(ECONNABORTED);
+        check(aborted, Ending::unclassified);
+    }
+    SECTION("a request older than the tracer")
+    {
+        DrivenSocket s(backend);
+        s.open_unfollowed();
+        s.request(100);
+        s.adopt();
+        s.wait_ms(60'000);
+        s.times_out();
+        check(s, Ending::unclassified);
+    }
 }
 
 TEST_CASE("half-closed by this host", "[classify]")
@@ -1073,12 +1217,30 @@ TEST_CASE("connections that don't open", "[classify]")
                 check(*s, gave_up);
         }
     }
-    SECTION("unreachable is another cause")
+    SECTION("unreachable")
     {
-        trace.retransmits = 2;
+        trace.retransmits = GENERATE(0U, 1U, 2U);
         if (GENERATE(true, false)) // an error of its own is no patience that ran out
             trace.close();
-        trace.open_fails(false, EHOSTUNREACH);
+        const int error = GENERATE(ENETUNREACH, EHOSTUNREACH, EHOSTDOWN, ENONET, ECONNREFUSED, ENOPROTOOPT, EOPNOTSUPP,
+                                   EPROTO, EACCES);
+        trace.open_fails(false, static_cast<std::uint16_t>(error));
+        check(trace, {Cause::connect_unreachable, Variant::none,
+                      error == ECONNREFUSED ? Certainty::likely : Certainty::proven});
+        // cgroup sees no error, but who ended it, and when: later it may have been the retransmissions' own end.
+        cgroup.retransmits = trace.retransmits;
+        const bool soon = GENERATE(true, false);
+        if (soon)
+            cgroup.now_ns -= 1; // 1500 ms after the SYN until here
+        cgroup.open_fails(false, static_cast<std::uint16_t>(error));
+        if (cgroup.retransmits == 0 || (cgroup.retransmits == 1 && soon))
+            check(cgroup, {Cause::connect_unreachable, Variant::none, Certainty::likely});
+        else
+            check(cgroup, Ending::unclassified);
+    }
+    SECTION("disconnected by this host")
+    {
+        trace.open_fails(false, static_cast<std::uint16_t>(GENERATE(ECONNRESET, ECONNABORTED)));
         check(trace, Ending::unclassified);
     }
     SECTION("its SYN older than the tracer: how long is not said")
@@ -1485,9 +1647,10 @@ TEST_CASE("an upstream that closes by RST and changes its timer is learned anew"
 
 TEST_CASE("every cause has its text, and ids read back", "[classify]")
 {
-    constexpr Cause all[] = {Cause::keepalive_race, Cause::stale_reuse,  Cause::upstream_closed,
-                             Cause::upstream_reset, Cause::response_cut, Cause::connect_refused,
-                             Cause::connect_timeout};
+    constexpr Cause all[] = {Cause::keepalive_race,  Cause::stale_reuse,        Cause::upstream_closed,
+                             Cause::upstream_reset,  Cause::response_cut,       Cause::path_dropped,
+                             Cause::accept_stalled,  Cause::connect_refused,    Cause::request_rejected,
+                             Cause::connect_timeout, Cause::connect_unreachable};
     CHECK(cause_texts().size() == std::size(all));
     for (const Cause cause : all) {
         CAPTURE(cause);
@@ -1512,7 +1675,9 @@ TEST_CASE("every cause has its text, and ids read back", "[classify]")
                                   Variant::reset_unread, Variant::reset_closed})
         CHECK(cause_of_variant(to_string(variant)) == Cause::keepalive_race);
     CHECK(cause_of_variant("on_accept") == Cause::upstream_closed);
-    CHECK(cause_of_variant("gave_up") == Cause::connect_timeout);
+    CHECK(cause_of_variant("gave_up") == Cause::path_dropped); // and connect_timeout's as well
+    CHECK(cause_of_variant("early_answer") == Cause::request_rejected);
+    CHECK(cause_of_variant("unanswered_probes") == Cause::path_dropped);
     for (const std::string_view none : {"", "request", "fin", "keepalive_race"})
         CHECK_FALSE(cause_of_variant(none));
 }
@@ -1526,9 +1691,11 @@ namespace {
 struct Life {
     DrivenSocket socket;
     bool adopted = false;
-    bool unanswered = false; ///< at its end a send had met no answer
-    bool reset = false;      ///< by the peer
-    std::string story;       ///< for the report of a failure
+    bool unanswered = false;   ///< at its end a send had met no answer
+    bool reset = false;        ///< by the peer
+    bool early_answer = false; ///< came before the request's end
+    bool given_up = false;     ///< closed by this host while a send had met no answer
+    std::string story;         ///< for the report of a failure
 };
 
 class LifeMaker {
@@ -1632,7 +1799,9 @@ private:
             life_->unanswered = true;
         } else if (what < 75 && may_receive) {
             say("receive");
-            s.receive(1 + below(5000), chance(80) ? std::nullopt : some_of_request());
+            const auto acknowledges = chance(80) ? std::nullopt : some_of_request();
+            s.receive(1 + below(5000), acknowledges);
+            life_->early_answer |= acknowledges.value_or(sent_) < sent_;
             life_->unanswered = false;
         } else if (what < 83 && may_receive) {
             say("fin");
@@ -1648,6 +1817,7 @@ private:
             s.reset(options);
         } else if (what < 90 && may_send) {
             say("close");
+            life_->given_up |= life_->unanswered;
             chance(50) ? s.close() : s.shutdown();
         } else if (what < 91 && following_) {
             say("abort");
@@ -1711,7 +1881,7 @@ TEST_CASE("random lives end once, and without a verdict where nothing failed", "
         }
         if (endings > 1)
             FAIL("seed " << seed << ": " << endings << " endings:" << life.story);
-        if (verdict && (!s.client || (!life.unanswered && !life.reset)))
+        if (verdict && (!s.client || (!life.unanswered && !life.given_up && !life.early_answer && !life.reset)))
             FAIL("seed " << seed << ": a verdict where nothing failed:" << life.story);
         const bool seen_in_whole = s.client && !life.adopted && s.ring_full_for.count(EVENT_CLOSED) == 0 &&
                                    s.ring_full_for.count(EVENT_OPEN_FAILED) == 0;

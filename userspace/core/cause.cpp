@@ -83,6 +83,52 @@ constexpr std::array causes{
                   "timeout, an inner hop's read timeout.",
     },
     CauseText{
+        .cause = Cause::request_rejected,
+        .title = "closed while the request was still being sent",
+        .happened = "The upstream ended the connection with a part of the request still to come: it did not want the "
+                    "rest.",
+        .evidence = "A FIN or RST that acknowledges a part of a request larger than one flight (14,600 bytes), with no "
+                    "answer. Variant early_answer: response bytes came first, and the close leaves a part of the "
+                    "request unacknowledged. An upstream that dies in the middle of an upload looks the same.",
+        .proxy_says =
+            "413, or another answer that came early, if the proxy reads it before its write fails; else nginx: "
+            "502, \"writev() failed (32: Broken pipe)\" or \"(104: Connection reset by peer)\".",
+        .remedy = "Look at the upstream's limits on a request's body (client_max_body_size, LimitRequestBody, the "
+                  "framework's own), and at its log for what it refused or where it crashed.",
+    },
+    CauseText{
+        .cause = Cause::path_dropped,
+        .title = "the connection was dropped silently between the two hosts",
+        .happened =
+            "A request on a connection that had been idle met silence: nothing of it was ever acknowledged, for "
+            "all retransmissions. A firewall, NAT or load balancer between had forgotten the connection, or the "
+            "upstream's host was gone.",
+        .evidence =
+            "Nothing of the request is acknowledged a second or more after it was sent, when this host's kernel "
+            "gives up, its process closes (gave_up), or a bare RST comes. Variant unanswered_probes: the request "
+            "was acknowledged, then this host's kernel gave up on the silence.",
+        .proxy_says = "nginx: 504, \"upstream timed out (110: Connection timed out)\", or 502 once an RST came.",
+        .remedy =
+            "TCP keep-alive towards the upstream below the idle limit of what lies between (a cloud's load balancer "
+            "350 s, many firewalls 5 to 60 minutes): nginx proxy_socket_keepalive on with tcp_keepalive_time, "
+            "or a shorter idle limit of the pool.",
+    },
+    CauseText{
+        .cause = Cause::accept_stalled,
+        .title = "the connection opened, and its first request was never taken",
+        .happened =
+            "The handshake was answered, but nothing of the first request was ever acknowledged: the upstream's "
+            "kernel held the connection outside a full accept queue, and dropped what came on it.",
+        .evidence =
+            "First exchange, right after the handshake; nothing of the request is acknowledged a second or more "
+            "later, for all retransmissions. A path that fails just then, or drops large segments (PMTU), looks "
+            "the same: a request of more than one segment is possible only.",
+        .proxy_says = "nginx: 504, \"upstream timed out (110) while reading response header\".",
+        .remedy =
+            "On the upstream's host: ListenOverflows (nstat -az TcpExtListenOverflows), the backlog of its listen() "
+            "and net.core.somaxconn, and whether its workers accept at all.",
+    },
+    CauseText{
         .cause = Cause::connect_refused,
         .title = "nobody listens",
         .happened = "The upstream's host answered the SYN with an RST.",
@@ -99,6 +145,19 @@ constexpr std::array causes{
         .proxy_says = "nginx: 504, \"upstream timed out (110) while connecting to upstream\". HAProxy: 503 sC--.",
         .remedy = "A firewall that drops, a host that is gone, or a listen queue that overflows: look at the route and "
                   "at the upstream's ListenOverflows and ListenDrops.",
+    },
+    CauseText{
+        .cause = Cause::connect_unreachable,
+        .title = "the network said no",
+        .happened = "A router, a firewall or the upstream's host answered the SYN with an ICMP error.",
+        .evidence =
+            "SYN_SENT ended in CLOSE without an RST, with the error that the kernel makes of ICMP: no route to "
+            "host, network unreachable, or refused by a port that a firewall rejects. With backend cgroup, which "
+            "sees no errors: the kernel itself ended SYN_SENT at once (likely).",
+        .proxy_says = "nginx: 502, \"connect() failed (113: No route to host)\". HAProxy: 503 SC--.",
+        .remedy =
+            "The route to the upstream, firewall rules that reject, and whether the upstream's host is up: a gateway "
+            "says host unreachable when nobody answers its ARP.",
     },
 };
 
@@ -117,10 +176,18 @@ std::string_view to_string(Cause cause)
         return "upstream_reset";
     case Cause::response_cut:
         return "response_cut";
+    case Cause::request_rejected:
+        return "request_rejected";
+    case Cause::path_dropped:
+        return "path_dropped";
+    case Cause::accept_stalled:
+        return "accept_stalled";
     case Cause::connect_refused:
         return "connect_refused";
     case Cause::connect_timeout:
         return "connect_timeout";
+    case Cause::connect_unreachable:
+        return "connect_unreachable";
     }
     return {};
 }
@@ -144,6 +211,10 @@ std::string_view to_string(Variant variant)
         return "on_accept";
     case Variant::gave_up:
         return "gave_up";
+    case Variant::early_answer:
+        return "early_answer";
+    case Variant::unanswered_probes:
+        return "unanswered_probes";
     }
     return {};
 }
@@ -178,7 +249,7 @@ std::optional<Cause> cause_of_variant(std::string_view variant)
 {
     constexpr Variant variants[] = {Variant::fin_crossed,  Variant::fin_lingering, Variant::reset_crossed,
                                     Variant::reset_unread, Variant::reset_closed,  Variant::on_accept,
-                                    Variant::gave_up};
+                                    Variant::gave_up,      Variant::early_answer,  Variant::unanswered_probes};
     if (std::none_of(std::begin(variants), std::end(variants), [&](Variant v) { return to_string(v) == variant; }))
         return std::nullopt;
     for (const CauseText& text : causes)

@@ -15,20 +15,26 @@ enum class Cause {
     upstream_closed,
     upstream_reset,
     response_cut,
+    request_rejected,
+    path_dropped,
+    accept_stalled,
     connect_refused,
     connect_timeout,
+    connect_unreachable,
 };
 
 /// How a cause came about, where that can be told.
 enum class Variant {
     none,
-    fin_crossed,   ///< the FIN left bytes of the request unacknowledged
-    fin_lingering, ///< the FIN acknowledged a request that nobody read: shutdown(), then discard
-    reset_crossed, ///< an RST with ACK left all of the request unacknowledged
-    reset_unread,  ///< an RST with ACK acknowledged the request: closed with the request unread
-    reset_closed,  ///< a bare RST: the upstream's socket was gone when the request arrived
-    on_accept,     ///< the upstream closes connections as it accepts them
-    gave_up,       ///< this host's process stopped waiting
+    fin_crossed,       ///< the FIN left bytes of the request unacknowledged
+    fin_lingering,     ///< the FIN acknowledged a request that nobody read: shutdown(), then discard
+    reset_crossed,     ///< an RST with ACK left all of the request unacknowledged
+    reset_unread,      ///< an RST with ACK acknowledged the request: closed with the request unread
+    reset_closed,      ///< a bare RST: the upstream's socket was gone when the request arrived
+    on_accept,         ///< the upstream closes connections as it accepts them
+    gave_up,           ///< this host's process stopped waiting
+    early_answer,      ///< the answer came before the request's end
+    unanswered_probes, ///< the request was acknowledged; then nothing more, to keep-alive probes neither
 };
 
 /// How much the evidence excludes.

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <system_error>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -30,6 +32,12 @@ constexpr std::uint32_t close_with_response_ms = 100;
 /// RFC 6928's initial window in full-size segments: what a sender may have under way before any acknowledgement.
 constexpr std::uint32_t one_flight_bytes = 10 * 1460;
 
+/// The least that any path carries whole without a thought of its MTU (RFC 9293 3.7.1).
+constexpr std::uint32_t one_segment_bytes = 536;
+
+/// A request that goes without an acknowledgement for so long has been retransmitted: RFC 6298's initial timeout.
+constexpr std::uint32_t silence_ms = 1000;
+
 bool has(const connection& c, std::uint32_t flags)
 {
     return (c.flags & flags) != 0;
@@ -38,11 +46,32 @@ bool has(const connection& c, std::uint32_t flags)
 std::uint64_t end_ns(const event& e)
 {
     const connection& c = e.connection;
+    if (has(c, CONNECTION_LOCAL_FIRST) && c.local_close_ns)
+        return c.local_close_ns;
     if (has(c, CONNECTION_PEER_FIN) && c.peer_fin_ns)
         return c.peer_fin_ns;
     if (has(c, CONNECTION_PEER_RESET))
         return c.peer_reset_ns;
     return e.timestamp_ns;
+}
+
+/// What icmp_err_convert and icmpv6_err_convert make of ICMP's refusals (Linux 6.12).
+bool is_icmp_error(std::uint16_t error)
+{
+    switch (error) {
+    case ENETUNREACH:
+    case EHOSTUNREACH:
+    case EHOSTDOWN:
+    case ENONET:
+    case ECONNREFUSED:
+    case ENOPROTOOPT:
+    case EOPNOTSUPP:
+    case EPROTO:
+    case EACCES:
+        return true;
+    default:
+        return false;
+    }
 }
 
 /// The facts that the judgements share.
@@ -165,6 +194,19 @@ Classification judge_open_failed(const Evidence& evidence)
         return verdict(
             evidence, Cause::connect_refused, Variant::none, Certainty::proven,
             fmt::format("The upstream's host answered the SYN with an RST{}: nobody listens there.", waited));
+    if (error_seen && is_icmp_error(e.socket_error))
+        return verdict(evidence, Cause::connect_unreachable, Variant::none,
+                       e.socket_error == ECONNREFUSED ? Certainty::likely : Certainty::proven, // an RST's error as well
+                       fmt::format("An ICMP error answered the SYN{}: {}.", waited,
+                                   std::generic_category().message(e.socket_error)));
+    // Neither an RST nor the process ended it, nor, this soon after a SYN had left, a timer: the second leaves after 1
+    // s, the third after 2 or 3 (RFC 6298 5.5, net.ipv4.tcp_syn_linear_timeouts).
+    const bool by_kernel = (e.observed & OBSERVED_CLOSE_CALL) != 0 && !has(c, CONNECTION_SOCKET_CLOSED);
+    const bool soon = e.retransmits == 0 ||
+                      (e.retransmits == 1 && c.opened_ns != 0 && e.timestamp_ns - c.opened_ns < 1500 * ns_per_ms);
+    if (!error_seen && by_kernel && soon)
+        return verdict(evidence, Cause::connect_unreachable, Variant::none, Certainty::likely,
+                       fmt::format("This host's kernel gave the SYN up{}, as an ICMP error makes it do.", waited));
     if (e.retransmits == 0)
         return unclassified();
     if (error_seen && e.socket_error == ETIMEDOUT)
@@ -177,6 +219,52 @@ Classification judge_open_failed(const Evidence& evidence)
                                    "up.",
                                    e.retransmits, e.retransmits == 1 ? "" : "s", waited));
     return unclassified();
+}
+
+/// A FIN or RST with a part of the request still to come: of one that fits one flight, that part was on its way.
+Classification judge_rejected(const Evidence& evidence, std::uint32_t unacked, const char* segment)
+{
+    const event& e = evidence.e;
+    if (unacked == 0 || unacked >= e.request_bytes || e.request_bytes <= one_flight_bytes ||
+        has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE))
+        return unclassified();
+    const bool answered = e.response_bytes > 0;
+    return verdict(evidence, Cause::request_rejected, answered ? Variant::early_answer : Variant::none,
+                   Certainty::likely,
+                   fmt::format("The upstream's {} came {} after the request began and leaves {} of its {} bytes "
+                               "unacknowledged{}.",
+                               segment, evidence.after_text(), unacked, e.request_bytes,
+                               answered ? "; it had answered already" : ""));
+}
+
+/// A FIN or RST that left bytes unacknowledged which were written before the last answer began.
+Classification judge_early_answer(const Evidence& evidence, const char* segment)
+{
+    return verdict(
+        evidence, Cause::request_rejected, Variant::early_answer, Certainty::possible,
+        fmt::format("The upstream's {} leaves bytes unacknowledged that were written before its last answer: "
+                    "it answered before the request's end, and closed.",
+                    segment));
+}
+
+/// Nothing of the request was acknowledged for so long that it was retransmitted, in vain.
+std::optional<Classification> judge_silence(const Evidence& evidence, Variant variant)
+{
+    const event& e = evidence.e;
+    const connection& c = evidence.c;
+    if (evidence.after_ms < silence_ms)
+        return std::nullopt;
+    const std::string silence = fmt::format(
+        "{} after the request nothing of it had been acknowledged, for all retransmissions", evidence.after_text());
+    if (is_reused(c) || c.idle_ms >= shortest_idle_timer_ms)
+        return verdict(evidence, Cause::path_dropped, variant, Certainty::likely,
+                       fmt::format("{}; the connection had been {}: something between had dropped it, or the "
+                                   "upstream's host was gone.",
+                                   silence, evidence.idle_text()));
+    return verdict(evidence, Cause::accept_stalled, variant,
+                   e.request_bytes <= one_segment_bytes ? Certainty::likely : Certainty::possible,
+                   silence + "; the handshake had been answered: its accept queue was full, or the path failed just "
+                             "then.");
 }
 
 /// A FIN or RST that left bytes of the request unacknowledged, with no answer.
@@ -193,9 +281,11 @@ Classification judge_crossing(const Evidence& evidence, std::uint32_t unacked, V
                        fmt::format("The upstream closed the connection as soon as it had accepted it: its {} crossed "
                                    "the first request.",
                                    segment));
-    // The upstream had taken a part. Of a request that fits one flight the rest was on its way; of a larger one, or
-    // after a while, it may as well have been refused.
-    if (!whole && (e.request_bytes > one_flight_bytes || !evidence.in_race_window()))
+    // The upstream had taken a part. Of a request that fits one flight the rest was on its way; of a larger one it was
+    // still to come.
+    if (!whole && e.request_bytes > one_flight_bytes)
+        return judge_rejected(evidence, unacked, segment);
+    if (!whole && !evidence.in_race_window())
         return unclassified();
     return verdict(evidence, Cause::keepalive_race, variant, whole ? Certainty::proven : Certainty::likely,
                    fmt::format("The upstream closed this connection, {}{}, while the request was on its way: its {} "
@@ -277,12 +367,12 @@ Classification judge_peer_fin(const Evidence& evidence)
     if (c.exchange == 0 && !has(c, CONNECTION_CARRIED))
         return harmless(Ending::idle_close_by_peer); // never used: a timer for that may be another one
     if (has(c, CONNECTION_EARLIER_UNACKED))
-        return unclassified(); // the answer came before the request's end
+        return judge_early_answer(evidence, "FIN");
     if (auto race = judge_farewell(evidence, c.fin_unacked, Variant::fin_crossed, Variant::fin_lingering))
         return *std::move(race);
     if (c.exchange == 0 || e.response_bytes > 0) {
         if (c.fin_unacked > 0)
-            return unclassified();
+            return judge_rejected(evidence, c.fin_unacked, "FIN");
         return close_after_response(c);
     }
     if (!evidence.asked())
@@ -302,15 +392,15 @@ Classification judge_peer_reset(const Evidence& evidence)
     if (c.exchange == 0 && !has(c, CONNECTION_CARRIED))
         return harmless(Ending::idle_close_by_peer);
     if (has(c, CONNECTION_EARLIER_UNACKED))
-        return unclassified();
+        return judge_early_answer(evidence, "RST");
     if (has(c, CONNECTION_RESET_HAS_ACK)) {
         if (auto race = judge_farewell(evidence, c.reset_unacked, Variant::reset_crossed, Variant::reset_unread))
             return *std::move(race);
     }
     if (c.exchange == 0 || e.response_bytes > 0) {
         // The RST's own acknowledgement is newer than the socket's.
-        if ((has(c, CONNECTION_RESET_HAS_ACK) ? c.reset_unacked : e.unacked_bytes) > 0)
-            return unclassified();
+        if (const auto unacked = has(c, CONNECTION_RESET_HAS_ACK) ? c.reset_unacked : e.unacked_bytes; unacked > 0)
+            return judge_rejected(evidence, unacked, "RST");
         if (evidence.nearness_to_timeout(c.fin_idle_ms) != Evidence::Nearness::far)
             return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
         if (c.fin_idle_ms < shortest_idle_timer_ms) {
@@ -331,13 +421,16 @@ Classification judge_peer_reset(const Evidence& evidence)
     if (has(c, CONNECTION_RESET_HAS_ACK)) {
         if (c.reset_unacked > 0)
             return judge_crossing(evidence, c.reset_unacked, Variant::reset_crossed);
-        if (e.request_bytes > one_flight_bytes)
+        // What was still to be sent may be what it did not want.
+        if (e.request_bytes > one_flight_bytes && (e.observed & OBSERVED_SEND_QUEUE) == 0)
             return unclassified();
         return judge_unanswered(evidence, Variant::reset_unread, Cause::upstream_reset);
     }
     // A bare RST answers a segment that met no socket; but if any of the request was acknowledged, it met one.
-    if (!evidence.in_race_window() || e.unacked_bytes < e.request_bytes)
-        return unclassified();
+    if (e.unacked_bytes < e.request_bytes)
+        return judge_rejected(evidence, e.unacked_bytes, "RST");
+    if (!evidence.in_race_window())
+        return judge_silence(evidence, Variant::none).value_or(unclassified());
     if (evidence.fresh())
         return verdict(evidence, Cause::upstream_reset, Variant::none, Certainty::likely,
                        fmt::format("A bare RST answered the first request, {} after it.", evidence.after_text()));
@@ -377,6 +470,37 @@ bool is_harmless(Ending ending)
            ending == Ending::complete_close;
 }
 
+/// This host closed first. What its process did not wait for any longer is no accident of its own where the request
+/// met silence.
+Classification judge_local_close(const Evidence& evidence)
+{
+    if (has(evidence.c, CONNECTION_CLOSED_UNACKED)) {
+        if (auto silence = judge_silence(evidence, Variant::gave_up))
+            return *std::move(silence);
+    }
+    const event& e = evidence.e;
+    const bool farewell = e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES && is_reused(evidence.c); // if a request at all
+    return evidence.asked() && e.response_bytes == 0 && !farewell ? unclassified()
+                                                                  : harmless(Ending::idle_close_by_local);
+}
+
+/// This host's kernel gave up on an unanswered request, if it did.
+Classification judge_given_up(const Evidence& evidence)
+{
+    const event& e = evidence.e;
+    if (!kernel_gave_up(e) || has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE))
+        return unclassified();
+    if (e.unacked_bytes >= e.request_bytes)
+        return judge_silence(evidence, Variant::none).value_or(unclassified());
+    if (e.unacked_bytes > 0)
+        return unclassified();
+    return verdict(
+        evidence, Cause::path_dropped, Variant::unanswered_probes, Certainty::likely,
+        fmt::format("The upstream had acknowledged the request; {} after it this host's kernel gave up on its "
+                    "silence: the path, or the upstream's host, was gone.",
+                    evidence.after_text()));
+}
+
 /// The last event: counts what was harmless, and decides what lost events would have decided.
 Classification judge_closed(const Evidence& evidence)
 {
@@ -386,8 +510,11 @@ Classification judge_closed(const Evidence& evidence)
     const auto lost = [&c](event_kind kind) { return (c.lost_kinds & 1U << kind) != 0; };
 
     const bool farewell = e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES; // if a request at all
-    if (has(c, CONNECTION_LOCAL_FIRST))
-        return unanswered && !(farewell && is_reused(c)) ? unclassified() : harmless(Ending::idle_close_by_local);
+    if (has(c, CONNECTION_LOCAL_FIRST)) {
+        Classification at_close = judge_local_close(evidence);
+        const bool told = has(c, CONNECTION_LOCAL_FIN) && !lost(EVENT_LOCAL_FIN);
+        return at_close.verdict && told ? Classification{} : at_close;
+    }
     if (has(c, CONNECTION_SENT_AFTER_FIN)) {
         if (c.fin_unacked > 0) // as judge_peer_fin() has it; the exchange has moved on since
             return lost(EVENT_PEER_FIN) ? unclassified() : Classification{};
@@ -413,7 +540,7 @@ Classification judge_closed(const Evidence& evidence)
     }
     if (has(c, CONNECTION_PEER_RESET))
         return lost(EVENT_PEER_RESET) ? judge_peer_reset(evidence) : Classification{};
-    return unanswered ? unclassified() : harmless(Ending::idle_close_by_local);
+    return unanswered ? judge_given_up(evidence) : harmless(Ending::idle_close_by_local);
 }
 
 } // namespace
@@ -421,6 +548,16 @@ Classification judge_closed(const Evidence& evidence)
 bool is_reused(const connection& c)
 {
     return c.exchange > 1 || has(c, CONNECTION_CARRIED);
+}
+
+bool kernel_gave_up(const event& e)
+{
+    constexpr std::uint32_t closed = CONNECTION_PEER_FIN | CONNECTION_PEER_RESET | CONNECTION_LOCAL_FIRST;
+    if (e.kind != EVENT_CLOSED || has(e.connection, closed))
+        return false;
+    if ((e.observed & OBSERVED_SOCKET_ERROR) != 0)
+        return e.socket_error == ETIMEDOUT || is_icmp_error(e.socket_error);
+    return (e.observed & OBSERVED_CLOSE_CALL) != 0 && !has(e.connection, CONNECTION_SOCKET_CLOSED);
 }
 
 std::uint64_t close_after_request_ns(const event& e)
@@ -446,6 +583,13 @@ Classification classify(const event& e, const Upstream& upstream)
     }
     case EVENT_PEER_RESET:
         return judge_peer_reset(evidence);
+    case EVENT_LOCAL_FIN: {
+        Classification result =
+            has(e.connection, CONNECTION_LOCAL_FIRST) ? judge_local_close(evidence) : Classification{};
+        if (!result.verdict)
+            result.ending = Ending::none; // EVENT_CLOSED counts it
+        return result;
+    }
     case EVENT_SENT_AFTER_FIN:
         return judge_sent_after_fin(evidence);
     case EVENT_CLOSED:

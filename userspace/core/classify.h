@@ -43,6 +43,11 @@ Classification classify(const event& e, const Upstream& upstream);
 /// Whether request number `connection.exchange` came over a connection that had carried bytes before.
 bool is_reused(const connection& c);
 
+/// Whether neither end closed an open connection: this host's kernel gave it up, after retransmissions, probes or TCP's
+/// user timeout (tcp_write_err()). Where the source sees no errors: neither FIN nor RST passed, nor did a process
+/// close.
+bool kernel_gave_up(const event& e);
+
 /// Time from the request's first byte to the end that the event tells of, in nanoseconds; 0 without a request.
 std::uint64_t close_after_request_ns(const event& e);
 

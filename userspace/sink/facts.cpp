@@ -101,12 +101,10 @@ std::optional<Close> silent_end(const event& e)
     const bool error_known = (e.observed & OBSERVED_SOCKET_ERROR) != 0;
     const Close gave_up{.by = Close::By::local, .how = Close::How::timeout, .at_ns = e.timestamp_ns};
     if (e.kind == EVENT_OPEN_FAILED) {
-        if (error_known && e.socket_error == ECONNREFUSED)
-            return Close{.by = Close::By::peer, .how = Close::How::reset, .at_ns = e.timestamp_ns};
         // Without an error it was the process that closed; other errors (no route) are nobody's close.
         if (!error_known || e.socket_error == 0 || e.socket_error == ETIMEDOUT)
             return gave_up;
-    } else if (e.kind == EVENT_CLOSED && error_known && e.socket_error == ETIMEDOUT) {
+    } else if (kernel_gave_up(e)) {
         return gave_up;
     }
     return std::nullopt;

@@ -53,7 +53,11 @@ public:
                                                                                       : sighting.judged),
           c_(e_.connection), timeout_(sighting.idle_timeout),
           request_bytes_(std::max(sighting.judged.request_bytes, e_.request_bytes)),
-          opening_(sighting.judged.kind == EVENT_OPEN_FAILED), zero_ns_(opening_ ? c_.opened_ns : c_.request_ns)
+          opening_(sighting.judged.kind == EVENT_OPEN_FAILED),
+          met_silence_(
+              (sighting.verdict.cause == Cause::path_dropped || sighting.verdict.cause == Cause::accept_stalled) &&
+              sighting.verdict.variant != Variant::unanswered_probes),
+          zero_ns_(opening_ ? c_.opened_ns : c_.request_ns)
     {
         if (opening_) {
             tell_opening(sighting);
@@ -111,6 +115,8 @@ private:
             size = "under way when finrace started";
         else if (has(c_, CONNECTION_SENT_AFTER_FIN))
             size += size.empty() ? "sent after the FIN had come" : ", sent after the FIN had come";
+        else if (met_silence_)
+            size += fmt::format(", none acknowledged, {} retransmissions", e_.retransmits);
         add(c_.request_ns, to_peer, "request", std::move(size));
     }
 
@@ -162,7 +168,10 @@ private:
 
     void tell_local_close()
     {
-        if (has(c_, CONNECTION_LOCAL_FIN))
+        if (kernel_gave_up(e_))
+            add(e_.timestamp_ns, no_segment, "gave up",
+                e_.socket_error != 0 ? error_name(e_.socket_error) : std::string());
+        else if (has(c_, CONNECTION_LOCAL_FIN))
             add(c_.local_close_ns, to_peer, "FIN", "this host closes");
         else if (has(c_, CONNECTION_LOCAL_RESET))
             add(c_.local_close_ns, to_peer, "RST", "this host resets");
@@ -173,6 +182,7 @@ private:
     const std::optional<IdleTimeout>& timeout_;
     std::uint32_t request_bytes_;
     bool opening_;
+    bool met_silence_; ///< nothing of the request was acknowledged
     std::uint64_t zero_ns_;
     std::vector<Moment> moments_;
 };
