@@ -218,31 +218,25 @@ class World:
         self.delay = options.delay if line else 0.004
         self.keep_alive = options.keep_alive
         self.port_lock = threading.Lock()
-        self.unreachable = None
+        self.behind = None
         self.next_port = random.randrange(FIRST_CLIENT_PORT, LAST_CLIENT_PORT)
 
-    def unreachable_address(self):
-        """One behind the right end, which routes there and has no route on."""
+    def address_behind(self):
+        """Beyond the right end, which is a router from now on."""
         with self.port_lock:
-            if self.unreachable is None:
+            if self.behind is None:
+                in_namespace(self.right, self.forward)
                 separator = ":" if ":" in self.server_address else "."
-                address = self.server_address.rpartition(separator)[0] + separator + "99"
-                in_namespace(self.right, self.route_nowhere, address)
-                self.unreachable = address
-        return self.unreachable
+                self.behind = self.server_address.rpartition(separator)[0] + separator + "99"
+        return self.behind
 
     @staticmethod
-    def route_nowhere(address):
-        version = "6" if ":" in address else "4"
-        done = subprocess.run(["ip", f"-{version}", "route", "replace", "unreachable", address], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise UsageError(f"ip route replace unreachable {address}: {done.stderr.strip()}")
-        for knob in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+    def forward():
+        """Every packet, and an ICMP error for every one that can't go on."""
+        knobs = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0"}
+        for knob, value in knobs.items():
             with open(f"/proc/sys/net/{knob}", "w", encoding="ascii") as file:
-                file.write("1")
-        for knob in ("ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"):
-            with open(f"/proc/sys/net/{knob}", "w", encoding="ascii") as file:
-                file.write("0")
+                file.write(value)
 
     def endpoint(self, address, port):
         return ("::ffff:" + address if self.mapped else address, port)
@@ -928,9 +922,13 @@ def abandon_connect(run, patience):
 
 @scenario(cause("connect_unreachable"), line=True, learn=False, listens=False)
 def connect_unreachable(run):
-    """A router on the way has no route to the server and says so."""
-    run.server_address = run.world.unreachable_address()
+    """A router on the way lets the SYN go no further (its hops are used up) and says so."""
+    run.server_address = run.world.address_behind()
     run.begin_connect()
+    if run.world.family_name == "6":
+        run.client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
+    else:
+        run.client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
     try:
         run.client.connect(run.server_endpoint())
         raise Slip("somebody listened")

@@ -607,6 +607,37 @@ def test_told_to_end_in_a_flood(options):
         must(records == 2 * count, f"{records} records of {2 * count}")
 
 
+def test_accept_queue_full(options):
+    """Requests on connections that the server's kernel holds outside its full accept queue: accept_stalled, once given up."""
+    backlog, request = 4, b"x" * 100
+    with network() as net, Finrace(options) as finrace:
+        listener = socket.socket()
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)  # a handshake alone fills no queue
+        listener.bind((net.address(), net.next_port()))
+        listener.listen(backlog)
+        clients = []
+        for _ in range(2):  # the queue takes one more than its backlog
+            wave = [socket.create_connection(listener.getsockname(), LIMIT) for _ in range(backlog)]
+            for client in wave:
+                client.sendall(request)
+            clients += wave
+        time.sleep(1.3)
+        # The kernel counts the SYN as an acknowledged byte.
+        acked = {client: struct.unpack_from("=Q", client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136), 120)[0] - 1
+                 for client in clients}
+        stalled = [client for client in clients if acked[client] == 0]
+        must(len(stalled) == backlog - 1, f"{len(stalled)} connections stalled: {list(acked.values())}")
+        due = sorted(client.getsockname() + client.getpeername() for client in stalled)
+        for client in clients:
+            client.close()
+        found = finrace.wait_verdicts(net, len(due))
+        must({one.verdict for one in found} == {"accept_stalled/gave_up/likely"}, f"{[one.verdict for one in found]}")
+        must(sorted(one.ends for one in found) == due, "verdicts on other connections")
+        listener.close()
+        finrace.stop()
+        must(finrace.health().at("finrace.health.unclassified") >= len(clients) - len(due), "the others were not counted")
+
+
 def test_log_rotation(options):
     """SIGHUP: the output file is opened anew, and no record is lost or torn; without a file it is the end."""
     path = os.path.join(options.folder, "rotated.jsonl")
@@ -995,6 +1026,7 @@ def test_no_cgroup_root(options):
 
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_told_to_end_in_a_flood, test_log_rotation,
+    test_accept_queue_full,
     test_two_at_once, test_process_names,
     test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,
     test_churn_at_start, test_start_stop, test_many_connections,

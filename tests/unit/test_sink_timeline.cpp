@@ -67,6 +67,33 @@ TEST_CASE("a refused connection is told from its SYN")
     CHECK_THAT(text, Catch::Contains("          +0.250 ms  ◀──  RST       refuses the SYN\n"));
 }
 
+TEST_CASE("a request that met silence: how often it left, and who gave up")
+{
+    event e = crossing_closed();
+    e.kind = EVENT_CLOSED;
+    e.connection.flags &=
+        ~static_cast<std::uint32_t>(CONNECTION_PEER_FIN | CONNECTION_PEER_RESET | CONNECTION_LOCAL_FIN |
+                                    CONNECTION_LOCAL_RESET | CONNECTION_LOCAL_FIRST);
+    e.retransmits = 5;
+    e.observed |= OBSERVED_SOCKET_ERROR;
+    e.socket_error = ETIMEDOUT;
+    Sighting one = sighting(e, e);
+    one.verdict.cause = Cause::path_dropped;
+    one.verdict.variant = Variant::none;
+    CHECK_THAT(show(one), Catch::Contains("none acknowledged, 5 retransmissions\n"));
+    CHECK_THAT(show(one), Catch::Contains(" ·   gave up   ETIMEDOUT\n"));
+    one.verdict.variant = Variant::unanswered_probes;
+    CHECK(show(one).find("none acknowledged") == std::string::npos);
+    e.connection.flags |= CONNECTION_LOCAL_FIN | CONNECTION_LOCAL_FIRST;
+    e.connection.local_close_ns = e.timestamp_ns;
+    e.socket_error = 0;
+    one = sighting(e, e);
+    one.verdict.cause = Cause::accept_stalled;
+    one.verdict.variant = Variant::gave_up;
+    CHECK_THAT(show(one), Catch::Contains("none acknowledged, 5 retransmissions\n"));
+    CHECK_THAT(show(one), Catch::Contains("──▶  FIN       this host closes\n"));
+}
+
 TEST_CASE("a later exchange on the same connection does not mix into the story")
 {
     event later = crossing_closed();

@@ -48,7 +48,8 @@ int explain(const std::string& id)
         print_section(
             paint, "What happened",
             "A request got no answer, or a connection ended in mid-exchange, and what TCP showed fits none of "
-            "the causes: above all this host's own close (a proxy's timeout, a client that left). A wrong "
+            "the causes: above all this host's own close of a request that the upstream had (a proxy's timeout, a "
+            "client that left). A wrong "
             "name would be worse than none; it is counted, by upstream, in finrace.upstream.",
             width);
         return exit_success;
