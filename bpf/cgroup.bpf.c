@@ -93,6 +93,7 @@ static __always_inline void view_sock_ops(struct socket_view *view, struct bpf_s
 	view->bytes_received = received - (received && fin_counted ? 1 : 0);
 	view->send_next = ctx->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
 	view->acknowledged = ctx->snd_una;
+	view->retransmits = ctx->total_retrans;
 }
 
 static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct connection *c,
@@ -123,7 +124,6 @@ static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct conne
 		acked--;
 	e->bytes_sent = acked;
 	e->srtt_us = ctx->srtt_us >> 3;
-	e->retransmits = ctx->total_retrans;
 	event_end(e);
 }
 
@@ -319,6 +319,7 @@ static __always_inline void view_tcp(struct socket_view *view, struct bpf_tcp_so
 	view->bytes_received = received - (received && c->flags & CONNECTION_PEER_FIN ? 1 : 0);
 	view->send_next = tp->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
 	view->acknowledged = tp->snd_una;
+	view->retransmits = tp->total_retrans;
 }
 
 /* Out of line: one copy serves both packet programs, and stays out of the way of the packets that make no event. */
@@ -355,7 +356,6 @@ static __noinline int emit_packet(struct bpf_sock *sk, struct connection *c, con
 		acked--;
 	e->bytes_sent = acked;
 	e->srtt_us = tp->srtt_us >> 3;
-	e->retransmits = tp->total_retrans;
 	event_end(e);
 	return 0;
 }

@@ -38,6 +38,7 @@ struct socket_view {
 	__u64 bytes_received;  /* payload received in order */
 	__u32 send_next;       /* sequence number after the last byte written (or, at least, sent) */
 	__u32 acknowledged;    /* sequence number up to which the peer has acknowledged */
+	__u32 retransmits;     /* segments retransmitted over the connection's life */
 };
 
 /* The header of an RST, and what the receiver expected. */
@@ -395,7 +396,8 @@ FINRACE_INLINE void connection_local_close(struct connection *c, const struct so
 		c->local_close_ns = view->now_ns;
 		if (!(c->flags & (CONNECTION_PEER_FIN | CONNECTION_PEER_RESET)))
 			c->flags |= CONNECTION_LOCAL_FIRST;
-		if ((c->flags & CONNECTION_SOCKET_CLOSED || how == CONNECTION_LOCAL_RESET) &&
+		/* A window of zero, whose probes are no retransmissions, is no silence. */
+		if ((c->flags & CONNECTION_SOCKET_CLOSED || how == CONNECTION_LOCAL_RESET) && view->retransmits &&
 		    connection_all_unacked(c, view->send_next, view->acknowledged))
 			c->flags |= CONNECTION_CLOSED_UNACKED;
 	}

@@ -83,6 +83,7 @@ static __always_inline struct event *event_begin(struct connection *c, const str
 	e->response_bytes = connection_response_bytes(c, view->bytes_received);
 	e->request_bytes = connection_request_bytes(c, view->send_next);
 	e->unacked_bytes = connection_unacked_bytes(c, view->send_next, view->acknowledged);
+	e->retransmits = view->retransmits;
 	e->kind = kind;
 	e->old_state = old_state;
 	e->new_state = new_state;

@@ -188,6 +188,7 @@ static __always_inline void view_socket(struct socket_view *view, struct sock *s
 		view->bytes_received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view->now_ns) : 0;
 	view->send_next = READ(tp, write_seq) - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
 	view->acknowledged = READ(tp, snd_una);
+	view->retransmits = READ(tp, total_retrans);
 }
 
 /*
@@ -243,7 +244,6 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 	received = READ(tp, rcv_nxt) - READ(tp, copied_seq);
 	e->unread_bytes = received && received_fin(sk) ? received - 1 : received;
 	e->srtt_us = READ(tp, srtt_us) >> 3;
-	e->retransmits = READ(tp, total_retrans);
 	event_end(e);
 }
 
@@ -268,6 +268,7 @@ static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
 	view.last_receive_ns = received ? jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), view.now_ns) : 0;
 	view.send_next = READ(tp, write_seq);
 	view.acknowledged = 0;
+	view.retransmits = 0;
 	if (connection_begins_exchange(c, received)) {
 		connection_begin_exchange(c, &view);
 		if (!c->pid)

@@ -328,6 +328,7 @@ public:
         v.bytes_received = received_;
         v.send_next = write_seq_;
         v.acknowledged = snd_una_ + (fin_acknowledged_ ? 1 : 0);
+        v.retransmits = retransmits;
         return v;
     }
 
@@ -431,7 +432,7 @@ private:
         e.local_port = 40000;
         e.peer_port = 8000;
         e.srtt_us = srtt_us;
-        e.retransmits = retransmits;
+        e.retransmits = v.retransmits;
         e.connection = c;
         if ((c.flags & CONNECTION_PEER_FIN) == 0)
             e.connection.peer_fin_ns = 0;

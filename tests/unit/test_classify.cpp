@@ -605,13 +605,18 @@ TEST_CASE("a bare RST", "[classify]")
     }
     SECTION("after a silence")
     {
+        s.retransmits = 1;
         s.wait_ms(999);
         DrivenSocket longer = s;
         s.reset();
         check(s, Ending::unclassified);
         longer.wait_ms(1);
+        DrivenSocket window_of_zero = longer;
         longer.reset();
         check(longer, {Cause::path_dropped, Variant::none, Certainty::likely});
+        window_of_zero.retransmits = 0;
+        window_of_zero.reset();
+        check(window_of_zero, Ending::unclassified);
     }
     SECTION("its header not seen: with or without ACK is not known")
     {
@@ -1006,9 +1011,11 @@ TEST_CASE("this host gives up a request under way", "[classify]")
 {
     const auto backend = GENERATE(Backend::trace, Backend::cgroup);
     const auto acknowledged = GENERATE(0U, 1U, 99U, 100U);
-    CAPTURE(acknowledged);
+    const auto retransmits = GENERATE(0U, 1U); // none: a window of zero
+    CAPTURE(acknowledged, retransmits);
     DrivenSocket s = requested(2000, 100, backend);
     s.acknowledge(acknowledged);
+    s.retransmits = retransmits;
     s.wait_ms(999);
     DrivenSocket later = s;
     later.wait_ms(1);
@@ -1016,7 +1023,7 @@ TEST_CASE("this host gives up a request under way", "[classify]")
         end(s);
         check(s, Ending::unclassified);
         end(later);
-        if (acknowledged == 0 && silent)
+        if (acknowledged == 0 && retransmits > 0 && silent)
             check(later, *silent);
         else
             check(later, Ending::unclassified);
@@ -1027,7 +1034,8 @@ TEST_CASE("this host gives up a request under way", "[classify]")
         check_both(
             [](DrivenSocket& one) {
                 one.close();
-                one.wait_ms(5000); // more silence, or acknowledgements that come too late, change nothing
+                one.retransmits += 3; // more silence, or acknowledgements that come too late, change nothing
+                one.wait_ms(5000);
                 one.local_fin_acknowledged();
                 one.fin();
             },
@@ -1074,6 +1082,7 @@ TEST_CASE("this host's kernel gives up a request under way", "[classify]")
     SECTION("nothing of it acknowledged")
     {
         DrivenSocket s = requested(2000, 100, backend);
+        s.retransmits = 1;
         s.wait_ms(999);
         DrivenSocket later = s;
         s.times_out();
@@ -1110,6 +1119,7 @@ TEST_CASE("this host's kernel gives up a request under way", "[classify]")
             DrivenSocket s(backend);
             s.open();
             s.wait_ms(ahead);
+            s.retransmits = 6;
             DrivenSocket large = s;
             s.request(536);
             s.wait_ms(60'000);
@@ -1124,6 +1134,7 @@ TEST_CASE("this host's kernel gives up a request under way", "[classify]")
     SECTION("an ICMP error was the last word")
     {
         DrivenSocket s = requested(2000);
+        s.retransmits = 6;
         s.wait_ms(60'000);
         s.times_out(EHOSTUNREACH);
         check(s, dropped);
@@ -1138,6 +1149,7 @@ TEST_CASE("this host's kernel gives up a request under way", "[classify]")
         s.open_unfollowed();
         s.request(100);
         s.adopt();
+        s.retransmits = 6;
         s.wait_ms(60'000);
         s.times_out();
         check(s, Ending::unclassified);
@@ -1760,6 +1772,7 @@ private:
             0,           1'000,       1'000'000,     40'000'000,    99'000'000,
             150'000'000, 899'000'000, 1'000'000'000, 5'000'000'000, 60'000'000'000};
         life_->socket.wait_ns(rests_ns[below(std::size(rests_ns))]);
+        life_->socket.retransmits += life_->unanswered && chance(30) ? 1 : 0;
     }
 
     std::optional<std::uint32_t> some_of_request()

@@ -35,7 +35,8 @@ constexpr std::uint32_t one_flight_bytes = 10 * 1460;
 /// The least that any path carries whole without a thought of its MTU (RFC 9293 3.7.1).
 constexpr std::uint32_t one_segment_bytes = 536;
 
-/// A request that goes without an acknowledgement for so long has been retransmitted: RFC 6298's initial timeout.
+/// A request that goes without an acknowledgement for so long is due to have been retransmitted: RFC 6298's initial
+/// timeout.
 constexpr std::uint32_t silence_ms = 1000;
 
 bool has(const connection& c, std::uint32_t flags)
@@ -252,7 +253,8 @@ std::optional<Classification> judge_silence(const Evidence& evidence, Variant va
 {
     const event& e = evidence.e;
     const connection& c = evidence.c;
-    if (evidence.after_ms < silence_ms)
+    // A window of zero, whose probes are no retransmissions, is no silence.
+    if (evidence.after_ms < silence_ms || e.retransmits == 0)
         return std::nullopt;
     const std::string silence = fmt::format(
         "{} after the request nothing of it had been acknowledged, for all retransmissions", evidence.after_text());
