@@ -507,7 +507,7 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 		emit_packet(sk, c, &view, EVENT_LOCAL_RESET, port);
 		if (!states_are_reported(c))
 			end_if_over(sk, c, &view, port);
-	} else if (segment.flags & TCP_FLAG_BIT_FIN && !states_are_reported(c)) {
+	} else if (segment.flags & TCP_FLAG_BIT_FIN && !states_are_reported(c) && !(c->flags & CONNECTION_LOCAL_FIN)) {
 		connection_local_close(c, &view, CONNECTION_LOCAL_FIN);
 		emit_packet(sk, c, &view, EVENT_LOCAL_FIN, sk->src_port);
 		end_if_over(sk, c, &view, sk->src_port);

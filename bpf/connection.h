@@ -107,13 +107,13 @@ FINRACE_INLINE __u32 connection_unacked_bytes(const struct connection *c, __u32 
 	return unacked < request ? unacked : request;
 }
 
-/* The peer has acknowledged nothing of the current exchange's request. */
+/* The peer has acknowledged nothing of the current exchange's request, but all before it. */
 FINRACE_INLINE int connection_all_unacked(const struct connection *c, __u32 send_next, __u32 acknowledged)
 {
 	__u32 request = connection_request_bytes(c, send_next);
 
 	return request && !(c->flags & CONNECTION_ADOPTED_IN_EXCHANGE) &&
-	       connection_unacked_bytes(c, send_next, acknowledged) == request;
+	       sequence_distance(acknowledged, send_next) == request;
 }
 
 FINRACE_INLINE __u64 connection_last_byte_ns(const struct connection *c, __u64 last_receive_ns)
@@ -224,6 +224,24 @@ FINRACE_INLINE int connection_plain_send(struct connection *c, __u64 now_ns, __u
 	c->received_before = bytes_received;
 	c->idle_ms = 0;
 	return 1;
+}
+
+/*
+ * A plain send took the time of the last receipt for its own. While nothing has come since and neither side has closed,
+ * the socket's last segment is the request's: `departed_ns` is when that left, `most_ns` how far off the former may be.
+ */
+FINRACE_INLINE void connection_refine_request_time(struct connection *c, const struct socket_view *view,
+						   __u64 departed_ns, __u64 most_ns)
+{
+	if (c->exchange < 2 || c->idle_ms || !connection_awaits_response(c, view->bytes_received))
+		return;
+	if (departed_ns <= c->request_ns || departed_ns - c->request_ns >= most_ns || departed_ns > view->now_ns)
+		return;
+	if ((c->flags & CONNECTION_PEER_FIN && departed_ns > c->peer_fin_ns) ||
+	    (c->flags & CONNECTION_PEER_RESET && departed_ns > c->peer_reset_ns) ||
+	    (c->local_close_ns && departed_ns > c->local_close_ns))
+		return;
+	c->request_ns = departed_ns;
 }
 
 /* More of the request. */

@@ -191,20 +191,6 @@ static __always_inline void view_socket(struct socket_view *view, struct sock *s
 	view->retransmits = READ(tp, total_retrans);
 }
 
-/*
- * A request that followed closely on an answer has the time of that answer's receipt. While nothing has come since, the
- * socket's last segment is the request's own.
- */
-static __always_inline void refine_request_time(struct tcp_sock *tp, struct connection *c,
-						const struct socket_view *view)
-{
-	__u64 departed_ns = READ(tp, tcp_wstamp_ns);
-
-	if (!c->idle_ms && connection_awaits_response(c, view->bytes_received) && departed_ns <= view->now_ns &&
-	    departed_ns > c->request_ns && departed_ns - c->request_ns < 3 * tick_ns)
-		c->request_ns = departed_ns;
-}
-
 static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct connection *c,
 				 const struct socket_view *view, __u8 kind, __u8 old_state, __u8 new_state)
 {
@@ -213,7 +199,7 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 	struct event *e;
 	__u64 acked, received;
 
-	refine_request_time(tp, c, view);
+	connection_refine_request_time(c, view, READ(tp, tcp_wstamp_ns), 3 * tick_ns);
 	e = event_begin(c, view, kind, old_state, new_state, observed);
 	if (!e)
 		return;

@@ -45,6 +45,7 @@ LEAST_PARALLEL = 4
 LEARN_CONNECTIONS = 8
 CONNECT_PATIENCE = 2.5  # beyond the first SYN retransmission (1 s), short of a proxy's usual limit
 SHORT_IDLE = 0.2  # far below the idle timer
+LONG_IDLE = 0.95  # as long as some server's timer
 FIRST_CLIENT_PORT, LAST_CLIENT_PORT = 20000, 60000
 MIB = 1 << 20
 
@@ -568,7 +569,7 @@ class Run:
     def into_silence(self, patience):
         """A request into a black hole, until the client's patience or its kernel's has an end."""
         self.exchange(1 + self.number % 2)
-        self.idle()
+        self.idle(LONG_IDLE)
         before = self.sent_bytes
         self.drop("both", self.client_port)
         try:
@@ -874,7 +875,7 @@ def silence_until_bare_reset(run):
     """The server's end goes while the path is silent; when it speaks again, a retransmission meets no socket."""
     run.open()
     run.exchange(1 + run.number % 2)
-    run.idle()
+    run.idle(LONG_IDLE)
     run.drop("both", run.client_port)
     try:
         run.send(run.request())
@@ -883,6 +884,28 @@ def silence_until_bare_reset(run):
     finally:
         run.drop("none", run.client_port)
     run.client_ends("ECONNRESET")
+
+
+@scenario(cause("path_dropped", "unanswered_probes"), line=True)
+def silence_after_acknowledgement(run):
+    """The server's kernel has the request; then the path is silent, to keep-alive probes too."""
+    run.open()
+    run.client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
+        run.client.setsockopt(socket.IPPROTO_TCP, option, 1)
+    run.exchange(1 + run.number % 2)
+    run.idle()
+    request = run.request()
+    run.send(request)
+    run.server_read(len(request))
+    until(now_ns() + 2 * run.delay + LATE)
+    run.check_acked(run.sent_bytes)
+    run.drop("both", run.client_port)
+    try:
+        run.client_ends("timeout")
+        run.client.close()
+    finally:
+        run.drop("none", run.client_port)
 
 
 @scenario(UNCLASSIFIED)
@@ -969,8 +992,9 @@ def fin_all_but_last_byte(run):
     run.check(run.truth["server_closed_at"] - begun < 3 * run.delay + LATE, "the request took too long for one flight")
 
 
-def upload(run, answer=b""):
-    """The server reads 1 MB of a request of 10 MB, answers perhaps, and closes; the client goes on until it can't."""
+@scenario(cause("request_rejected", certainty="likely"))
+def body_10mb_interrupted(run):
+    """The server reads 1 MB of a request of 10 MB and closes; the client goes on until it can't."""
     run.open()
     run.exchange()
     run.idle()
@@ -989,11 +1013,8 @@ def upload(run, answer=b""):
             run.truth["server_read_bytes"] += len(run.server.recv(size))
     # Bytes still on the wire are unread bytes as well once they arrive, so there is no exact count to ask for.
     run.truth["server_unread_bytes"] = unread_bytes(run.server)
-    # How much had been written by then depends on buffers; what is written after an answer counts as another exchange.
+    # How much had been written by then depends on buffers.
     run.truth.update(server_closed_at=now_ns(), server_close_how="reset", request_bytes=0)
-    if answer:
-        run.truth["exchange"] = 0
-        run.server.sendall(answer)
     run.server.close()
     while now_ns() < deadline:
         _, writable, _ = select.select([], [run.client], [], 1.0)
@@ -1010,18 +1031,6 @@ def upload(run, answer=b""):
         run.check(sent < len(request), "the whole body was taken")
     run.check(run.truth["client_saw"] in ("ECONNRESET", "EPIPE"), "the client saw no reset")
     run.sent_bytes += sent
-
-
-@scenario(cause("request_rejected", certainty="likely"))
-def body_10mb_interrupted(run):
-    """The server reads 1 MB of a request of 10 MB and closes."""
-    upload(run)
-
-
-@scenario(cause("request_rejected", "early_answer"))
-def body_10mb_answered_early(run):
-    """The same, with a 413 before the close."""
-    upload(run, b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 
 
 @scenario(None)

@@ -300,11 +300,13 @@ def given_up(near, far):
     must(acked and acked[0] < near.find("client", FIN)[0][0], "the request was not acknowledged before the client's FIN")
 
 
-def answered_early(near, far):
-    resets = [one for one in near.find("server", RST) if one[1][1] & ACK]
-    must(resets, "no RST with ACK of the server")
-    must(resets[0][1][3] < near.request_end, "the RST acknowledges the whole body")
-    must(sum(one[4] for one in near.all[: resets[0][0]] if one[0] == "server") > 0, "no answer")
+def probed(near, far):
+    must(near.answer_bytes() == 0, "the request was answered")
+    acks = [index for index, one in enumerate(near.all) if one[0] == "server" and one[1] & ACK and one[3] == near.request_end]
+    must(acks, "the request was not acknowledged")
+    probes = [one for one in near.all[acks[0] :] if one[0] == "client" and one[4] == 0 and one[2] == near.request_end - 1]
+    must(probes, "no keep-alive probe")
+    must(near.find("client", RST), "no RST of the client's kernel")
 
 
 def refused(near, far):
@@ -382,6 +384,7 @@ CHECKS = {
     "silence_until_client_gives_up": silent,
     "silence_until_kernel_gives_up": silent,
     "silence_until_bare_reset": lambda near, far: (silent(near, far), near.bare_reset()),
+    "silence_after_acknowledgement": probed,
     "acknowledged_then_given_up": given_up,
     "connect_refused": refused,
     "connect_unreachable": lambda near, far: unanswered_syns(near, 1, 1),
@@ -389,7 +392,6 @@ CHECKS = {
     "connect_abandoned": lambda near, far: unanswered_syns(near, 1, 1),
     "fin_all_but_last_byte": lambda near, far: crossed(near, far, acks=near.request_end - 1),
     "body_10mb_interrupted": interrupted,
-    "body_10mb_answered_early": answered_early,
     "half_closed_answered": half_closed,
     "pipelined_answered": lambda near, far: answered(near, far, 100, "client"),
     "response_one_byte_then_fin": lambda near, far: answered(near, far, 1, "server"),

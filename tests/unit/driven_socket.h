@@ -299,6 +299,12 @@ public:
     /// Nothing more is heard of the peer: retransmissions or keep-alive probes came to nothing.
     void times_out(std::uint16_t error = 110) // ETIMEDOUT
     {
+        // Of probes the last word is an RST (tcp_keepalive_timer()).
+        if (following_ && snd_una_ == write_seq_) {
+            const socket_view v = view();
+            connection_local_close(&c, &v, CONNECTION_LOCAL_RESET);
+            emit(EVENT_LOCAL_RESET, state_, state_, v);
+        }
         socket_error = error;
         ended(state_);
     }

@@ -185,6 +185,51 @@ TEST_CASE("the short way of a plain send does what the long way does", "[connect
     CHECK(taken > 10'000);
 }
 
+TEST_CASE("the time of a plain send is refined by that of its segment", "[connection]")
+{
+    constexpr std::uint64_t most = 12 * DrivenSocket::ms;
+    connection c{};
+    c.exchange = 2;
+    c.request_ns = 1'000'000'000;
+    c.received_before = 10;
+    socket_view v{};
+    v.now_ns = c.request_ns + 500 * DrivenSocket::ms;
+    v.bytes_received = 10;
+    std::uint64_t departed = c.request_ns + 3 * DrivenSocket::ms;
+    std::uint64_t expected = c.request_ns;
+    SECTION("it is")
+    {
+        expected = departed;
+    }
+    SECTION("not the first, nor one after rest: those times are exact")
+    {
+        GENERATE(0, 1) == 0 ? c.exchange = 1 : c.idle_ms = 1;
+    }
+    SECTION("not once an answer has come")
+    {
+        v.bytes_received = 11;
+    }
+    SECTION("not by a segment that can't be it")
+    {
+        departed = GENERATE_COPY(c.request_ns - 1, c.request_ns + most);
+    }
+    SECTION("not by one after either side's close")
+    {
+        const auto close = GENERATE(0, 1, 2);
+        if (close == 0) {
+            c.flags = CONNECTION_PEER_FIN;
+            c.peer_fin_ns = departed - 1;
+        } else if (close == 1) {
+            c.flags = CONNECTION_PEER_RESET;
+            c.peer_reset_ns = departed - 1;
+        } else {
+            c.local_close_ns = departed - 1;
+        }
+    }
+    connection_refine_request_time(&c, &v, departed, most);
+    CHECK(c.request_ns == expected);
+}
+
 TEST_CASE("an idle time beyond 49 days saturates", "[connection]")
 {
     DrivenSocket s = after_one_exchange();

@@ -80,7 +80,7 @@ TEST_CASE("a request that met silence: how often it left, and who gave up")
     Sighting one = sighting(e, e);
     one.verdict.cause = Cause::path_dropped;
     one.verdict.variant = Variant::none;
-    CHECK_THAT(show(one), Catch::Contains("none acknowledged, 5 retransmissions\n"));
+    CHECK_THAT(show(one), Catch::Contains("none acknowledged; 5 retransmissions on this connection\n"));
     CHECK_THAT(show(one), Catch::Contains(" ·   gave up   ETIMEDOUT\n"));
     one.verdict.variant = Variant::unanswered_probes;
     CHECK(show(one).find("none acknowledged") == std::string::npos);
@@ -90,7 +90,7 @@ TEST_CASE("a request that met silence: how often it left, and who gave up")
     one = sighting(e, e);
     one.verdict.cause = Cause::accept_stalled;
     one.verdict.variant = Variant::gave_up;
-    CHECK_THAT(show(one), Catch::Contains("none acknowledged, 5 retransmissions\n"));
+    CHECK_THAT(show(one), Catch::Contains("none acknowledged; 5 retransmissions on this connection\n"));
     CHECK_THAT(show(one), Catch::Contains("──▶  FIN       this host closes\n"));
 }
 

@@ -88,8 +88,8 @@ constexpr std::array causes{
         .happened = "The upstream ended the connection with a part of the request still to come: it did not want the "
                     "rest.",
         .evidence = "A FIN or RST that acknowledges a part of a request larger than one flight (14,600 bytes), with no "
-                    "answer. Variant early_answer: response bytes came first, and the close leaves a part of the "
-                    "request unacknowledged. An upstream that dies in the middle of an upload looks the same.",
+                    "answer. Variant early_answer: response bytes came first (possible). An upstream that dies in the "
+                    "middle of an upload looks the same.",
         .proxy_says =
             "413, or another answer that came early, if the proxy reads it before its write fails; else nginx: "
             "502, \"writev() failed (32: Broken pipe)\" or \"(104: Connection reset by peer)\".",
@@ -108,10 +108,9 @@ constexpr std::array causes{
             "gives up, its process closes (gave_up), or a bare RST comes. Variant unanswered_probes: the request "
             "was acknowledged, then this host's kernel gave up on the silence.",
         .proxy_says = "nginx: 504, \"upstream timed out (110: Connection timed out)\", or 502 once an RST came.",
-        .remedy =
-            "TCP keep-alive towards the upstream below the idle limit of what lies between (a cloud's load balancer "
-            "350 s, many firewalls 5 to 60 minutes): nginx proxy_socket_keepalive on with tcp_keepalive_time, "
-            "or a shorter idle limit of the pool.",
+        .remedy = "TCP keep-alive towards the upstream below the idle limit of what lies between (NAT gateways and "
+                  "firewalls: 5 to 60 minutes): nginx proxy_socket_keepalive on with tcp_keepalive_time, "
+                  "or a shorter idle limit of the pool.",
     },
     CauseText{
         .cause = Cause::accept_stalled,
@@ -153,7 +152,7 @@ constexpr std::array causes{
         .evidence =
             "SYN_SENT ended in CLOSE without an RST, with the error that the kernel makes of ICMP: no route to "
             "host, network unreachable, or refused by a port that a firewall rejects. With backend cgroup, which "
-            "sees no errors: the kernel itself ended SYN_SENT at once (likely).",
+            "sees no errors: the kernel itself ended SYN_SENT at once (possible).",
         .proxy_says = "nginx: 502, \"connect() failed (113: No route to host)\". HAProxy: 503 SC--.",
         .remedy =
             "The route to the upstream, firewall rules that reject, and whether the upstream's host is up: a gateway "

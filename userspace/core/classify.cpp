@@ -39,6 +39,9 @@ constexpr std::uint32_t one_segment_bytes = 536;
 /// timeout.
 constexpr std::uint32_t silence_ms = 1000;
 
+/// RSTs that were seen as packets and that the socket did not take: what ended it may have been one of them.
+constexpr std::uint32_t waiting_resets = CONNECTION_RESET_WITH_ACK_WAITS | CONNECTION_BARE_RESET_WAITS;
+
 bool has(const connection& c, std::uint32_t flags)
 {
     return (c.flags & flags) != 0;
@@ -111,6 +114,17 @@ struct Evidence {
 
     [[nodiscard]] std::uint64_t rested_ms() const { return c.idle_ms + after_ms; }
 
+    /// An idle close is thinkable at all.
+    [[nodiscard]] bool rested() const
+    {
+        return is_reused(c) || c.idle_ms >= shortest_idle_timer_ms || has(c, CONNECTION_ADOPTED);
+    }
+
+    [[nodiscard]] bool ends_near_timeout() const { return nearness_to_timeout(rested_ms()) != Nearness::far; }
+
+    /// So few bytes on a used connection may be TLS's farewell: no request.
+    [[nodiscard]] bool asks_farewell() const { return is_reused(c) && e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES; }
+
     /// The upstream's last words, just before its close, were so few that they may be TLS's farewell: no answer.
     [[nodiscard]] bool farewell_at_close() const
     {
@@ -121,7 +135,7 @@ struct Evidence {
     /// All of the request was acknowledged by a close that the upstream's timer explains.
     [[nodiscard]] bool unread_at_timeout(std::uint32_t unacked) const
     {
-        return unacked == 0 && in_race_window() && nearness_to_timeout(rested_ms()) != Nearness::far;
+        return unacked == 0 && in_race_window() && ends_near_timeout();
     }
 
     /// The first request on a connection that had just been opened.
@@ -200,13 +214,15 @@ Classification judge_open_failed(const Evidence& evidence)
                        e.socket_error == ECONNREFUSED ? Certainty::likely : Certainty::proven, // an RST's error as well
                        fmt::format("An ICMP error answered the SYN{}: {}.", waited,
                                    std::generic_category().message(e.socket_error)));
-    // Neither an RST nor the process ended it, nor, this soon after a SYN had left, a timer: the second leaves after 1
-    // s, the third after 2 or 3 (RFC 6298 5.5, net.ipv4.tcp_syn_linear_timeouts).
-    const bool by_kernel = (e.observed & OBSERVED_CLOSE_CALL) != 0 && !has(c, CONNECTION_SOCKET_CLOSED);
+    // Neither an RST nor the process ended it, nor, this soon after a SYN had left, the retransmissions' end: the
+    // second leaves after 1 s, the third after 2 or 3 (RFC 6298 5.5, net.ipv4.tcp_syn_linear_timeouts). A user timeout,
+    // or a disconnect() of another kind, may have.
+    const bool by_kernel =
+        (e.observed & OBSERVED_CLOSE_CALL) != 0 && !has(c, CONNECTION_SOCKET_CLOSED | waiting_resets);
     const bool soon = e.retransmits == 0 ||
                       (e.retransmits == 1 && c.opened_ns != 0 && e.timestamp_ns - c.opened_ns < 1500 * ns_per_ms);
     if (!error_seen && by_kernel && soon)
-        return verdict(evidence, Cause::connect_unreachable, Variant::none, Certainty::likely,
+        return verdict(evidence, Cause::connect_unreachable, Variant::none, Certainty::possible,
                        fmt::format("This host's kernel gave the SYN up{}, as an ICMP error makes it do.", waited));
     if (e.retransmits == 0)
         return unclassified();
@@ -230,22 +246,15 @@ Classification judge_rejected(const Evidence& evidence, std::uint32_t unacked, c
         has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE))
         return unclassified();
     const bool answered = e.response_bytes > 0;
+    // An idle close may have met the request's beginning; and what came may be no answer (HTTP/2's WINDOW_UPDATE).
+    const bool may_be_other = answered || (evidence.rested() && evidence.in_race_window() &&
+                                           (!evidence.timeout || evidence.ends_near_timeout()));
     return verdict(evidence, Cause::request_rejected, answered ? Variant::early_answer : Variant::none,
-                   Certainty::likely,
+                   may_be_other ? Certainty::possible : Certainty::likely,
                    fmt::format("The upstream's {} came {} after the request began and leaves {} of its {} bytes "
                                "unacknowledged{}.",
                                segment, evidence.after_text(), unacked, e.request_bytes,
                                answered ? "; it had answered already" : ""));
-}
-
-/// A FIN or RST that left bytes unacknowledged which were written before the last answer began.
-Classification judge_early_answer(const Evidence& evidence, const char* segment)
-{
-    return verdict(
-        evidence, Cause::request_rejected, Variant::early_answer, Certainty::possible,
-        fmt::format("The upstream's {} leaves bytes unacknowledged that were written before its last answer: "
-                    "it answered before the request's end, and closed.",
-                    segment));
 }
 
 /// Nothing of the request was acknowledged for so long that it was retransmitted, in vain.
@@ -254,17 +263,21 @@ std::optional<Classification> judge_silence(const Evidence& evidence, Variant va
     const event& e = evidence.e;
     const connection& c = evidence.c;
     // A window of zero, whose probes are no retransmissions, is no silence.
-    if (evidence.after_ms < silence_ms || e.retransmits == 0)
+    if (evidence.after_ms < silence_ms || e.retransmits == 0 || evidence.asks_farewell())
         return std::nullopt;
+    const bool one_segment = e.request_bytes <= one_segment_bytes;
     const std::string silence = fmt::format(
         "{} after the request nothing of it had been acknowledged, for all retransmissions", evidence.after_text());
-    if (is_reused(c) || c.idle_ms >= shortest_idle_timer_ms)
-        return verdict(evidence, Cause::path_dropped, variant, Certainty::likely,
+    if (c.idle_ms >= shortest_idle_timer_ms)
+        return verdict(evidence, Cause::path_dropped, variant, one_segment ? Certainty::likely : Certainty::possible,
                        fmt::format("{}; the connection had been {}: something between had dropped it, or the "
                                    "upstream's host was gone.",
                                    silence, evidence.idle_text()));
-    return verdict(evidence, Cause::accept_stalled, variant,
-                   e.request_bytes <= one_segment_bytes ? Certainty::likely : Certainty::possible,
+    if (is_reused(c))
+        return verdict(evidence, Cause::path_dropped, variant, Certainty::possible,
+                       silence + ", on a connection in use: the path or the upstream's host had failed, or segments of "
+                                 "this size don't pass.");
+    return verdict(evidence, Cause::accept_stalled, variant, one_segment ? Certainty::likely : Certainty::possible,
                    silence + "; the handshake had been answered: its accept queue was full, or the path failed just "
                              "then.");
 }
@@ -285,8 +298,21 @@ Classification judge_crossing(const Evidence& evidence, std::uint32_t unacked, V
                                    segment));
     // The upstream had taken a part. Of a request that fits one flight the rest was on its way; of a larger one it was
     // still to come.
-    if (!whole && e.request_bytes > one_flight_bytes)
-        return judge_rejected(evidence, unacked, segment);
+    if (!whole && e.request_bytes > one_flight_bytes) {
+        if (!evidence.rested() || !evidence.in_race_window() || !evidence.ends_near_timeout())
+            return judge_rejected(evidence, unacked, segment);
+        return verdict(evidence, Cause::keepalive_race,
+                       variant == Variant::fin_crossed ? Variant::fin_lingering : Variant::reset_unread,
+                       Certainty::possible,
+                       fmt::format("The upstream's {} came {} after the request began, near its idle timeout of {} ms, "
+                                   "and leaves {} of {} request bytes: its idle close, or a refusal of the rest.",
+                                   segment, evidence.after_text(), evidence.timeout->ms, unacked, e.request_bytes));
+    }
+    // Long after the request, which had been sent again and again: silence, into which the upstream closed.
+    if (whole && !evidence.in_race_window()) {
+        if (auto silence = judge_silence(evidence, Variant::none))
+            return *std::move(silence);
+    }
     if (!whole && !evidence.in_race_window())
         return unclassified();
     return verdict(evidence, Cause::keepalive_race, variant, whole ? Certainty::proven : Certainty::likely,
@@ -302,7 +328,7 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
 {
     const connection& c = evidence.c;
     const char* segment = race == Variant::fin_lingering ? "FIN" : "RST";
-    const bool rested = is_reused(c) || c.idle_ms >= shortest_idle_timer_ms || has(c, CONNECTION_ADOPTED);
+    const bool rested = evidence.rested();
 
     if (rested && evidence.in_race_window()) {
         const auto nearness = evidence.nearness_to_timeout(evidence.rested_ms());
@@ -324,13 +350,15 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
     }
     // How long it had rested before a request older than the tracer is not known.
     const bool may_be_race = has(c, CONNECTION_ADOPTED_IN_EXCHANGE) && evidence.in_race_window();
-    return verdict(evidence, otherwise, Variant::none,
-                   may_be_race ? Certainty::possible
-                   : rested    ? Certainty::likely
-                               : Certainty::proven,
-                   fmt::format("The upstream's kernel had all of the request; {} after it the connection was {} "
-                               "without one byte of an answer.",
-                               evidence.after_text(), otherwise == Cause::upstream_closed ? "closed" : "reset"));
+    return verdict(
+        evidence, otherwise, Variant::none,
+        may_be_race ? Certainty::possible
+        : rested || evidence.e.request_bytes > one_flight_bytes // which may not have been written whole
+            ? Certainty::likely
+            : Certainty::proven,
+        fmt::format("The upstream's kernel had all that was sent of the request; {} after it the connection was {} "
+                    "without one byte of an answer.",
+                    evidence.after_text(), otherwise == Cause::upstream_closed ? "closed" : "reset"));
 }
 
 /// A few bytes before a close that acknowledges nothing of the request, or all of it at the upstream's idle timeout:
@@ -369,7 +397,7 @@ Classification judge_peer_fin(const Evidence& evidence)
     if (c.exchange == 0 && !has(c, CONNECTION_CARRIED))
         return harmless(Ending::idle_close_by_peer); // never used: a timer for that may be another one
     if (has(c, CONNECTION_EARLIER_UNACKED))
-        return judge_early_answer(evidence, "FIN");
+        return unclassified(); // an answer before its request's end (413), or both at once (HTTP/2)
     if (auto race = judge_farewell(evidence, c.fin_unacked, Variant::fin_crossed, Variant::fin_lingering))
         return *std::move(race);
     if (c.exchange == 0 || e.response_bytes > 0) {
@@ -394,7 +422,7 @@ Classification judge_peer_reset(const Evidence& evidence)
     if (c.exchange == 0 && !has(c, CONNECTION_CARRIED))
         return harmless(Ending::idle_close_by_peer);
     if (has(c, CONNECTION_EARLIER_UNACKED))
-        return judge_early_answer(evidence, "RST");
+        return unclassified();
     if (has(c, CONNECTION_RESET_HAS_ACK)) {
         if (auto race = judge_farewell(evidence, c.reset_unacked, Variant::reset_crossed, Variant::reset_unread))
             return *std::move(race);
@@ -430,7 +458,7 @@ Classification judge_peer_reset(const Evidence& evidence)
     }
     // A bare RST answers a segment that met no socket; but if any of the request was acknowledged, it met one.
     if (e.unacked_bytes < e.request_bytes)
-        return judge_rejected(evidence, e.unacked_bytes, "RST");
+        return unclassified();
     if (!evidence.in_race_window())
         return judge_silence(evidence, Variant::none).value_or(unclassified());
     if (evidence.fresh())
@@ -480,24 +508,26 @@ Classification judge_local_close(const Evidence& evidence)
         if (auto silence = judge_silence(evidence, Variant::gave_up))
             return *std::move(silence);
     }
-    const event& e = evidence.e;
-    const bool farewell = e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES && is_reused(evidence.c); // if a request at all
-    return evidence.asked() && e.response_bytes == 0 && !farewell ? unclassified()
-                                                                  : harmless(Ending::idle_close_by_local);
+    return evidence.asked() && evidence.e.response_bytes == 0 && !evidence.asks_farewell()
+               ? unclassified()
+               : harmless(Ending::idle_close_by_local);
 }
 
-/// This host's kernel gave up on an unanswered request, if it did.
+/// This host's kernel gave up on an unanswered request.
 Classification judge_given_up(const Evidence& evidence)
 {
     const event& e = evidence.e;
-    if (!kernel_gave_up(e) || has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE))
+    if (evidence.asks_farewell())
+        return harmless(Ending::idle_close_by_local);
+    if (has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE))
         return unclassified();
     if (e.unacked_bytes >= e.request_bytes)
         return judge_silence(evidence, Variant::none).value_or(unclassified());
     if (e.unacked_bytes > 0)
         return unclassified();
     return verdict(
-        evidence, Cause::path_dropped, Variant::unanswered_probes, Certainty::likely,
+        evidence, Cause::path_dropped, Variant::unanswered_probes,
+        (e.observed & OBSERVED_SOCKET_ERROR) != 0 ? Certainty::likely : Certainty::possible,
         fmt::format("The upstream had acknowledged the request; {} after it this host's kernel gave up on its "
                     "silence: the path, or the upstream's host, was gone.",
                     evidence.after_text()));
@@ -512,6 +542,8 @@ Classification judge_closed(const Evidence& evidence)
     const auto lost = [&c](event_kind kind) { return (c.lost_kinds & 1U << kind) != 0; };
 
     const bool farewell = e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES; // if a request at all
+    if (unanswered && kernel_gave_up(e))
+        return judge_given_up(evidence);
     if (has(c, CONNECTION_LOCAL_FIRST)) {
         Classification at_close = judge_local_close(evidence);
         const bool told = has(c, CONNECTION_LOCAL_FIN) && !lost(EVENT_LOCAL_FIN);
@@ -542,7 +574,7 @@ Classification judge_closed(const Evidence& evidence)
     }
     if (has(c, CONNECTION_PEER_RESET))
         return lost(EVENT_PEER_RESET) ? judge_peer_reset(evidence) : Classification{};
-    return unanswered ? judge_given_up(evidence) : harmless(Ending::idle_close_by_local);
+    return unanswered ? unclassified() : harmless(Ending::idle_close_by_local);
 }
 
 } // namespace
@@ -554,12 +586,14 @@ bool is_reused(const connection& c)
 
 bool kernel_gave_up(const event& e)
 {
-    constexpr std::uint32_t closed = CONNECTION_PEER_FIN | CONNECTION_PEER_RESET | CONNECTION_LOCAL_FIRST;
+    // Unanswered probes end in an RST of the kernel's own (tcp_keepalive_timer()).
+    constexpr std::uint32_t closed =
+        CONNECTION_PEER_FIN | CONNECTION_PEER_RESET | CONNECTION_LOCAL_FIN | CONNECTION_SOCKET_CLOSED | waiting_resets;
     if (e.kind != EVENT_CLOSED || has(e.connection, closed))
         return false;
     if ((e.observed & OBSERVED_SOCKET_ERROR) != 0)
         return e.socket_error == ETIMEDOUT || is_icmp_error(e.socket_error);
-    return (e.observed & OBSERVED_CLOSE_CALL) != 0 && !has(e.connection, CONNECTION_SOCKET_CLOSED);
+    return (e.observed & OBSERVED_CLOSE_CALL) != 0;
 }
 
 std::uint64_t close_after_request_ns(const event& e)

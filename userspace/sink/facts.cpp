@@ -101,8 +101,10 @@ std::optional<Close> silent_end(const event& e)
     const bool error_known = (e.observed & OBSERVED_SOCKET_ERROR) != 0;
     const Close gave_up{.by = Close::By::local, .how = Close::How::timeout, .at_ns = e.timestamp_ns};
     if (e.kind == EVENT_OPEN_FAILED) {
-        // Without an error it was the process that closed; other errors (no route) are nobody's close.
-        if (!error_known || e.socket_error == 0 || e.socket_error == ETIMEDOUT)
+        // Without an error it was the process that closed, if its close can be seen; others (no route) are nobody's.
+        const bool may_have_closed =
+            (e.connection.flags & CONNECTION_SOCKET_CLOSED) != 0 || (e.observed & OBSERVED_CLOSE_CALL) == 0;
+        if (error_known ? e.socket_error == 0 || e.socket_error == ETIMEDOUT : may_have_closed)
             return gave_up;
     } else if (kernel_gave_up(e)) {
         return gave_up;

@@ -116,7 +116,7 @@ private:
         else if (has(c_, CONNECTION_SENT_AFTER_FIN))
             size += size.empty() ? "sent after the FIN had come" : ", sent after the FIN had come";
         else if (met_silence_)
-            size += fmt::format(", none acknowledged, {} retransmissions", e_.retransmits);
+            size += fmt::format(", none acknowledged; {} retransmissions on this connection", e_.retransmits);
         add(c_.request_ns, to_peer, "request", std::move(size));
     }
 
