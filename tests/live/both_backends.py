@@ -7,6 +7,7 @@ one must be a verdict of the other, alike in every field, but for
   what cgroup can't observe   absent there, and only there: the process (on some kernels), the network namespace's number,
                               how much the process left unread, the socket's error
   times                       each backend reads the clock for itself: within a few ticks
+  what follows from that      cgroup says less: a smaller size, a lower certainty (FOLLOWS)
   the sentence                its numbers of milliseconds may differ as the times do
   the record's own            its time stamp and the connection's id
 
@@ -42,6 +43,15 @@ COMPARED = (
     "finrace.connection.reused", "finrace.request.bytes", "finrace.request.unacked_bytes",
     "finrace.evidence.fin_unacked_bytes", "finrace.response.bytes", "finrace.incomplete",
 )
+# By scenario, what differs because of what cgroup can't observe: what was written and not yet sent, and the socket's error.
+UNSENT = ("finrace.request.bytes", "finrace.request.unacked_bytes", "finrace.evidence.fin_unacked_bytes",
+          "finrace.evidence.reset_unacked_bytes", "finrace.evidence.quiet_before_close_ms", "finrace.message")
+FOLLOWS = {
+    "body_10mb_interrupted": UNSENT,
+    "connect_unreachable": ("finrace.certainty", "finrace.message"),
+    "silence_after_acknowledgement": ("finrace.certainty",),
+}
+CERTAINTIES = ("possible", "likely", "proven")
 # Times that come from the last byte, which the kernel notes to a tick.
 NOTED = (
     "finrace.connection.idle_ms", "finrace.evidence.quiet_before_close_ms", "finrace.upstream.idle_timeout_ms",
@@ -124,7 +134,11 @@ class Comparison:
     @staticmethod
     def unlike(difference, path, ours, theirs, where):
         example = f"{where}: trace {ours!r}, cgroup {theirs!r}"
-        if path in OWN:
+        if path in FOLLOWS.get(where.split()[0], ()):
+            less = CERTAINTIES.index(theirs) < CERTAINTIES.index(ours) if path == "finrace.certainty" else \
+                isinstance(ours, str) or theirs <= ours
+            difference.note("less by cgroup", not less, example)
+        elif path in OWN:
             difference.note("its own", False, example)
         elif path == "finrace.message":
             difference.note("other numbers", wordless(ours) != wordless(theirs), example)
