@@ -135,8 +135,10 @@ class Comparison:
     def unlike(difference, path, ours, theirs, where):
         example = f"{where}: trace {ours!r}, cgroup {theirs!r}"
         if path in FOLLOWS.get(where.split()[0], ()):
-            less = CERTAINTIES.index(theirs) < CERTAINTIES.index(ours) if path == "finrace.certainty" else \
-                isinstance(ours, str) or theirs <= ours
+            if path == "finrace.certainty":
+                less = CERTAINTIES.index(theirs) < CERTAINTIES.index(ours)
+            else:
+                less = isinstance(ours, str) or theirs <= ours + (IDLE_MS if path.endswith("_ms") else 0)
             difference.note("less by cgroup", not less, example)
         elif path in OWN:
             difference.note("its own", False, example)
