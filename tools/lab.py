@@ -13,6 +13,7 @@ tools/README.md explains the fields of the truth file.
 """
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -566,20 +567,26 @@ class Run:
     def drop(self, direction, port):
         self.world.line.tell(f"drop {direction} port {port}")
 
+    @contextlib.contextmanager
+    def black_hole(self, direction="both"):
+        """Nothing of this connection passes in that direction."""
+        self.drop(direction, self.client_port)
+        try:
+            yield
+        finally:
+            self.drop("none", self.client_port)
+
     def into_silence(self, patience):
         """A request into a black hole, until the client's patience or its kernel's has an end."""
         self.exchange(1 + self.number % 2)
         self.idle(LONG_IDLE)
         before = self.sent_bytes
-        self.drop("both", self.client_port)
-        try:
+        with self.black_hole():
             self.send(self.request())
             self.client_ends("timeout", patience=patience)
             self.check_acked(before)
             self.check(TcpInfo(self.client).total_retransmits > 1, "the request was not retransmitted")
             self.client.close()
-        finally:
-            self.drop("none", self.client_port)
 
     def finish(self):
         for sock in (self.client, self.server):
@@ -698,13 +705,10 @@ def race_reset_closed(run):
     run.exchange(1 + run.number % 2)
     timer = run.idle_timer()
     until(timer - run.delay)
-    run.drop("right-to-left", run.client_port)
-    try:
+    with run.black_hole("right-to-left"):
         until(timer)
         run.server_ends("reset")
         until(timer + run.delay)
-    finally:
-        run.drop("none", run.client_port)
     until(timer + (4 + run.number % 4) * run.delay // 2)
     run.check(run.client_state() == TCP_ESTABLISHED, "the server's RST was not lost")
     run.send(run.request())
@@ -876,13 +880,10 @@ def silence_until_bare_reset(run):
     run.open()
     run.exchange(1 + run.number % 2)
     run.idle(LONG_IDLE)
-    run.drop("both", run.client_port)
-    try:
+    with run.black_hole():
         run.send(run.request())
         run.server_ends("reset")
         until(run.truth["client_sent_at"] + int(1.1e9))
-    finally:
-        run.drop("none", run.client_port)
     run.client_ends("ECONNRESET")
 
 
@@ -900,12 +901,9 @@ def silence_after_acknowledgement(run):
     run.server_read(len(request))
     until(now_ns() + 2 * run.delay + LATE)
     run.check_acked(run.sent_bytes)
-    run.drop("both", run.client_port)
-    try:
+    with run.black_hole():
         run.client_ends("timeout")
         run.client.close()
-    finally:
-        run.drop("none", run.client_port)
 
 
 @scenario(UNCLASSIFIED)

@@ -185,6 +185,12 @@ class View:
         begin = self.request_segments()[0][0]
         return sum(size for index, (side, _, _, _, size) in enumerate(self.all) if side == "server" and index > begin)
 
+    def acknowledged_at(self):
+        """Where the server first acknowledges all of the last request."""
+        found = [index for index, one in enumerate(self.all) if one[0] == "server" and one[1] & ACK and one[3] == self.request_end]
+        must(found, "the request was not acknowledged")
+        return found[0]
+
     def server_fin(self, acks):
         fins = self.find("server", FIN)
         must(fins, "no FIN of the server")
@@ -296,15 +302,12 @@ def silent(near, far):
 
 def given_up(near, far):
     must(near.answer_bytes() == 0, "the request was answered")
-    acked = [index for index, one in enumerate(near.all) if one[0] == "server" and one[1] & ACK and one[3] == near.request_end]
-    must(acked and acked[0] < near.find("client", FIN)[0][0], "the request was not acknowledged before the client's FIN")
+    must(near.acknowledged_at() < near.find("client", FIN)[0][0], "the request was not acknowledged before the client's FIN")
 
 
 def probed(near, far):
     must(near.answer_bytes() == 0, "the request was answered")
-    acks = [index for index, one in enumerate(near.all) if one[0] == "server" and one[1] & ACK and one[3] == near.request_end]
-    must(acks, "the request was not acknowledged")
-    probes = [one for one in near.all[acks[0] :] if one[0] == "client" and one[4] == 0 and one[2] == near.request_end - 1]
+    probes = [one for one in near.all[near.acknowledged_at() :] if one[0] == "client" and one[4] == 0 and one[2] == near.request_end - 1]
     must(probes, "no keep-alive probe")
     must(near.find("client", RST), "no RST of the client's kernel")
 
