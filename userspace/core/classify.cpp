@@ -150,6 +150,8 @@ struct Evidence {
         return c.exchange > 0 && (e.request_bytes > 0 || has(c, CONNECTION_ADOPTED_IN_EXCHANGE));
     }
 
+    [[nodiscard]] bool unanswered() const { return asked() && e.response_bytes == 0; }
+
     /// For people, who would take "0 ms" for nothing at all.
     [[nodiscard]] std::string after_text() const
     {
@@ -508,9 +510,7 @@ Classification judge_local_close(const Evidence& evidence)
         if (auto silence = judge_silence(evidence, Variant::gave_up))
             return *std::move(silence);
     }
-    return evidence.asked() && evidence.e.response_bytes == 0 && !evidence.asks_farewell()
-               ? unclassified()
-               : harmless(Ending::idle_close_by_local);
+    return evidence.unanswered() && !evidence.asks_farewell() ? unclassified() : harmless(Ending::idle_close_by_local);
 }
 
 /// This host's kernel gave up on an unanswered request.
@@ -538,10 +538,9 @@ Classification judge_closed(const Evidence& evidence)
 {
     const event& e = evidence.e;
     const connection& c = evidence.c;
-    const bool unanswered = evidence.asked() && e.response_bytes == 0;
+    const bool unanswered = evidence.unanswered();
     const auto lost = [&c](event_kind kind) { return (c.lost_kinds & 1U << kind) != 0; };
 
-    const bool farewell = e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES; // if a request at all
     if (unanswered && kernel_gave_up(e))
         return judge_given_up(evidence);
     if (has(c, CONNECTION_LOCAL_FIRST)) {
@@ -552,7 +551,7 @@ Classification judge_closed(const Evidence& evidence)
     if (has(c, CONNECTION_SENT_AFTER_FIN)) {
         if (c.fin_unacked > 0) // as judge_peer_fin() has it; the exchange has moved on since
             return lost(EVENT_PEER_FIN) ? unclassified() : Classification{};
-        if (!farewell)
+        if (e.request_bytes > FINRACE_TLS_FAREWELL_BYTES) // else no request at all
             return lost(EVENT_SENT_AFTER_FIN) ? judge_sent_after_fin(evidence) : Classification{};
         Classification at_fin = close_after_response(c);
         if (!lost(EVENT_PEER_FIN))
