@@ -55,7 +55,7 @@ static __always_inline void count_loss(enum loss place)
 		__sync_fetch_and_add(&counters->by_place[place], 1);
 }
 
-static __always_inline void count_lost_event(struct connection *c, __u8 kind)
+static __always_inline void count_lost_event(__u8 kind)
 {
 	struct loss_counters *counters = loss_counters();
 
@@ -64,7 +64,6 @@ static __always_inline void count_lost_event(struct connection *c, __u8 kind)
 		if (kind < EVENT_KINDS)
 			__sync_fetch_and_add(&counters->by_kind[kind], 1);
 	}
-	connection_note_lost_event(c, kind);
 }
 
 /* Room for an event with everything filled in that the accounting and the view know; NULL if lost (and counted). */
@@ -74,7 +73,8 @@ static __always_inline struct event *event_begin(struct connection *c, const str
 	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
 	if (!e) {
-		count_lost_event(c, kind);
+		count_lost_event(kind);
+		connection_note_lost_event(c, kind);
 		return NULL;
 	}
 	__builtin_memset(e, 0, sizeof(*e));

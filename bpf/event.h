@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever the meaning or the place of a field changes. */
-#define FINRACE_EVENT_VERSION 1
+#define FINRACE_EVENT_VERSION 2
 
 /*
  * The longest close_notify alert of TLS in use: 31 bytes by TLS 1.2 with AES-GCM (RFC 5246 6.2, RFC 5288 3), 24 by
@@ -58,6 +58,11 @@ enum event_kind {
 	EVENT_SEGMENT_AFTER_CLOSE, /* data came in after this host had closed its direction */
 	EVENT_STATE,               /* any other change of state; only where all connections are asked for */
 	EVENT_CLOSED,              /* the socket is in CLOSE: nothing follows */
+	/* Of a process that has lost an exchange, for a second: what it does next for the client behind it. */
+	EVENT_RELEASED,            /* it let go of the socket of the exchange that failed; may follow EVENT_CLOSED */
+	EVENT_TRIED,               /* it began a request, or a connection for one */
+	EVENT_CLIENT_ANSWERED,     /* it began to answer a client: another socket, which this host accepted */
+	EVENT_CLIENT_RELEASED,     /* it let go of a client's socket */
 	EVENT_KINDS
 };
 
@@ -89,6 +94,8 @@ enum connection_flag {
 	CONNECTION_BARE_RESET_WAITS = 1 << 21,
 	/* Nothing of the request had been acknowledged when this host's process, or its kernel, let go of it. */
 	CONNECTION_CLOSED_UNACKED = 1 << 22,
+	/* EVENT_CLIENT_RELEASED: the client's last bytes are newer than the last that it was sent. */
+	CONNECTION_CLIENT_WAITS = 1 << 23,
 };
 
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
@@ -195,6 +202,10 @@ struct event {
 	__u32 srtt_us;       /* smoothed round-trip time, RFC 6298 */
 	__u32 retransmits;   /* segments retransmitted over the connection's life */
 	__u32 version;       /* FINRACE_EVENT_VERSION */
+	__u32 thread;        /* thread id, from EVENT_RELEASED on; there connection.pid is the process that acts */
+	__u16 http_status;   /* EVENT_CLIENT_ANSWERED: of the HTTP/1 answer in plain text that begins here, or 0 */
+	__u8 reserved[2];
+	/* From EVENT_CLIENT_ANSWERED on, of a client's socket: the owner, and in last_byte_ns when it last sent payload. */
 	struct connection connection;
 };
 
@@ -229,7 +240,7 @@ FINRACE_AT(connection, state, 116);
 FINRACE_AT(connection, lost_events, 117);
 FINRACE_AT(connection, lost_kinds, 118);
 
-FINRACE_STATIC_ASSERT(sizeof(struct event) == 232);
+FINRACE_STATIC_ASSERT(sizeof(struct event) == 240);
 FINRACE_AT(event, timestamp_ns, 0);
 FINRACE_AT(event, bytes_sent, 8);
 FINRACE_AT(event, bytes_received, 16);
@@ -252,7 +263,9 @@ FINRACE_AT(event, unread_bytes, 96);
 FINRACE_AT(event, srtt_us, 100);
 FINRACE_AT(event, retransmits, 104);
 FINRACE_AT(event, version, 108);
-FINRACE_AT(event, connection, 112);
+FINRACE_AT(event, thread, 112);
+FINRACE_AT(event, http_status, 116);
+FINRACE_AT(event, connection, 120);
 
 #undef FINRACE_AT
 

@@ -92,6 +92,7 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u64 bytes_received;
 	__u64 bytes_acked;
+	__u64 bytes_sent;
 	__u64 tcp_wstamp_ns;
 	__u64 tcp_clock_cache;
 	__u32 rcv_nxt;
@@ -109,7 +110,39 @@ struct sk_buff {
 	__u16 transport_header;
 };
 
-struct msghdr;
+/* User memory that a process sends from. */
+struct iovec {
+	void *iov_base;
+	__u64 iov_len;
+};
+
+/* What it sends from: of these, only user memory is read. The numbers moved with 5.14 and 6.4. */
+enum iter_type {
+	ITER_IOVEC,
+	ITER_UBUF,
+};
+
+struct iov_iter {
+	__u8 iter_type;
+	__u64 iov_offset;
+	__u64 count;         /* bytes left */
+	__u64 nr_segs;       /* of __iov */
+	struct iovec *__iov; /* iov before 6.4 */
+	void *ubuf;          /* since 6.0 */
+};
+
+struct iov_iter___5_10 {
+	unsigned int type; /* and the direction in its lowest bit */
+};
+
+struct iov_iter___6_3 {
+	struct iovec *iov;
+};
+
+struct msghdr {
+	struct iov_iter msg_iter;
+};
+
 struct page;
 struct seq_file;
 

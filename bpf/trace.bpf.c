@@ -8,7 +8,7 @@
  *
  * The hot path is one hook: the send. All others run when a connection begins, ends or fails.
  */
-#include "emit.bpf.h"
+#include "client.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -191,18 +191,10 @@ static __always_inline void view_socket(struct socket_view *view, struct sock *s
 	view->retransmits = READ(tp, total_retrans);
 }
 
-static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct connection *c,
-				 const struct socket_view *view, __u8 kind, __u8 old_state, __u8 new_state)
+static __always_inline void describe_socket(struct event *e, struct sock *sk, struct tcp_sock *tp)
 {
-	__u16 observed = OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER |
-			 OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS | OBSERVED_CLOSE_CALL;
-	struct event *e;
-	__u64 acked, received;
+	__u32 received;
 
-	connection_refine_request_time(c, view, READ(tp, tcp_wstamp_ns), 3 * tick_ns);
-	e = event_begin(c, view, kind, old_state, new_state, observed);
-	if (!e)
-		return;
 	if (READ(sk, __sk_common.skc_family) == AF_INET) {
 		__u32 local = READ(sk, __sk_common.skc_rcv_saddr), peer = READ(sk, __sk_common.skc_daddr);
 
@@ -219,6 +211,35 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 	e->peer_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
 	e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 	e->socket_error = READ(sk, sk_err);
+	received = READ(tp, rcv_nxt) - READ(tp, copied_seq);
+	e->unread_bytes = received && received_fin(sk) ? received - 1 : received;
+	e->srtt_us = READ(tp, srtt_us) >> 3;
+}
+
+/* Who does what is reported now. */
+static __always_inline void name_actor(struct event *e)
+{
+	__u64 actor = bpf_get_current_pid_tgid();
+
+	e->thread = (__u32)actor;
+	e->connection.pid = actor >> 32;
+}
+
+#define OBSERVED_HERE                                                                                             \
+	(OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER |                 \
+	 OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS | OBSERVED_CLOSE_CALL)
+
+static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct connection *c,
+				 const struct socket_view *view, __u8 kind, __u8 old_state, __u8 new_state)
+{
+	struct event *e;
+	__u64 acked;
+
+	connection_refine_request_time(c, view, READ(tp, tcp_wstamp_ns), 3 * tick_ns);
+	e = event_begin(c, view, kind, old_state, new_state, OBSERVED_HERE);
+	if (!e)
+		return;
+	describe_socket(e, sk, tp);
 	/* bytes_acked counts our SYN and, once acknowledged, our FIN, which is not queued yet at EVENT_LOCAL_FIN. */
 	acked = READ(tp, bytes_acked);
 	if (acked && (c->flags & CONNECTION_CLIENT))
@@ -227,10 +248,146 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 	    READ(tp, snd_una) == READ(tp, write_seq))
 		acked--;
 	e->bytes_sent = acked;
-	received = READ(tp, rcv_nxt) - READ(tp, copied_seq);
-	e->unread_bytes = received && received_fin(sk) ? received - 1 : received;
-	e->srtt_us = READ(tp, srtt_us) >> 3;
+	if (kind >= EVENT_RELEASED)
+		name_actor(e);
 	event_end(e);
+}
+
+/* The last that came from a client is newer than the last that it was sent. Exact to a tick. */
+static __always_inline int client_waits(struct tcp_sock *tp)
+{
+	if (!READ(tp, bytes_received))
+		return 0;
+	return !READ(tp, bytes_sent) || (__s32)(READ(tp, inet_conn.icsk_ack.lrcvtime) - READ(tp, lsndtime)) > 0;
+}
+
+/*
+ * When a client's last bytes came in, or were read, which takes the time too (tcp_rcv_space_adjust()). What else takes
+ * it comes later: a delayed acknowledgement after TCP_DELACK_MIN (40 ms), a FIN. Then it is known to a tick: not later.
+ */
+static __always_inline __u64 client_asked_ns(struct sock *sk, struct tcp_sock *tp, __u64 now_ns)
+{
+	__u64 received_ns = jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), now_ns) - tick_ns;
+	__u64 stamp_ns = READ(tp, tcp_clock_cache);
+
+	if (!received_fin(sk) && stamp_ns >= received_ns && stamp_ns - received_ns < DELAYED_ACK_NS)
+		return stamp_ns;
+	return received_ns;
+}
+
+static __always_inline void fill_client_event(struct event *e, struct sock *sk, struct tcp_sock *tp, __u8 kind)
+{
+	__u8 state = READ(sk, __sk_common.skc_state);
+
+	e->timestamp_ns = bpf_ktime_get_ns();
+	e->kind = kind;
+	e->old_state = state;
+	e->new_state = state;
+	e->observed = OBSERVED_HERE;
+	e->version = FINRACE_EVENT_VERSION;
+	describe_socket(e, sk, tp);
+	name_actor(e);
+	e->connection.state = state;
+	e->connection.last_byte_ns = client_asked_ns(sk, tp, e->timestamp_ns);
+	if (client_waits(tp))
+		e->connection.flags = CONNECTION_CLIENT_WAITS;
+}
+
+static __always_inline void report_client(struct sock *sk, struct tcp_sock *tp, __u8 kind, __u32 status)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		count_lost_event(kind);
+		return;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	fill_client_event(e, sk, tp, kind);
+	e->http_status = status;
+	event_end(e);
+}
+
+/* A process sends on a socket that this host accepted, perhaps the first bytes of an answer. */
+static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
+{
+	__u64 actor = bpf_get_current_pid_tgid();
+	__u32 thread = (__u32)actor;
+	struct tcp_sock *tp = tcp_of(sk);
+	struct event *answer;
+	__u32 status;
+
+	if (!tp || !READ(tp, bytes_received))
+		return 0;
+	if (READ(tp, bytes_sent) && (__s32)(READ(tp, lsndtime) - READ(tp, inet_conn.icsk_ack.lrcvtime)) > 0)
+		return 0; /* more of it */
+	if (anybody_lost() && take_report(actor >> 32)) {
+		report_client(sk, tp, EVENT_CLIENT_ANSWERED, message ? http_status_of(message) : 0);
+		return 0;
+	}
+	status = message ? http_status_of(message) : 0;
+	if (status && status < 400)
+		return 0;
+	/* lighttpd answers all clients whose time is over, and then lets go of their upstreams. */
+	answer = bpf_map_lookup_elem(&late_answers, &thread);
+	if (answer && answer->http_status)
+		tell_late_answer(answer, bpf_ktime_get_ns());
+	bpf_map_update_elem(&late_answers, &thread, &no_event, BPF_ANY);
+	answer = bpf_map_lookup_elem(&late_answers, &thread);
+	if (!answer)
+		return 0;
+	fill_client_event(answer, sk, tp, EVENT_CLIENT_ANSWERED);
+	answer->http_status = status;
+	return 0;
+}
+
+/* A process lets go of a socket that this host accepted. */
+static __noinline int on_client_release(struct sock *sk)
+{
+	struct tcp_sock *tp = tcp_of(sk);
+	__u8 state;
+
+	if (!tp || !READ(sk, __sk_common.skc_dport))
+		return 0;
+	state = READ(sk, __sk_common.skc_state);
+	/* A client that left while it waited is told of in any case: some proxies let go of it first (Node.js). */
+	if ((anybody_lost() && take_report(bpf_get_current_pid_tgid() >> 32)) ||
+	    ((state == TCP_STATE_CLOSE_WAIT || state == TCP_STATE_LAST_ACK || state == TCP_STATE_CLOSE) &&
+	     client_waits(tp)))
+		report_client(sk, tp, EVENT_CLIENT_RELEASED, 0);
+	return 0;
+}
+
+/* Whether an end met a request without an answer, or broke one off: then somebody waits for what comes of it. */
+static __always_inline int loses_exchange(const struct connection *c, const struct socket_view *view)
+{
+	__u32 request = connection_request_bytes(c, view->send_next);
+
+	if (!(c->flags & CONNECTION_CLIENT))
+		return 0;
+	if (c->state == TCP_STATE_SYN_SENT)
+		return 1;
+	if (!c->exchange || (!request && !(c->flags & CONNECTION_ADOPTED_IN_EXCHANGE)))
+		return 0;
+	if (c->exchange > 1 && request <= FINRACE_TLS_FAREWELL_BYTES)
+		return 0;
+	return c->flags & CONNECTION_PEER_RESET || connection_awaits_response(c, view->bytes_received);
+}
+
+/* A process begins a request, or a connection for one. */
+static __noinline int on_try(struct sock *sk)
+{
+	struct connection *c = connection_lookup(sk);
+	struct socket_view view = {};
+	struct tcp_sock *tp;
+
+	if (!c || !(c->flags & CONNECTION_CLIENT) || !take_report(bpf_get_current_pid_tgid() >> 32))
+		return 0;
+	tp = tcp_of(sk);
+	if (!tp)
+		return 0;
+	view_socket(&view, sk, tp, c);
+	emit(sk, tp, c, &view, EVENT_TRIED, c->state, c->state);
+	return 0;
 }
 
 /* Out of line, so that the plain send below spills nothing. */
@@ -241,7 +398,7 @@ static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
 	struct tcp_sock *tp;
 	__u64 received;
 
-	if (!c)
+	if (!c || c->state == TCP_STATE_CLOSE)
 		return 0;
 	tp = tcp_of(sk);
 	if (!tp)
@@ -270,35 +427,53 @@ static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
 	return 0;
 }
 
+/*
+ * Whether a socket answers so late that its process may have waited for something in vain. Where no plain load can
+ * tell, it would cost every send too much.
+ */
+static __always_inline int answers_late(struct sock *sk)
+{
+	return have_rdonly_cast && (__u32)bpf_jiffies64() - READ(tcp_of(sk), inet_conn.icsk_ack.lrcvtime) >
+					   patience_ticks;
+}
+
 /* Every way to send payload ends in one of two functions, with the socket locked and its backlog processed. */
-static __always_inline int on_send(struct sock *sk, __u64 bytes)
+static __always_inline int on_send(struct sock *sk, struct msghdr *message, __u64 bytes)
 {
 	struct connection *c = connection_of_sender(sk);
 	struct tcp_sock *tp;
 	__u32 ticks;
+	int tries;
 
-	if (!c)
-		return 0;
+	if (!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) {
+		if (anybody_lost() || answers_late(sk))
+			on_client_send(sk, message);
+		if (!c)
+			return 0;
+	}
 	tp = tcp_of(sk);
 	if (!tp)
 		return 0;
 	/* No clock is read: the socket's own has been since payload came in (tcp_mstamp_refresh()). */
 	ticks = (__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime);
+	tries = anybody_lost() && connection_begins_exchange(c, READ(tp, bytes_received));
 	if (!connection_plain_send(c, READ(tp, tcp_clock_cache), ticks, READ(tp, bytes_received), READ(tp, write_seq)))
 		on_notable_send(sk, bytes);
+	if (tries)
+		on_try(sk);
 	return 0;
 }
 
 /* send(), sendmsg(), write(), writev(), MSG_ZEROCOPY, io_uring; from 6.5 also sendfile() and splice(). */
 HOOK(trace_send, tcp_sendmsg_locked, struct sock *sk, struct msghdr *message, unsigned long bytes)
 {
-	return on_send(sk, bytes);
+	return on_send(sk, message, bytes);
 }
 
 /* sendfile() and splice(), and kernel TLS, up to 6.4. */
 HOOK(trace_sendpages, do_tcp_sendpages, struct sock *sk, struct page *page, int offset, unsigned long bytes)
 {
-	return on_send(sk, bytes);
+	return on_send(sk, NULL, bytes);
 }
 
 static __always_inline void on_opening(struct sock *sk, __u8 old_state)
@@ -319,6 +494,8 @@ static __always_inline void on_opening(struct sock *sk, __u8 old_state)
 		view_socket(&view, sk, tp, c);
 		emit(sk, tp, c, &view, EVENT_STATE, old_state, TCP_STATE_SYN_SENT);
 	}
+	if (anybody_lost())
+		on_try(sk);
 }
 
 static __always_inline void on_accepting(struct sock *sk)
@@ -339,6 +516,7 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 	struct connection *c;
 	struct tcp_sock *tp;
 	__u8 kind = 0;
+	int lost = 0;
 
 	if (READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
@@ -379,6 +557,8 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 	case TCP_STATE_CLOSING:
 		connection_peer_fin(c, &view);
 		kind = EVENT_PEER_FIN;
+		if (loses_exchange(c, &view))
+			expect_outcome(c->pid);
 		break;
 	case TCP_STATE_FIN_WAIT1:
 	case TCP_STATE_LAST_ACK:
@@ -401,6 +581,9 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 		if (old_state == TCP_STATE_FIN_WAIT2 && received_fin(sk))
 			connection_peer_fin(c, &view);
 		kind = old_state == TCP_STATE_SYN_SENT ? EVENT_OPEN_FAILED : EVENT_CLOSED;
+		lost = !(c->flags & CONNECTION_SOCKET_CLOSED) && loses_exchange(c, &view);
+		if (lost)
+			expect_outcome(c->pid);
 		break;
 	default:
 		kind = report_states ? EVENT_STATE : 0;
@@ -409,7 +592,8 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 	c->state = new_state;
 	if (kind)
 		emit(sk, tp, c, &view, kind, old_state, new_state);
-	if (new_state == TCP_STATE_CLOSE)
+	/* What its process is yet to notice is kept until it lets go: trace_close. */
+	if (new_state == TCP_STATE_CLOSE && !lost)
 		connection_forget(sk);
 	return 0;
 }
@@ -458,13 +642,34 @@ int BPF_PROG(trace_state_nested, struct sock *sk, int old_state, int new_state)
 /* The process lets go of its socket. What the kernel then sends (FIN, RST, nothing) shows in the other hooks. */
 HOOK(trace_close, tcp_close, struct sock *sk)
 {
+	__u32 thread = (__u32)bpf_get_current_pid_tgid();
 	struct connection *c = connection_lookup(sk);
+	struct socket_view view = {};
+	struct event *answer;
+	struct tcp_sock *tp;
 
+	if (!c || !(c->flags & CONNECTION_CLIENT))
+		on_client_release(sk);
 	if (!c)
 		return 0;
 	c->flags |= CONNECTION_SOCKET_CLOSED;
 	if (!c->pid)
 		set_owner(c);
+	tp = tcp_of(sk);
+	if (!tp)
+		return 0;
+	view_socket(&view, sk, tp, c);
+	if (c->state == TCP_STATE_CLOSE || loses_exchange(c, &view)) {
+		emit(sk, tp, c, &view, EVENT_RELEASED, c->state, c->state);
+		expect_outcome(bpf_get_current_pid_tgid() >> 32);
+		answer = bpf_map_lookup_elem(&late_answers, &thread);
+		if (answer) {
+			tell_late_answer(answer, view.now_ns);
+			bpf_map_delete_elem(&late_answers, &thread);
+		}
+	}
+	if (c->state == TCP_STATE_CLOSE)
+		connection_forget(sk);
 	return 0;
 }
 
@@ -523,6 +728,8 @@ static __always_inline int on_reset(struct sock *sk, struct sk_buff *skb)
 		return 0;
 	}
 	connection_peer_reset(c, &view, &reset);
+	if (loses_exchange(c, &view))
+		expect_outcome(c->pid);
 	if (state != TCP_STATE_SYN_SENT) /* that is an open that failed: its event follows at once */
 		emit(sk, tp, c, &view, EVENT_PEER_RESET, state, state);
 	return 0;
@@ -607,7 +814,7 @@ HOOK(trace_active_reset, tcp_send_active_reset, struct sock *sk)
 	struct tcp_sock *tp;
 	__u8 state;
 
-	if (!c)
+	if (!c || c->state == TCP_STATE_CLOSE)
 		return 0;
 	tp = tcp_of(sk);
 	if (!tp)

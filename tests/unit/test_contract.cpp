@@ -20,7 +20,7 @@
 
 static_assert(sizeof(connection) <= 120, "192 bytes a connection in the kernel, the kernel's own share included");
 static_assert(sizeof(connection) % alignof(connection) == 0);
-static_assert(sizeof(event) == 232);
+static_assert(sizeof(event) == 240);
 static_assert(alignof(event) == 8 && alignof(connection) == 8);
 static_assert(std::is_trivially_copyable_v<event> && std::is_standard_layout_v<event>);
 static_assert(std::is_trivially_copyable_v<loss_counters> && std::is_standard_layout_v<loss_counters>);
@@ -56,7 +56,8 @@ constexpr unsigned states[] = {
 constexpr unsigned kinds[] = {
     EVENT_OPENED,    EVENT_OPEN_FAILED, EVENT_PEER_FIN,       EVENT_PEER_RESET,
     EVENT_LOCAL_FIN, EVENT_LOCAL_RESET, EVENT_SENT_AFTER_FIN, EVENT_SEGMENT_AFTER_CLOSE,
-    EVENT_STATE,     EVENT_CLOSED,
+    EVENT_STATE,     EVENT_CLOSED,      EVENT_RELEASED,       EVENT_TRIED,
+    EVENT_CLIENT_ANSWERED, EVENT_CLIENT_RELEASED,
 };
 
 constexpr unsigned flags[] = {
@@ -65,6 +66,8 @@ constexpr unsigned flags[] = {
     CONNECTION_RESET_AT_FIN, CONNECTION_RESET_BEYOND_FIN, CONNECTION_LOCAL_FIN,       CONNECTION_LOCAL_RESET,
     CONNECTION_LOCAL_FIRST,  CONNECTION_SENT_AFTER_FIN,   CONNECTION_SOCKET_CLOSED,   CONNECTION_STATE_CALLBACKS,
     CONNECTION_IGNORED,      CONNECTION_DATA_AFTER_CLOSE, CONNECTION_EARLIER_UNACKED,
+    CONNECTION_FIN_WAITS,    CONNECTION_RESET_WITH_ACK_WAITS, CONNECTION_BARE_RESET_WAITS, CONNECTION_CLOSED_UNACKED,
+    CONNECTION_CLIENT_WAITS,
 };
 
 constexpr unsigned observed_bits[] = {
@@ -137,6 +140,9 @@ TEST_CASE("fields of the contract follow each other without a hole", "[contract]
     follows(e.srtt_us);
     follows(e.retransmits);
     follows(e.version);
+    follows(e.thread);
+    follows(e.http_status);
+    follows(e.reserved);
     CHECK(at(e.connection) == next);
     follows(e.connection.id);
     follows(e.connection.opened_ns);

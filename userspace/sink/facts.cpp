@@ -26,6 +26,10 @@ std::string_view kind_name(unsigned kind)
         "segment_after_close",
         "state",
         "closed",
+        "released",
+        "tried",
+        "client_answered",
+        "client_released",
     };
     return kind < names.size() ? names[kind] : std::string_view{};
 }

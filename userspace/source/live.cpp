@@ -360,6 +360,8 @@ struct TraceSource : LiveSource::Implementation {
         const bool reset_has_segment = types.parameters("tcp_reset").value_or(0) >= 2;
         owner.configure(options);
         owner->rodata->reset_has_segment = reset_has_segment;
+        owner->rodata->ticks_per_second = static_cast<std::uint32_t>(1'000'000'000 / tick_ns());
+        owner->rodata->patience_ticks = owner->rodata->ticks_per_second / 2;
         owner->rodata->have_rdonly_cast = types.parameters("bpf_rdonly_cast").has_value();
         if (bpf_map__type(owner->maps.connections) == BPF_MAP_TYPE_HASH) {
             bpf_map__set_max_entries(owner->maps.connections, options.max_connections);
@@ -676,6 +678,11 @@ std::uint64_t LiveSource::connections_adopted() const
 const std::string& LiveSource::backend() const
 {
     return implementation_->backend;
+}
+
+bool LiveSource::tells_outcomes() const
+{
+    return implementation_->backend == "trace";
 }
 
 const std::string& LiveSource::attach() const

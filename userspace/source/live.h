@@ -61,6 +61,7 @@ public:
     [[nodiscard]] std::uint64_t connections_begun() const; ///< opened, accepted and adopted, as far as followed
     [[nodiscard]] std::uint64_t connections_adopted() const;
     [[nodiscard]] const std::string& backend() const; ///< "trace" or "cgroup"
+    [[nodiscard]] bool tells_outcomes() const;        ///< makes events from EVENT_RELEASED on
     [[nodiscard]] const std::string& attach() const;  ///< "fentry", "kprobe"; empty for cgroup
     [[nodiscard]] const std::vector<Hook>& hooks() const;
     /// Things that went wrong without stopping anything (a namespace that can't be entered), for people.

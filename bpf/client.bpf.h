@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/*
+ * What a process does next once it has lost an exchange: whether it tries again, and what the client behind it gets.
+ * Proxies do that in the same turn of their loop, as a rule, or within milliseconds from another thread. So nothing is
+ * kept of healthy exchanges: for one second after a loss, and for so many reports, each request that the process begins,
+ * each answer that it begins and each client's socket that it lets go of is an event of its own.
+ */
+#ifndef FINRACE_CLIENT_BPF_H
+#define FINRACE_CLIENT_BPF_H
+
+#include "emit.bpf.h"
+
+#define REPORTS_FOR_A_LOSS 16
+#define DELAYED_ACK_NS (30 * FINRACE_NS_PER_MS) /* the first is sent later */
+#define LATE_ANSWER_NS (20 * FINRACE_NS_PER_MS) /* older, it belongs to another turn of its thread */
+
+/* By process (thread group id). */
+struct lost_exchange {
+	__u64 until; /* jiffies */
+	__s64 reports_left;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct lost_exchange);
+} lost_exchanges SEC(".maps");
+
+/*
+ * The last answer of a thread that may be an error of its own, kept until the thread answers the next client or lets go
+ * of a request: some proxies answer their client first (HAProxy, lighttpd).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct event);
+} late_answers SEC(".maps");
+
+const struct event no_event = {};
+
+__u64 loss_until; /* jiffies: the latest of lost_exchanges */
+
+const volatile __u32 ticks_per_second = 250; /* set by the loader */
+const volatile __u32 patience_ticks = 125;   /* set by the loader: who answers this late may have waited in vain */
+
+static __always_inline int anybody_lost(void)
+{
+	return bpf_jiffies64() < loss_until;
+}
+
+/* A process, 0 if not known, has lost an exchange, or is about to notice. */
+static __always_inline void expect_outcome(__u32 pid)
+{
+	struct lost_exchange lost = {
+		.until = bpf_jiffies64() + ticks_per_second,
+		.reports_left = REPORTS_FOR_A_LOSS,
+	};
+
+	if (!pid)
+		return;
+	bpf_map_update_elem(&lost_exchanges, &pid, &lost, BPF_ANY);
+	loss_until = lost.until;
+}
+
+/* Whether what `pid` does now is to be reported: takes one of its reports. */
+static __always_inline int take_report(__u32 pid)
+{
+	struct lost_exchange *lost = bpf_map_lookup_elem(&lost_exchanges, &pid);
+
+	if (!lost || bpf_jiffies64() >= lost->until || lost->reports_left <= 0)
+		return 0;
+	__sync_fetch_and_add(&lost->reports_left, -1);
+	return 1;
+}
+
+/* `answer` is a late_answers entry. */
+static __always_inline void tell_late_answer(const struct event *answer, __u64 now_ns)
+{
+	if (answer->timestamp_ns + LATE_ANSWER_NS > now_ns &&
+	    bpf_ringbuf_output(&events, (void *)answer, sizeof(*answer), BPF_RB_NO_WAKEUP))
+		count_lost_event(EVENT_CLIENT_ANSWERED);
+}
+
+#define STATUS_LINE_BYTES 12 /* "HTTP/1.1 502" */
+#define STATUS_LINE_PARTS 4  /* Varnish writes it in five, of which the third is the code */
+
+/* The status code of an HTTP/1 answer (RFC 9112 4), 0 if these bytes are no such answer's. */
+static __always_inline __u32 parse_status_line(const char *line)
+{
+	static const char version[] = { 'H', 'T', 'T', 'P', '/', '1', '.' };
+	__u32 code = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < (int)sizeof(version); i++)
+		if (line[i] != version[i])
+			return 0;
+	if (line[8] != ' ')
+		return 0;
+#pragma unroll
+	for (i = 9; i < STATUS_LINE_BYTES; i++) {
+		if (line[i] < '0' || line[i] > '9')
+			return 0;
+		code = code * 10 + (line[i] - '0');
+	}
+	return code;
+}
+
+/* Of what a process is about to send, from its own memory, in plain text; 0 if that can't be told. */
+static __noinline __u32 http_status_of(struct msghdr *message)
+{
+	struct iov_iter *iter = &message->msg_iter;
+	char line[32] = {};
+	__u64 offset = BPF_CORE_READ(iter, iov_offset);
+	struct iovec *parts = NULL;
+	void *whole = NULL;
+	__u64 count = 1, have = 0;
+	int i;
+
+	if (bpf_core_field_exists(iter->iter_type)) {
+		__u8 type = BPF_CORE_READ(iter, iter_type);
+
+		if (bpf_core_enum_value_exists(enum iter_type, ITER_UBUF) &&
+		    type == bpf_core_enum_value(enum iter_type, ITER_UBUF))
+			whole = BPF_CORE_READ(iter, ubuf);
+		else if (type != bpf_core_enum_value(enum iter_type, ITER_IOVEC))
+			return 0;
+	} else if ((BPF_CORE_READ((struct iov_iter___5_10 *)iter, type) & ~1U) !=
+		   bpf_core_enum_value(enum iter_type, ITER_IOVEC)) {
+		return 0;
+	}
+	if (!whole) {
+		count = BPF_CORE_READ(iter, nr_segs);
+		if (bpf_core_field_exists(iter->__iov))
+			parts = BPF_CORE_READ(iter, __iov);
+		else
+			parts = BPF_CORE_READ((struct iov_iter___6_3 *)iter, iov);
+	}
+#pragma unroll
+	for (i = 0; i < STATUS_LINE_PARTS; i++) {
+		struct iovec part = { .iov_base = whole, .iov_len = BPF_CORE_READ(iter, count) + offset };
+		__u64 length, at;
+
+		if ((__u64)i >= count || have >= STATUS_LINE_BYTES)
+			break;
+		if (!whole && bpf_probe_read_kernel(&part, sizeof(part), parts + i))
+			return 0;
+		if (part.iov_len < offset)
+			return 0;
+		length = part.iov_len - offset;
+		if (length > STATUS_LINE_BYTES - have)
+			length = STATUS_LINE_BYTES - have;
+		at = have;
+		/* The compiler knows that both are small; the verifier wants to see it. */
+		asm volatile("" : "+r"(length), "+r"(at));
+		if (bpf_probe_read_user(line + (at & 15), length & 15, part.iov_base + offset))
+			return 0;
+		have += length;
+		offset = 0;
+	}
+	return have < STATUS_LINE_BYTES ? 0 : parse_status_line(line);
+}
+
+#endif /* FINRACE_CLIENT_BPF_H */
