@@ -114,4 +114,21 @@ inline Upstream known_upstream()
     return upstream;
 }
 
+/// Another upstream was tried a quarter of a millisecond later, and the client got a 200.
+inline Outcome retried()
+{
+    Client client{
+        .port = 4000, .family = 4, .left = false, .answered = true, .status = 200, .certainty = Certainty::possible};
+    ::inet_pton(AF_INET, "192.0.2.7", client.address.data());
+    UpstreamKey upstream{};
+    ::inet_pton(AF_INET, "10.0.0.3", upstream.address.data());
+    upstream.port = 8001;
+    upstream.family = 4;
+    return {.client = client,
+            .retry = Retry{.connection_id = 255, .upstream = upstream, .after_ns = ms / 4},
+            .known = true,
+            .settled = false,
+            .named = false};
+}
+
 } // namespace finrace::test

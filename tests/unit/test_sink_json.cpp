@@ -248,6 +248,32 @@ TEST_CASE("a whole connection with its states")
     CHECK(record["finrace"]["close"] == Json({{"by", "peer"}, {"how", "fin"}}));
 }
 
+TEST_CASE("what became of the exchange")
+{
+    const auto finrace_of = [](const Outcome& outcome) {
+        return verdict_record(origin, crossing(), race(), known_upstream(), "x", outcome);
+    };
+    CHECK(!finrace_of({})["finrace"].contains("outcome"));
+    const Json whole = finrace_of(retried());
+    CHECK(
+        whole["finrace"]["outcome"].dump() ==
+        R"({"retried":true,"retry":{"connection_id":"ff","peer_address":"10.0.0.3","peer_port":8001,"after_ms":0.25},)"
+        R"("client_address":"192.0.2.7","client_port":4000,"client_left":false,"client_answered":true,)"
+        R"("certainty":"possible"})");
+    CHECK(whole["http"]["response"]["status_code"] == 200);
+
+    Outcome outcome = retried();
+    outcome.client->status = 0; // not HTTP/1 in plain text
+    CHECK(!finrace_of(outcome).contains("http"));
+    outcome.retry.reset();
+    CHECK(finrace_of(outcome)["finrace"]["outcome"]["retried"] == false);
+    outcome.known = false;
+    CHECK(!finrace_of(outcome)["finrace"]["outcome"].contains("retried"));
+    outcome = retried();
+    outcome.client.reset();
+    CHECK(finrace_of(outcome)["finrace"]["outcome"].size() == 2);
+}
+
 TEST_CASE("states that were missed have no time")
 {
     StateHistories histories(2);
@@ -298,7 +324,8 @@ TEST_CASE("every kind of record conforms to the schema, and nothing else does")
     for (int variant = 0; variant <= static_cast<int>(Variant::gave_up); ++variant)
         lines.push_back(to_line(
             verdict_record(origin, crossing_closed(), race(static_cast<Variant>(variant)), known_upstream(), "x")));
-    for (unsigned kind = 1; kind < EVENT_KINDS; ++kind) {
+    lines.push_back(to_line(verdict_record(origin, crossing(), race(), known_upstream(), "x", retried())));
+    for (unsigned kind = 1; kind < EVENT_RELEASED; ++kind) {
         if (kind == EVENT_OPENED || kind == EVENT_STATE)
             continue; // nothing ends with these
         event e = crossing_closed();
@@ -331,9 +358,10 @@ TEST_CASE("every kind of record conforms to the schema, and nothing else does")
 
     // A field that nobody documented, at each level that has one, and a record of no known kind.
     for (const char* pointer : {"/new", "/network/new", "/finrace/new", "/finrace/connection/new",
-                                "/finrace/evidence/new", "/process/executable/new", "/finrace/close/new"}) {
+                                "/finrace/evidence/new", "/process/executable/new", "/finrace/close/new", "/http/new",
+                                "/http/response/new", "/finrace/outcome/new", "/finrace/outcome/retry/new"}) {
         CAPTURE(pointer);
-        Json record = verdict_of(crossing());
+        Json record = verdict_record(origin, crossing(), race(), known_upstream(), "x", retried());
         record[Json::json_pointer(pointer)] = 1;
         CHECK(check_records({to_line(record)}) == 1);
     }

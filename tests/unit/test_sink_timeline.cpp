@@ -20,6 +20,7 @@ Sighting sighting(const event& judged, const event& last, Verdict verdict = race
     return {.judged = judged,
             .last = last,
             .verdict = std::move(verdict),
+            .outcome = {},
             .idle_timeout = known_upstream().idle_timeout.timeout(),
             .process_name = "nginx"};
 }
@@ -44,6 +45,29 @@ TEST_CASE("a crossing as a timeline")
           "         +40.113 ms  ◀──  RST       its number is the FIN's: answers what was sent before the FIN came\n"
           "  They crossed.\n"
           "\n");
+}
+
+TEST_CASE("what the client got")
+{
+    Sighting one = sighting(crossing(), crossing_closed());
+    const auto last_line = [&one] {
+        const std::string text = show(one);
+        const std::size_t message = text.find("They crossed.\n");
+        REQUIRE(message != std::string::npos);
+        return text.substr(message + 14);
+    };
+    CHECK(last_line() == "\n");
+    one.outcome = retried();
+    CHECK(last_line() ==
+          "  Tried again 0.250 ms later, on 10.0.0.3:8001. The client 192.0.2.7:4000 (perhaps) got 200.\n\n");
+    one.outcome.retry.reset();
+    one.outcome.client->certainty = Certainty::likely;
+    CHECK(last_line() == "  The client 192.0.2.7:4000 got 200.\n\n");
+    one.outcome.client->status = 0;
+    CHECK(last_line() == "  The client 192.0.2.7:4000 was answered; the status can't be read.\n\n");
+    one.outcome.client->answered = false;
+    one.outcome.client->left = true;
+    CHECK(last_line() == "  The client 192.0.2.7:4000 got no answer. It had left by then.\n\n");
 }
 
 TEST_CASE("a stale send puts the FIN before the request, and takes the request's size from the end")

@@ -68,6 +68,7 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick)
     signals_ = opened(::signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd()");
 
     source_ = std::make_unique<LiveSource>(options.live);
+    docket_.emplace(source_->tells_outcomes(), [this](const Judged& judged) { on_judged(judged); });
     say_warnings();
     for (const Hook& hook : source_->hooks())
         if (!hook.attached)
@@ -89,8 +90,18 @@ std::uint64_t LiveLoop::connections_ended(const loss_counters& losses) const
     return ended_ + losses.by_kind[EVENT_CLOSED] + losses.by_kind[EVENT_OPEN_FAILED];
 }
 
+void LiveLoop::on_judged(const Judged& judged)
+{
+    if (judged.classification.ending == Ending::unclassified)
+        ++unclassified_;
+    if (!judged.classification.verdict)
+        return;
+    ++verdicts_[judged.classification.verdict->cause];
+    listener_->on_verdict(judged);
+}
+
 /// Returns true if there is more.
-bool LiveLoop::take_in(LiveListener& listener)
+bool LiveLoop::take_in()
 {
     if (const auto now = std::chrono::steady_clock::now(); now - clock_measured_ >= clock_measured_every) {
         clock_.measure();
@@ -100,31 +111,30 @@ bool LiveLoop::take_in(LiveListener& listener)
         ++events_;
         if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
             ++ended_;
-        if (!filter_.matches(e))
+        // What tells of outcomes is about others as well: a client's connection, another upstream's.
+        const bool tells_outcome = e.kind >= EVENT_RELEASED;
+        if (!tells_outcome && !filter_.matches(e))
             return;
-        const Classification classification = account(e, upstreams_);
-        if (classification.verdict)
-            ++verdicts_[classification.verdict->cause];
-        if (classification.ending == Ending::unclassified)
-            ++unclassified_;
-        static const Upstream nothing_known;
-        const bool of_upstream = (e.connection.flags & CONNECTION_CLIENT) != 0;
-        listener.on_event(e, classification, of_upstream ? upstreams_.at(UpstreamKey::of(e)) : nothing_known);
+        if (!tells_outcome)
+            listener_->on_event(e);
+        docket_->take(e);
     });
+    docket_->advance(WallClock::monotonic_now_ns());
     say_warnings();
     return more;
 }
 
-bool LiveLoop::goes_on_after_signal(LiveListener& listener)
+bool LiveLoop::goes_on_after_signal()
 {
     signalfd_siginfo signal{};
     if (::read(signals_.get(), &signal, sizeof(signal)) != sizeof(signal))
         return true;
-    return signal.ssi_signo == SIGHUP && (listener.on_hangup() || hangup_ignored_);
+    return signal.ssi_signo == SIGHUP && (listener_->on_hangup() || hangup_ignored_);
 }
 
 void LiveLoop::run(LiveListener& listener)
 {
+    listener_ = &listener;
     const Descriptor epoll = opened(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1()");
     const Descriptor timer = opened(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create()");
     const itimerspec period{.it_interval = to_timespec(tick_), .it_value = to_timespec(tick_)};
@@ -156,7 +166,7 @@ void LiveLoop::run(LiveListener& listener)
         for (int i = 0; i < count; ++i) {
             const int fd = ready[static_cast<std::size_t>(i)].data.fd;
             if (fd == signals_.get()) {
-                running = goes_on_after_signal(listener);
+                running = goes_on_after_signal();
                 watch_output(); // what was opened anew is not watched any more
             } else if (fd == timer.get()) {
                 std::uint64_t expirations = 0;
@@ -165,13 +175,14 @@ void LiveLoop::run(LiveListener& listener)
                 listener.on_reader_left();
             }
         }
-        more = take_in(listener);
+        more = take_in();
         if (!listener.on_tick())
             running = false;
     }
     for (const auto end = std::chrono::steady_clock::now() + longest_farewell;
          more && std::chrono::steady_clock::now() < end;)
-        more = take_in(listener);
+        more = take_in();
+    docket_->finish();
 }
 
 } // namespace finrace

@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "cli/options.h"
 #include "core/classify.h"
+#include "core/docket.h"
 #include "core/upstream.h"
 #include "sink/clock.h"
 #include "source/descriptor.h"
@@ -26,8 +28,10 @@ public:
     LiveListener(const LiveListener&) = delete;
     LiveListener& operator=(const LiveListener&) = delete;
 
-    /// An event that the filter lets through, judged and counted.
-    virtual void on_event(const event& e, const Classification& classification, const Upstream& upstream) = 0;
+    /// An event that the filter lets through, as it comes.
+    virtual void on_event(const event& e) = 0;
+    /// A verdict. It may come a while after its event: when its outcome is known.
+    virtual void on_verdict(const Judged& judged) = 0;
     /// After each look at the ring, and at least once a tick. Returns false to end the loop.
     virtual bool on_tick() = 0;
     /// To be watched: its reader's leaving, and room for what waits; -1 for none.
@@ -47,7 +51,7 @@ public:
     void run(LiveListener& listener);
 
     [[nodiscard]] const LiveSource& source() const { return *source_; }
-    [[nodiscard]] const Upstreams& upstreams() const { return upstreams_; }
+    [[nodiscard]] const Upstreams& upstreams() const { return docket_->upstreams(); }
     [[nodiscard]] const WallClock& clock() const { return clock_; }
     [[nodiscard]] std::uint64_t events() const { return events_; } ///< all, before the filter
     /// Those whose end was lost included; `losses` is source().losses().
@@ -56,8 +60,9 @@ public:
     [[nodiscard]] std::uint64_t unclassified() const { return unclassified_; }
 
 private:
-    bool take_in(LiveListener& listener);
-    bool goes_on_after_signal(LiveListener& listener);
+    bool take_in();
+    void on_judged(const Judged& judged);
+    bool goes_on_after_signal();
     void say_warnings();
 
     Filter filter_;
@@ -66,7 +71,8 @@ private:
     bool hangup_ignored_ = false; ///< by nohup
     std::unique_ptr<LiveSource> source_;
     std::size_t warnings_said_ = 0;
-    Upstreams upstreams_;
+    std::optional<Docket> docket_;
+    LiveListener* listener_ = nullptr; ///< while it runs
     WallClock clock_;
     std::chrono::steady_clock::time_point clock_measured_;
     std::uint64_t events_ = 0;

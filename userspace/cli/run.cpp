@@ -46,18 +46,22 @@ public:
     {
     }
 
-    void on_event(const event& e, const Classification& classification, const Upstream& upstream) override
+    void on_event(const event& e) override
     {
-        if (options_.connections)
+        if (options_.connections) {
             histories_.add(e);
-        if (classification.verdict) {
-            put(verdict_record(origin(), e, *classification.verdict, upstream, process_name(e.connection)));
-            stream_.flush(); // the rest of the batch must not keep it waiting
+            if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
+                put(connection_record(origin(), e, histories_.take(e.connection.id), process_name(e.connection)));
         }
-        if (options_.connections && (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED))
-            put(connection_record(origin(), e, histories_.take(e.connection.id), process_name(e.connection)));
         if (stream_.waiting() >= flush_bytes)
             stream_.flush();
+    }
+
+    void on_verdict(const Judged& judged) override
+    {
+        put(verdict_record(origin(), judged.e, *judged.classification.verdict, judged.upstream,
+                           process_name(judged.e.connection), judged.outcome));
+        stream_.flush(); // the rest of the batch must not keep it waiting
     }
 
     bool on_tick() override

@@ -25,15 +25,16 @@ class Viewer final : public LiveListener {
 public:
     Viewer(Stream& stream, const LiveLoop& loop) : stream_(stream), loop_(loop), paint_(shows_colours(stdout)) {}
 
-    void on_event(const event& e, const Classification& classification, const Upstream& upstream) override
+    void on_event(const event& e) override { queue_.follow(e); }
+
+    void on_verdict(const Judged& judged) override
     {
-        queue_.follow(e);
-        if (classification.verdict)
-            queue_.add({.judged = e,
-                        .last = e,
-                        .verdict = *classification.verdict,
-                        .idle_timeout = upstream.idle_timeout.timeout(),
-                        .process_name = process_name(e.connection)});
+        queue_.add({.judged = judged.e,
+                    .last = judged.last,
+                    .verdict = *judged.classification.verdict,
+                    .outcome = judged.outcome,
+                    .idle_timeout = judged.upstream.idle_timeout.timeout(),
+                    .process_name = process_name(judged.e.connection)});
     }
 
     bool on_tick() override

@@ -158,6 +158,33 @@ constexpr std::array causes{
             "The route to the upstream, firewall rules that reject, and whether the upstream's host is up: a gateway "
             "says host unreachable when nobody answers its ARP.",
     },
+    CauseText{
+        .cause = Cause::proxy_timeout,
+        .title = "the proxy stopped waiting for the upstream",
+        .happened = "The upstream had the request and did not answer for so long that this host's process gave up, and "
+                    "answered its client by itself.",
+        .evidence = "This host closed first, with the request acknowledged and not one byte of an answer; in the same "
+                    "turn its process answered a client that had been waiting since before the request (likely; "
+                    "possible where another thread of it did). Backend trace alone sees that.",
+        .proxy_says = "nginx: 504, \"upstream timed out (110) while reading response header from upstream\". HAProxy: "
+                      "504 sH--. Apache httpd: 502 or 504. Varnish: 503.",
+        .remedy = "Look at why the upstream is slow: a handler that blocks its event loop, too few workers, a slow "
+                  "database. Raise the proxy's timeout (nginx proxy_read_timeout, HAProxy timeout server) only where "
+                  "such answers are meant to take as long.",
+    },
+    CauseText{
+        .cause = Cause::client_abort,
+        .title = "the client left before the answer",
+        .happened = "The client closed or reset its connection while its request was with the upstream, so the proxy "
+                    "gave the request up.",
+        .evidence = "This host closed first, with the request acknowledged and not one byte of an answer; in the same "
+                    "turn its process let go of a client whose FIN or RST had come while it waited (likely; possible "
+                    "where another thread of it did). A client that half-closes and waits looks the same. Backend "
+                    "trace alone sees that.",
+        .proxy_says = "nginx: 499. HAProxy: 400 or no status, CH-- or CD--. Envoy: DC.",
+        .remedy = "None at the proxy. Where it is frequent, the upstream is slower than the clients' patience: look at "
+                  "how long these requests had waited (close.after_request_ms).",
+    },
 };
 
 } // namespace
@@ -187,6 +214,10 @@ std::string_view to_string(Cause cause)
         return "connect_timeout";
     case Cause::connect_unreachable:
         return "connect_unreachable";
+    case Cause::proxy_timeout:
+        return "proxy_timeout";
+    case Cause::client_abort:
+        return "client_abort";
     }
     return {};
 }

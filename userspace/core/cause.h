@@ -21,6 +21,8 @@ enum class Cause {
     connect_refused,
     connect_timeout,
     connect_unreachable,
+    proxy_timeout,
+    client_abort,
 };
 
 /// How a cause came about, where that can be told.

@@ -502,15 +502,37 @@ bool is_harmless(Ending ending)
            ending == Ending::complete_close;
 }
 
-/// This host closed first. What its process did not wait for any longer is no accident of its own where the request
-/// met silence.
-Classification judge_local_close(const Evidence& evidence)
+/// This host closed first, on silence: what its process did not wait for any longer is no accident of its own.
+std::optional<Classification> judge_local_silence(const Evidence& evidence)
 {
-    if (has(evidence.c, CONNECTION_CLOSED_UNACKED)) {
-        if (auto silence = judge_silence(evidence, Variant::gave_up))
-            return *std::move(silence);
-    }
-    return evidence.unanswered() && !evidence.asks_farewell() ? unclassified() : harmless(Ending::idle_close_by_local);
+    return has(evidence.c, CONNECTION_CLOSED_UNACKED) ? judge_silence(evidence, Variant::gave_up) : std::nullopt;
+}
+
+/// This host closed first. Why it did not wait for the answer shows in what the client behind the request got.
+Classification judge_local_close(const Evidence& evidence, const Outcome& outcome)
+{
+    if (!evidence.unanswered() || evidence.asks_farewell())
+        return harmless(Ending::idle_close_by_local);
+    if (outcome.named)
+        return {};
+    if (!outcome.client)
+        return unclassified();
+    const Client& client = *outcome.client;
+    // A proxy that does not watch its clients while it waits ends with an error for one that has left.
+    if (client.left && client.status < 500)
+        return verdict(evidence, Cause::client_abort, Variant::none, client.certainty,
+                       fmt::format("The client left before the upstream had answered, and this host ended the request "
+                                   "{} after it was sent.",
+                                   evidence.after_text()));
+    if (!client.answered)
+        return unclassified();
+    // A 200 may be another attempt's, or come out of a cache.
+    const bool error = client.status == 0 || client.status >= 500;
+    return verdict(evidence, Cause::proxy_timeout, Variant::none, error ? client.certainty : Certainty::possible,
+                   fmt::format("This host stopped waiting for the upstream {} after the request and answered the "
+                               "client itself{}.",
+                               evidence.after_text(),
+                               client.status != 0 ? fmt::format(", with {}", client.status) : std::string()));
 }
 
 /// This host's kernel gave up on an unanswered request.
@@ -534,7 +556,7 @@ Classification judge_given_up(const Evidence& evidence)
 }
 
 /// The last event: counts what was harmless, and decides what lost events would have decided.
-Classification judge_closed(const Evidence& evidence)
+Classification judge_closed(const Evidence& evidence, const Outcome& outcome)
 {
     const event& e = evidence.e;
     const connection& c = evidence.c;
@@ -544,9 +566,9 @@ Classification judge_closed(const Evidence& evidence)
     if (unanswered && kernel_gave_up(e))
         return judge_given_up(evidence);
     if (has(c, CONNECTION_LOCAL_FIRST)) {
-        Classification at_close = judge_local_close(evidence);
-        const bool told = has(c, CONNECTION_LOCAL_FIN) && !lost(EVENT_LOCAL_FIN);
-        return at_close.verdict && told ? Classification{} : at_close;
+        if (auto silence = judge_local_silence(evidence))
+            return has(c, CONNECTION_LOCAL_FIN) && !lost(EVENT_LOCAL_FIN) ? Classification{} : *std::move(silence);
+        return judge_local_close(evidence, outcome);
     }
     if (has(c, CONNECTION_SENT_AFTER_FIN)) {
         if (c.fin_unacked > 0) // as judge_peer_fin() has it; the exchange has moved on since
@@ -602,7 +624,15 @@ std::uint64_t close_after_request_ns(const event& e)
     return c.exchange > 0 && end > c.request_ns ? end - c.request_ns : 0;
 }
 
-Classification classify(const event& e, const Upstream& upstream)
+bool depends_on_outcome(const event& e)
+{
+    static const Upstream any;
+    const Evidence evidence(e, any);
+    return (e.kind == EVENT_LOCAL_FIN || e.kind == EVENT_CLOSED) && has(e.connection, CONNECTION_CLIENT) &&
+           has(e.connection, CONNECTION_LOCAL_FIRST) && evidence.unanswered() && !evidence.asks_farewell();
+}
+
+Classification classify(const event& e, const Upstream& upstream, const Outcome& outcome)
 {
     if (!has(e.connection, CONNECTION_CLIENT))
         return {};
@@ -619,8 +649,11 @@ Classification classify(const event& e, const Upstream& upstream)
     case EVENT_PEER_RESET:
         return judge_peer_reset(evidence);
     case EVENT_LOCAL_FIN: {
-        Classification result =
-            has(e.connection, CONNECTION_LOCAL_FIRST) ? judge_local_close(evidence) : Classification{};
+        if (!has(e.connection, CONNECTION_LOCAL_FIRST))
+            return {};
+        if (auto silence = judge_local_silence(evidence))
+            return *std::move(silence);
+        Classification result = judge_local_close(evidence, outcome);
         if (!result.verdict)
             result.ending = Ending::none; // EVENT_CLOSED counts it
         return result;
@@ -628,19 +661,19 @@ Classification classify(const event& e, const Upstream& upstream)
     case EVENT_SENT_AFTER_FIN:
         return judge_sent_after_fin(evidence);
     case EVENT_CLOSED:
-        return judge_closed(evidence);
+        return judge_closed(evidence, outcome);
     default:
         return {};
     }
 }
 
-Classification account(const event& e, Upstreams& upstreams)
+Classification account(const event& e, Upstreams& upstreams, const Outcome& outcome)
 {
     const connection& c = e.connection;
     if (!has(c, CONNECTION_CLIENT))
         return {};
     Upstream& upstream = upstreams.at(UpstreamKey::of(e));
-    Classification result = classify(e, upstream);
+    Classification result = classify(e, upstream, outcome);
     UpstreamCounts& counts = upstream.counts;
 
     switch (e.kind) {

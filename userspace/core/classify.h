@@ -9,6 +9,7 @@
 
 #include "bpf/event.h"
 #include "core/cause.h"
+#include "core/outcome.h"
 #include "core/upstream.h"
 
 namespace finrace {
@@ -37,8 +38,12 @@ struct Classification {
     std::optional<std::uint32_t> learned_idle_ms; ///< an idle time that the upstream ended, to be learned
 };
 
-/// Judges one event. Every connection gets at most one ending other than none from all of its events.
-Classification classify(const event& e, const Upstream& upstream);
+/// Judges one event. Every connection gets at most one ending other than none from all of its events. `outcome`: what
+/// is known of it, where the event depends on it.
+Classification classify(const event& e, const Upstream& upstream, const Outcome& outcome = {});
+
+/// Whether this host ended an exchange that had no answer yet: what the client got tells why.
+bool depends_on_outcome(const event& e);
 
 /// Whether request number `connection.exchange` came over a connection that had carried bytes before.
 bool is_reused(const connection& c);
@@ -51,7 +56,7 @@ bool kernel_gave_up(const event& e);
 /// Time from the request's first byte to the end that the event tells of, in nanoseconds; 0 without a request.
 std::uint64_t close_after_request_ns(const event& e);
 
-/// classify(), and then everything that is counted and learned from the event. What run, watch and replay share.
-Classification account(const event& e, Upstreams& upstreams);
+/// classify(), and then everything that is counted and learned from the event. What every command shares.
+Classification account(const event& e, Upstreams& upstreams, const Outcome& outcome = {});
 
 } // namespace finrace

@@ -142,6 +142,29 @@ void add_idle_timeout(Json& finrace, const Upstream& upstream)
     known["samples"] = timeout->samples;
 }
 
+void add_outcome(Json& record, const Outcome& outcome)
+{
+    if (!outcome.known && !outcome.client)
+        return;
+    Json& result = record["finrace"]["outcome"] = Json::object();
+    if (outcome.known)
+        result["retried"] = outcome.retry.has_value();
+    if (const auto& retry = outcome.retry)
+        result["retry"] = {{"connection_id", fmt::format("{:x}", retry->connection_id)},
+                           {"peer_address", address_text(retry->upstream.address.data(), retry->upstream.family)},
+                           {"peer_port", retry->upstream.port},
+                           {"after_ms", milliseconds_between(0, retry->after_ns)}};
+    if (const auto& client = outcome.client) {
+        result["client_address"] = address_text(client->address.data(), client->family);
+        result["client_port"] = client->port;
+        result["client_left"] = client->left;
+        result["client_answered"] = client->answered;
+        result["certainty"] = to_string(client->certainty);
+        if (client->status != 0)
+            record["http"]["response"]["status_code"] = client->status;
+    }
+}
+
 Json counts_by_cause(const std::map<Cause, std::uint64_t>& counts)
 {
     Json result = Json::object();
@@ -153,7 +176,7 @@ Json counts_by_cause(const std::map<Cause, std::uint64_t>& counts)
 } // namespace
 
 Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict, const Upstream& upstream,
-                    std::string_view process_name)
+                    std::string_view process_name, const Outcome& outcome)
 {
     const connection& c = e.connection;
     Json record = begin_record(origin, e.timestamp_ns, "finrace.verdict");
@@ -185,6 +208,7 @@ Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict
     if (const std::optional<std::uint32_t> unacked = unacked_by_close(e))
         finrace["request"]["unacked_bytes"] = *unacked;
     add_close(finrace, e, true);
+    add_outcome(record, outcome);
     add_idle_timeout(finrace, upstream);
     finrace["evidence"] = evidence_of(e);
     add_losses(finrace, c, verdict.incomplete);

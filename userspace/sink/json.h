@@ -17,6 +17,7 @@
 
 #include "bpf/event.h"
 #include "core/classify.h"
+#include "core/outcome.h"
 #include "core/upstream.h"
 #include "sink/clock.h"
 #include "sink/history.h"
@@ -36,7 +37,7 @@ struct Origin {
 
 /// `process_name`: the owner's name where the event carries none.
 Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict, const Upstream& upstream,
-                    std::string_view process_name);
+                    std::string_view process_name, const Outcome& outcome = {});
 
 /// One whole connection, from its last event (EVENT_CLOSED or EVENT_OPEN_FAILED).
 Json connection_record(const Origin& origin, const event& e, std::span<const StateStep> states,

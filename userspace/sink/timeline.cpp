@@ -216,6 +216,28 @@ std::string whereabouts(const Sighting& sighting)
     return line;
 }
 
+/// What the client got; empty if nothing is known.
+std::string outcome_text(const Outcome& outcome)
+{
+    std::string text;
+    if (const auto& retry = outcome.retry)
+        text = fmt::format("Tried again {:.3f} ms later, on {}.", milliseconds_between(0, retry->after_ns),
+                           endpoint_text(retry->upstream.address.data(), retry->upstream.port, retry->upstream.family));
+    const auto& client = outcome.client;
+    if (!client)
+        return text;
+    const std::string_view got = !client->answered     ? "got no answer"
+                                 : client->status == 0 ? "was answered; the status can't be read"
+                                                       : "got ";
+    text += fmt::format("{}The client {}{} {}{}.", text.empty() ? "" : " ",
+                        endpoint_text(client->address.data(), client->port, client->family),
+                        client->certainty == Certainty::possible ? " (perhaps)" : "", got,
+                        client->status == 0 ? std::string() : std::to_string(client->status));
+    if (client->left)
+        text += " It had left by then.";
+    return text;
+}
+
 } // namespace
 
 std::string timeline(const Sighting& sighting, const WallClock& clock, const Paint& paint, std::size_t width)
@@ -230,6 +252,8 @@ std::string timeline(const Sighting& sighting, const WallClock& clock, const Pai
     }
     for (const std::string& line : wrap(sighting.verdict.message, width - 2))
         text += "  " + paint.bold(line) + "\n";
+    for (const std::string& line : wrap(outcome_text(sighting.outcome), width - 2))
+        text += "  " + line + "\n";
     return text + "\n";
 }
 

@@ -12,6 +12,7 @@
 
 #include "bpf/event.h"
 #include "core/classify.h"
+#include "core/outcome.h"
 #include "sink/clock.h"
 #include "sink/text.h"
 
@@ -22,6 +23,7 @@ struct Sighting {
     event judged; ///< the event that the verdict is about
     event last;   ///< the connection's last event so far
     Verdict verdict;
+    Outcome outcome;
     std::optional<IdleTimeout> idle_timeout; ///< of its upstream
     std::string process_name;                ///< any bytes; empty if not known
 };

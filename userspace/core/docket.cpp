@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "core/docket.h"
+
+#include <iterator>
+#include <utility>
+
+namespace finrace {
+
+namespace {
+
+/// Who waits is looked at so often at most: under a flood of failures, each look costs.
+constexpr std::uint64_t look_every_ns = 10'000'000;
+
+} // namespace
+
+void Docket::deliver(const event& e, const event& last, const Classification& classification, const Outcome& outcome)
+{
+    if (classification.ending == Ending::none)
+        return;
+    if (classification.verdict && e.kind == EVENT_LOCAL_FIN) {
+        if (named_.size() >= capacity) // their EVENT_CLOSED was lost
+            named_.clear();
+        named_.insert(e.connection.id);
+    }
+    deliver_({.e = e,
+              .last = last,
+              .classification = classification,
+              .outcome = outcome,
+              .upstream = upstreams_.at(UpstreamKey::of(e))});
+}
+
+void Docket::wait(const event& e, std::optional<Classification> classification)
+{
+    if (waiting_.size() >= capacity)
+        settle(waiting_.begin());
+    waiting_.push_back({.e = e, .last = e, .classification = std::move(classification), .closed = std::nullopt});
+    by_connection_.insert_or_assign(e.connection.id, std::prev(waiting_.end()));
+}
+
+void Docket::take(const event& e)
+{
+    if (e.kind >= EVENT_RELEASED) {
+        outcomes_.note(e);
+        return;
+    }
+    if (const auto found = by_connection_.find(e.connection.id); found != by_connection_.end()) {
+        Waiting& waiting = *found->second;
+        waiting.last = e;
+        if (e.kind == EVENT_CLOSED && waiting.e.kind == EVENT_LOCAL_FIN) {
+            waiting.closed = e;
+            return;
+        }
+    }
+    if (e.kind == EVENT_CLOSED && named_.erase(e.connection.id) != 0) {
+        Outcome outcome;
+        outcome.named = true;
+        account(e, upstreams_, outcome);
+        return;
+    }
+    if (tells_outcomes_ && depends_on_outcome(e)) {
+        wait(e, std::nullopt);
+        return;
+    }
+    Classification classification = account(e, upstreams_);
+    if (tells_outcomes_ && classification.verdict)
+        wait(e, std::move(classification));
+    else
+        deliver(e, e, classification, {});
+}
+
+void Docket::settle(std::list<Waiting>::iterator place)
+{
+    const Waiting waiting = std::move(*place);
+    if (const auto found = by_connection_.find(waiting.e.connection.id); found->second == place)
+        by_connection_.erase(found);
+    waiting_.erase(place);
+
+    Outcome outcome = outcomes_.of(waiting.e);
+    const Classification classification =
+        waiting.classification ? *waiting.classification : account(waiting.e, upstreams_, outcome);
+    deliver(waiting.e, waiting.last, classification, outcome);
+    if (!waiting.closed)
+        return;
+    outcome.named = named_.erase(waiting.e.connection.id) != 0;
+    deliver(*waiting.closed, *waiting.closed, account(*waiting.closed, upstreams_, outcome), outcome);
+}
+
+void Docket::advance(std::uint64_t now_ns)
+{
+    const bool look = now_ns >= looked_ns_ + look_every_ns;
+    if (look)
+        looked_ns_ = now_ns;
+    for (auto waiting = waiting_.begin(); waiting != waiting_.end();) {
+        const auto place = waiting++;
+        if (now_ns >= place->e.timestamp_ns + wait_ns || (look && outcomes_.by_turn(place->e).settled))
+            settle(place);
+        else if (!look)
+            return; // the others are younger
+    }
+}
+
+void Docket::finish()
+{
+    while (!waiting_.empty())
+        settle(waiting_.begin());
+}
+
+} // namespace finrace

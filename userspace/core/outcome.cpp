@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//
+// Seen of nine proxies by their system calls: nginx, Apache httpd, Varnish and Caddy let go of the upstream's socket
+// and then answer the client or try again; HAProxy, lighttpd and Node.js may answer (or let go of) the client first.
+// Varnish answers from another thread.
+#include "core/outcome.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+
+namespace finrace {
+
+namespace {
+
+/// Between a proxy's steps for one exchange, on a busy host.
+constexpr std::uint64_t turn_ns = 20'000'000;
+
+bool of_client(const event& e)
+{
+    return e.kind == EVENT_CLIENT_ANSWERED || e.kind == EVENT_CLIENT_RELEASED;
+}
+
+bool has_left(const event& e)
+{
+    return e.new_state == TCP_STATE_CLOSE_WAIT || e.new_state == TCP_STATE_LAST_ACK ||
+           e.new_state == TCP_STATE_CLOSING || e.new_state == TCP_STATE_CLOSE;
+}
+
+bool same_client(const event& a, const event& b)
+{
+    return a.peer_port == b.peer_port && a.netns == b.netns &&
+           std::equal(std::begin(a.peer_address), std::end(a.peer_address), std::begin(b.peer_address));
+}
+
+Client client_of(const event& e, Certainty certainty)
+{
+    Client client{.port = e.peer_port,
+                  .family = e.family,
+                  .left = has_left(e),
+                  .answered = e.kind == EVENT_CLIENT_ANSWERED,
+                  .status = e.http_status,
+                  .certainty = certainty};
+    std::copy(std::begin(e.peer_address), std::end(e.peer_address), client.address.begin());
+    return client;
+}
+
+} // namespace
+
+/// A failed exchange whose socket was let go of.
+struct Outcomes::Loss {
+    std::uint64_t connection_id;
+    std::uint32_t process;
+    std::uint32_t thread;
+    bool by_peer;
+    std::uint64_t asked_ns;    ///< the request, or the SYN
+    std::uint64_t failed_ns;   ///< the end, where it came from the peer
+    std::uint64_t released_ns; ///< by the process
+
+    [[nodiscard]] bool of_process(const event& e) const { return e.connection.pid == process; }
+    [[nodiscard]] bool of_thread(const event& e) const { return of_process(e) && e.thread == thread; }
+    /// A client whose request came before this one was sent.
+    [[nodiscard]] bool is_behind(const event& e) const { return of_client(e) && e.connection.last_byte_ns <= asked_ns; }
+    [[nodiscard]] bool is_retry(const event& e) const
+    {
+        return e.kind == EVENT_TRIED && e.connection.id != connection_id;
+    }
+};
+
+void Outcomes::note(const event& e)
+{
+    while (!noted_.empty() &&
+           (noted_.size() >= capacity || noted_.front().timestamp_ns + 2 * horizon_ns < e.timestamp_ns)) {
+        if (noted_.front().kind == EVENT_RELEASED)
+            releases_.erase(noted_.front().connection.id);
+        noted_.pop_front();
+    }
+    // What a thread had done before it let go is told of afterwards.
+    auto place = noted_.end();
+    while (place != noted_.begin() && std::prev(place)->timestamp_ns > e.timestamp_ns)
+        --place;
+    noted_.insert(place, e);
+    if (e.kind == EVENT_RELEASED)
+        releases_.insert_or_assign(e.connection.id, e);
+}
+
+std::deque<event>::const_iterator Outcomes::since(std::uint64_t ns) const
+{
+    return std::lower_bound(noted_.begin(), noted_.end(), ns,
+                            [](const event& e, std::uint64_t at) { return e.timestamp_ns < at; });
+}
+
+std::optional<Outcomes::Loss> Outcomes::find(const event& end) const
+{
+    const connection& c = end.connection;
+    const auto found = releases_.find(c.id);
+    if (found == releases_.end())
+        return std::nullopt;
+    const event& release = found->second;
+    Loss loss{.connection_id = c.id,
+              .process = release.connection.pid,
+              .thread = release.thread,
+              .by_peer = (c.flags & CONNECTION_LOCAL_FIRST) == 0,
+              .asked_ns = c.exchange > 0 ? c.request_ns : c.opened_ns,
+              .failed_ns = end.timestamp_ns,
+              .released_ns = release.timestamp_ns};
+    if ((c.flags & CONNECTION_PEER_FIN) != 0)
+        loss.failed_ns = c.peer_fin_ns;
+    else if ((c.flags & CONNECTION_PEER_RESET) != 0)
+        loss.failed_ns = c.peer_reset_ns;
+    return loss;
+}
+
+Outcome Outcomes::by_turn(const Loss& loss) const
+{
+    Outcome outcome;
+    const auto found = [&](const event& e, Certainty certainty) {
+        outcome.client = client_of(e, certainty);
+        outcome.known = outcome.settled = true;
+        return outcome;
+    };
+    const auto first = since(loss.released_ns - std::min(turn_ns, loss.released_ns));
+    const auto released = since(loss.released_ns);
+    const auto last = since(loss.released_ns + turn_ns);
+
+    // The client first. What it is answered well before the loss is noticed is another's.
+    const event* before = nullptr;
+    bool several = false;
+    for (auto e = first; e != released; ++e) {
+        if (!loss.of_thread(*e) || !loss.is_behind(*e) || (loss.by_peer && e->timestamp_ns < loss.failed_ns))
+            continue;
+        if (e->kind == EVENT_CLIENT_ANSWERED ? e->http_status != 0 && e->http_status < 400
+                                             : (e->connection.flags & CONNECTION_CLIENT_WAITS) == 0)
+            continue;
+        several = several || (before != nullptr && !same_client(*before, *e));
+        // Of several, whose request came right before the exchange's.
+        if (before == nullptr || e->connection.last_byte_ns >= before->connection.last_byte_ns)
+            before = &*e;
+    }
+    if (before != nullptr)
+        return found(*before, several ? Certainty::possible : Certainty::likely);
+    const auto next = std::find_if(
+        released, last, [&](const event& e) { return loss.of_thread(e) && (loss.is_retry(e) || loss.is_behind(e)); });
+    if (next == last)
+        return outcome;
+    if (of_client(*next))
+        return found(*next, Certainty::likely);
+    outcome.retry = Retry{.connection_id = next->connection.id,
+                          .upstream = UpstreamKey::of(*next),
+                          .after_ns = next->timestamp_ns - loss.released_ns};
+    outcome.known = true;
+    return outcome;
+}
+
+Outcome Outcomes::by_turn(const event& end) const
+{
+    const std::optional<Loss> loss = find(end);
+    return loss ? by_turn(*loss) : Outcome{};
+}
+
+Outcome Outcomes::of(const event& end) const
+{
+    const std::optional<Loss> loss = find(end);
+    if (!loss)
+        return {};
+    Outcome outcome = by_turn(*loss);
+    if (outcome.settled)
+        return outcome;
+    // Whoever had been waiting since before the request, if that is one client alone.
+    const event* found = nullptr;
+    for (auto e = since(outcome.retry ? loss->released_ns + outcome.retry->after_ns : loss->failed_ns);
+         e != noted_.end(); ++e) {
+        if (!loss->of_process(*e) || !loss->is_behind(*e) ||
+            (e->kind == EVENT_CLIENT_RELEASED && (e->connection.flags & CONNECTION_CLIENT_WAITS) == 0))
+            continue;
+        if (found != nullptr && !same_client(*found, *e))
+            return outcome;
+        if (found == nullptr)
+            found = &*e;
+    }
+    if (found != nullptr)
+        outcome.client = client_of(*found, Certainty::possible);
+    return outcome;
+}
+
+} // namespace finrace
