@@ -179,7 +179,7 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 	__u8 kind = 0;
 	int fin;
 
-	if (!c || c->flags & CONNECTION_IGNORED)
+	if (!c || c->flags & CONNECTION_IGNORED || old_state == new_state) /* close() after shutdown() */
 		return;
 	fin = new_state == TCP_STATE_CLOSE_WAIT || new_state == TCP_STATE_CLOSING || c->flags & CONNECTION_PEER_FIN;
 	view_sock_ops(&view, ctx, c, fin);

@@ -12,7 +12,6 @@
 
 #define REPORTS_FOR_A_LOSS 16
 #define DELAYED_ACK_NS (30 * FINRACE_NS_PER_MS) /* the first is sent later */
-#define LATE_ANSWER_NS (20 * FINRACE_NS_PER_MS) /* older, it belongs to another turn of its thread */
 
 /* By process (thread group id). */
 struct lost_exchange {
@@ -75,10 +74,10 @@ static __always_inline int take_report(__u32 pid)
 	return 1;
 }
 
-/* `answer` is a late_answers entry. */
-static __always_inline void tell_late_answer(const struct event *answer, __u64 now_ns)
+/* `answer` is a late_answers entry. What a thread did before it slept was for another exchange. */
+static __always_inline void tell_late_answer(const struct event *answer)
 {
-	if (answer->timestamp_ns + LATE_ANSWER_NS > now_ns &&
+	if (answer->turn == current_turn() &&
 	    bpf_ringbuf_output(&events, (void *)answer, sizeof(*answer), BPF_RB_NO_WAKEUP))
 		count_lost_event(EVENT_CLIENT_ANSWERED);
 }

@@ -204,7 +204,7 @@ struct event {
 	__u32 version;       /* FINRACE_EVENT_VERSION */
 	__u32 thread;        /* thread id, from EVENT_RELEASED on; there connection.pid is the process that acts */
 	__u16 http_status;   /* EVENT_CLIENT_ANSWERED: of the HTTP/1 answer in plain text that begins here, or 0 */
-	__u8 reserved[2];
+	__u16 turn;          /* of that thread: another one once it has slept */
 	/* From EVENT_CLIENT_ANSWERED on, of a client's socket: the owner, and in last_byte_ns when it last sent payload. */
 	struct connection connection;
 };

@@ -143,6 +143,10 @@ struct msghdr {
 	struct iov_iter msg_iter;
 };
 
+struct task_struct {
+	unsigned long nvcsw; /* how often it slept */
+};
+
 struct page;
 struct seq_file;
 
@@ -167,6 +171,11 @@ struct bpf_iter__tcp {
 extern void *bpf_rdonly_cast(const void *object, __u32 type_id) __ksym __weak;
 const volatile bool have_rdonly_cast;
 #define READ_ONLY(object, type) ((type *)bpf_rdonly_cast(object, bpf_core_type_id_kernel(type)))
+
+static __always_inline __u16 current_turn(void)
+{
+	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), nvcsw);
+}
 
 /* Set by the loader: the length of a jiffy. clock_getres(CLOCK_MONOTONIC_COARSE) tells it (kernel: TICK_NSEC). */
 const volatile __u64 tick_ns = 4000000;

@@ -222,6 +222,7 @@ static __always_inline void name_actor(struct event *e)
 	__u64 actor = bpf_get_current_pid_tgid();
 
 	e->thread = (__u32)actor;
+	e->turn = current_turn();
 	e->connection.pid = actor >> 32;
 }
 
@@ -330,7 +331,7 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 	/* lighttpd answers all clients whose time is over, and then lets go of their upstreams. */
 	answer = bpf_map_lookup_elem(&late_answers, &thread);
 	if (answer && answer->http_status)
-		tell_late_answer(answer, bpf_ktime_get_ns());
+		tell_late_answer(answer);
 	bpf_map_update_elem(&late_answers, &thread, &no_event, BPF_ANY);
 	answer = bpf_map_lookup_elem(&late_answers, &thread);
 	if (!answer)
@@ -518,7 +519,7 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 	__u8 kind = 0;
 	int lost = 0;
 
-	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (READ(sk, sk_protocol) != IPPROTO_TCP || old_state == new_state) /* close() after shutdown() */
 		return 0;
 	if (new_state == TCP_STATE_SYN_SENT) {
 		on_opening(sk, old_state);
@@ -664,7 +665,7 @@ HOOK(trace_close, tcp_close, struct sock *sk)
 		expect_outcome(bpf_get_current_pid_tgid() >> 32);
 		answer = bpf_map_lookup_elem(&late_answers, &thread);
 		if (answer) {
-			tell_late_answer(answer, view.now_ns);
+			tell_late_answer(answer);
 			bpf_map_delete_elem(&late_answers, &thread);
 		}
 	}

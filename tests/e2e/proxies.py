@@ -10,6 +10,7 @@ not prescribed here: it shows in that log.
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ from harness import (  # noqa: E402
 )
 
 PATIENCE = 1.0  # seconds that each proxy waits for its upstream
-ABORT_AFTER = 0.3  # seconds that an impatient client waits
+ABORT_AFTER = 0.3  # seconds that an impatient client waits once its request is with the upstream
 
 NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err; user root;
@@ -45,7 +46,7 @@ http {{
 """
 HAPROXY = """
 global
-    nbthread 1
+    nbthread 2
 defaults
     mode http
     timeout connect 5s
@@ -165,6 +166,7 @@ def serve(address, port, log):
             note(name=name, port=peer, end="closed", begun=begun, after=time.time() - begun)
             return False
         if what == "hang":
+            note(name=name, port=peer, end="under way", begun=begun, after=0)
             connection.settimeout(LIMIT)
             try:
                 end = "left" if connection.recv(1) == b"" else "more"
@@ -219,17 +221,20 @@ class Asked:
     left: bool = False
 
 
-def ask(address, port, asked, patience=LIMIT):
+def ask(address, port, asked, under_way=None):
+    """The client leaves ABORT_AFTER after `under_way()`, if there is one, was true."""
     with socket.create_connection((address, port), LIMIT) as client:
         asked.port = client.getsockname()[1]
         asked.begun = time.time()
         client.sendall(f"GET /{asked.what}/{asked.name} HTTP/1.1\r\nHost: proxy\r\n\r\n".encode())
-        client.settimeout(patience)
-        try:
-            answer = client.recv(4096)
-        except TimeoutError:
+        if under_way:
+            wait_for(under_way, f"the upstream to have {asked.name}")
+            time.sleep(ABORT_AFTER)
             asked.left = True
             return asked
+        client.settimeout(LIMIT)
+        try:
+            answer = client.recv(4096)
         except OSError:
             return asked
         if answer.startswith(b"HTTP/1."):
@@ -250,7 +255,7 @@ class Stage:
         self.log = os.path.join(self.folder, "upstream.jsonl")
         self.processes = []
         self.asked = []
-        self.count = 0
+        self.numbers = itertools.count(1)  # clients are threads
 
     def start(self, command, environment=None):
         output = open(os.path.join(self.folder, "output"), "ab")  # noqa: SIM115
@@ -296,15 +301,21 @@ class Stage:
             process.wait(LIMIT)
         self.finrace.kill()
 
-    def ask(self, what, patience=LIMIT):
-        self.count += 1
-        asked = Asked(f"{self.count}-{what}", what)
+    def ask(self, what, leaves=False):
+        asked = Asked(f"{next(self.numbers)}-{what}", what)
         self.asked.append(asked)
-        return ask(self.address, self.port, asked, patience)
+
+        def under_way():
+            return any(one["name"] == asked.name for one in self.log_lines())
+
+        return ask(self.address, self.port, asked, under_way if leaves else None)
+
+    def log_lines(self):
+        with open(self.log, encoding="ascii") as file:
+            return [json.loads(line) for line in file if line.endswith("\n")]
 
     def attempts(self):
-        with open(self.log, encoding="ascii") as file:
-            return [json.loads(line) for line in file]
+        return [one for one in self.log_lines() if one["end"] != "under way"]
 
 
 def cause_of(attempt, asked):
@@ -330,9 +341,9 @@ def prove(options, name, load):
         for other in others:
             other.start()
         for _ in range(options.rounds):
-            for what, patience in (("ok", LIMIT), ("once", LIMIT), ("ok", LIMIT), ("close", LIMIT), ("ok", LIMIT), ("hang", LIMIT),
-                                   ("ok", LIMIT), ("hang", ABORT_AFTER)):
-                stage.ask(what, patience)
+            for what in ("ok", "once", "ok", "close", "ok", "hang", "ok"):
+                stage.ask(what)
+            stage.ask("hang", leaves=True)
         done.set()
         for other in others:
             other.join(LIMIT)

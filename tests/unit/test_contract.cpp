@@ -159,7 +159,7 @@ TEST_CASE("fields of the contract follow each other without a hole", "[contract]
     follows(e.version);
     follows(e.thread);
     follows(e.http_status);
-    follows(e.reserved);
+    follows(e.turn);
     CHECK(at(e.connection) == next);
     follows(e.connection.id);
     follows(e.connection.opened_ns);

@@ -27,6 +27,7 @@ event step(std::uint8_t kind, std::uint64_t at_ns, std::uint32_t thread = proxy)
     e.family = 4;
     e.version = FINRACE_EVENT_VERSION;
     e.thread = thread;
+    e.turn = 7;
     e.connection.pid = proxy;
     return e;
 }
@@ -34,6 +35,12 @@ event step(std::uint8_t kind, std::uint64_t at_ns, std::uint32_t thread = proxy)
 event of_process(event e, std::uint32_t process)
 {
     e.connection.pid = process;
+    return e;
+}
+
+event after_sleep(event e)
+{
+    e.turn++;
     return e;
 }
 
@@ -62,6 +69,7 @@ event client_step(std::uint8_t kind, std::uint16_t port, std::uint64_t at_ns, st
     e.peer_port = port;
     e.old_state = e.new_state = TCP_STATE_ESTABLISHED;
     e.connection.last_byte_ns = asked_ns;
+    e.connection.flags = CONNECTION_CLIENT_WAITS;
     return e;
 }
 
@@ -123,13 +131,15 @@ TEST_CASE("the client that the same thread answers next is the exchange's", "[ou
         CHECK(!outcome.client->left);
         CHECK(outcome.client->certainty == Certainty::likely);
     }
-    SECTION("later, it may be another turn's: possible")
+    SECTION("later, or after it has slept, it may be another's: possible")
     {
-        const Outcomes outcomes = told({released(lost, let_go_at), answered(4000, let_go_at + turn)});
-        CHECK(!outcomes.by_turn(lost).client);
-        REQUIRE(outcomes.of(lost).client);
-        CHECK(outcomes.of(lost).client->certainty == Certainty::possible);
-        CHECK(!outcomes.of(lost).settled);
+        for (const event& e : {answered(4000, let_go_at + turn), after_sleep(answered(4000, let_go_at + 1))}) {
+            const Outcomes outcomes = told({released(lost, let_go_at), e});
+            CHECK(!outcomes.by_turn(lost).client);
+            REQUIRE(outcomes.of(lost).client);
+            CHECK(outcomes.of(lost).client->certainty == Certainty::possible);
+            CHECK(!outcomes.of(lost).settled);
+        }
     }
     SECTION("another thread")
     {
@@ -186,6 +196,7 @@ TEST_CASE("a client that is answered before the upstream's socket is let go of",
         CHECK(found(lost, answered(4000, failed_at, 0)));
         CHECK(!found(lost, answered(4000, failed_at, 399)));
         CHECK(!found(lost, answered(4000, failed_at - 1, 502)));
+        CHECK(!found(lost, after_sleep(answered(4000, failed_at, 502))));
     }
     SECTION("where this host ended, any within the turn")
     {
@@ -281,6 +292,7 @@ TEST_CASE("the thread's next request is a retry", "[outcome]")
     {
         CHECK(told({released(lost, let_go_at), tried(99, let_go_at + turn - 1)}).of(lost).retry);
         CHECK(!told({released(lost, let_go_at), tried(99, let_go_at + turn)}).of(lost).known);
+        CHECK(!told({released(lost, let_go_at), after_sleep(tried(99, let_go_at + 1))}).of(lost).known);
     }
     SECTION("not the lost one itself")
     {
@@ -323,6 +335,20 @@ TEST_CASE("by process, one client alone", "[outcome]")
         CHECK(told({released(lost, let_go_at), one, let_go(4001, let_go_at + 6 * ms, 0, other)}).of(lost).client);
         CHECK(told({answered(4001, failed_at - 1, 200, other), released(lost, let_go_at), one}).of(lost).client);
     }
+}
+
+TEST_CASE("more of an answer is no other answer", "[outcome]")
+{
+    // Its client may have closed since; when it had asked is then known to a tick.
+    const auto told_twice = [](std::uint64_t apart_ns, std::uint32_t flags) {
+        const event first = client_step(EVENT_CLIENT_ANSWERED, 4001, failed_at - apart_ns, proxy + 1, request_at + 1);
+        event more = client_step(EVENT_CLIENT_ANSWERED, 4001, failed_at, proxy + 1);
+        more.connection.flags = flags;
+        return told({first, released(lost, let_go_at), more}).of(lost).client.has_value();
+    };
+    CHECK(!told_twice(10 * ms, 0));
+    CHECK(told_twice(10 * ms + 1, 0));
+    CHECK(told_twice(10 * ms, CONNECTION_CLIENT_WAITS));
 }
 
 TEST_CASE("what is old is forgotten", "[outcome]")

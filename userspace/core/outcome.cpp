@@ -13,7 +13,7 @@ namespace finrace {
 
 namespace {
 
-/// Between a proxy's steps for one exchange, on a busy host.
+/// The longest that a thread may be busy with one exchange's end; a turn's number may come again.
 constexpr std::uint64_t turn_ns = 20'000'000;
 
 bool of_client(const event& e)
@@ -52,13 +52,18 @@ struct Outcomes::Loss {
     std::uint64_t connection_id;
     std::uint32_t process;
     std::uint32_t thread;
+    std::uint16_t turn;
     bool by_peer;
     std::uint64_t asked_ns;    ///< the request, or the SYN
     std::uint64_t failed_ns;   ///< the end, where it came from the peer
     std::uint64_t released_ns; ///< by the process
 
     [[nodiscard]] bool of_process(const event& e) const { return e.connection.pid == process; }
-    [[nodiscard]] bool of_thread(const event& e) const { return of_process(e) && e.thread == thread; }
+    /// Its thread has not slept in between.
+    [[nodiscard]] bool of_turn(const event& e) const
+    {
+        return of_process(e) && e.thread == thread && e.turn == turn;
+    }
     /// A client whose request came before this one was sent.
     [[nodiscard]] bool is_behind(const event& e) const { return of_client(e) && e.connection.last_byte_ns <= asked_ns; }
     [[nodiscard]] bool is_retry(const event& e) const
@@ -67,8 +72,22 @@ struct Outcomes::Loss {
     }
 };
 
+/// Whether this is but more of an answer: the kernel can't tell within one tick (10 ms at most).
+bool Outcomes::continues(const event& e) const
+{
+    constexpr std::uint64_t tick_ns = 10'000'000;
+
+    if (e.kind != EVENT_CLIENT_ANSWERED || (e.connection.flags & CONNECTION_CLIENT_WAITS) != 0)
+        return false;
+    return std::any_of(since(e.timestamp_ns - std::min<std::uint64_t>(tick_ns, e.timestamp_ns)), noted_.end(), [&e](const event& other) {
+        return other.kind == EVENT_CLIENT_ANSWERED && same_client(other, e);
+    });
+}
+
 void Outcomes::note(const event& e)
 {
+    if (continues(e))
+        return;
     while (!noted_.empty() &&
            (noted_.size() >= capacity || noted_.front().timestamp_ns + 2 * horizon_ns < e.timestamp_ns)) {
         if (noted_.front().kind == EVENT_RELEASED)
@@ -100,6 +119,7 @@ std::optional<Outcomes::Loss> Outcomes::find(const event& end) const
     Loss loss{.connection_id = c.id,
               .process = release.connection.pid,
               .thread = release.thread,
+              .turn = release.turn,
               .by_peer = (c.flags & CONNECTION_LOCAL_FIRST) == 0,
               .asked_ns = c.exchange > 0 ? c.request_ns : c.opened_ns,
               .failed_ns = end.timestamp_ns,
@@ -127,7 +147,7 @@ Outcome Outcomes::by_turn(const Loss& loss) const
     const event* before = nullptr;
     bool several = false;
     for (auto e = first; e != released; ++e) {
-        if (!loss.of_thread(*e) || !loss.is_behind(*e) || (loss.by_peer && e->timestamp_ns < loss.failed_ns))
+        if (!loss.of_turn(*e) || !loss.is_behind(*e) || (loss.by_peer && e->timestamp_ns < loss.failed_ns))
             continue;
         if (e->kind == EVENT_CLIENT_ANSWERED ? e->http_status != 0 && e->http_status < 400
                                              : (e->connection.flags & CONNECTION_CLIENT_WAITS) == 0)
@@ -140,7 +160,7 @@ Outcome Outcomes::by_turn(const Loss& loss) const
     if (before != nullptr)
         return found(*before, several ? Certainty::possible : Certainty::likely);
     const auto next = std::find_if(
-        released, last, [&](const event& e) { return loss.of_thread(e) && (loss.is_retry(e) || loss.is_behind(e)); });
+        released, last, [&](const event& e) { return loss.of_turn(e) && (loss.is_retry(e) || loss.is_behind(e)); });
     if (next == last)
         return outcome;
     if (of_client(*next))

@@ -59,6 +59,7 @@ private:
     static constexpr std::size_t capacity = 4096;
 
     struct Loss;
+    [[nodiscard]] bool continues(const event& e) const;
     [[nodiscard]] std::optional<Loss> find(const event& end) const;
     [[nodiscard]] std::deque<event>::const_iterator since(std::uint64_t ns) const;
     [[nodiscard]] Outcome by_turn(const Loss& loss) const;
