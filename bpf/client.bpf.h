@@ -2,8 +2,8 @@
 /*
  * What a process does next once it has lost an exchange: whether it tries again, and what the client behind it gets.
  * Proxies do that in the same turn of their loop, as a rule, or within milliseconds from another thread. So nothing is
- * kept of healthy exchanges: for one second after a loss, and for so many reports, each request that the process begins,
- * each answer that it begins and each client's socket that it lets go of is an event of its own.
+ * kept of healthy exchanges. After a loss, the next request that its thread begins before it sleeps is an event; and for
+ * one second, so many times, each answer to a client that had asked before, and each such client's socket let go of.
  */
 #ifndef FINRACE_CLIENT_BPF_H
 #define FINRACE_CLIENT_BPF_H
@@ -15,7 +15,8 @@
 
 /* By process (thread group id). */
 struct lost_exchange {
-	__u64 until; /* jiffies */
+	__u64 until;    /* jiffies */
+	__u64 asked_ns; /* when the latest of them began: clients that asked later wait for others */
 	__s64 reports_left;
 };
 
@@ -25,6 +26,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct lost_exchange);
 } lost_exchanges SEC(".maps");
+
+/* By thread: the turn in which it let go of a lost exchange's socket, until it tries again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u64);
+} turns_of_loss SEC(".maps");
 
 /*
  * The last answer of a thread that may be an error of its own, kept until the thread answers the next client or lets go
@@ -50,34 +59,58 @@ static __always_inline int anybody_lost(void)
 }
 
 /* A process, 0 if not known, has lost an exchange, or is about to notice. */
-static __always_inline void expect_outcome(__u32 pid)
+static __always_inline void expect_outcome(__u32 pid, const struct connection *c)
 {
+	struct lost_exchange *before = bpf_map_lookup_elem(&lost_exchanges, &pid);
 	struct lost_exchange lost = {
 		.until = bpf_jiffies64() + ticks_per_second,
+		.asked_ns = c->exchange ? c->request_ns : c->opened_ns,
 		.reports_left = REPORTS_FOR_A_LOSS,
 	};
 
 	if (!pid)
 		return;
+	if (before && before->asked_ns > lost.asked_ns)
+		lost.asked_ns = before->asked_ns;
 	bpf_map_update_elem(&lost_exchanges, &pid, &lost, BPF_ANY);
 	loss_until = lost.until;
 }
 
-/* Whether what `pid` does now is to be reported: takes one of its reports. */
-static __always_inline int take_report(__u32 pid)
+/* Whether what `pid` does now for a client that asked at `asked_ns` is to be reported: takes one of its reports. */
+static __always_inline int take_report(__u32 pid, __u64 asked_ns)
 {
 	struct lost_exchange *lost = bpf_map_lookup_elem(&lost_exchanges, &pid);
 
-	if (!lost || bpf_jiffies64() >= lost->until || lost->reports_left <= 0)
+	if (!lost || bpf_jiffies64() >= lost->until || asked_ns > lost->asked_ns || lost->reports_left <= 0)
 		return 0;
 	__sync_fetch_and_add(&lost->reports_left, -1);
 	return 1;
 }
 
+static __always_inline void expect_retry(void)
+{
+	__u32 thread = bpf_get_current_pid_tgid();
+	__u64 turn = current_turn();
+
+	bpf_map_update_elem(&turns_of_loss, &thread, &turn, BPF_ANY);
+}
+
+/* Whether this is the first request that the thread begins since it lost one, and it has not slept in between. */
+static __always_inline int may_be_retry(void)
+{
+	__u32 thread = bpf_get_current_pid_tgid();
+	__u64 *turn = bpf_map_lookup_elem(&turns_of_loss, &thread);
+	int same = turn && *turn == current_turn();
+
+	if (turn)
+		bpf_map_delete_elem(&turns_of_loss, &thread);
+	return same;
+}
+
 /* `answer` is a late_answers entry. What a thread did before it slept was for another exchange. */
 static __always_inline void tell_late_answer(const struct event *answer)
 {
-	if (answer->turn == current_turn() &&
+	if (answer->turn == (__u16)current_turn() &&
 	    bpf_ringbuf_output(&events, (void *)answer, sizeof(*answer), BPF_RB_NO_WAKEUP))
 		count_lost_event(EVENT_CLIENT_ANSWERED);
 }
@@ -88,7 +121,7 @@ static __always_inline void tell_late_answer(const struct event *answer)
 /* The status code of an HTTP/1 answer (RFC 9112 4), 0 if these bytes are no such answer's. */
 static __always_inline __u32 parse_status_line(const char *line)
 {
-	static const char version[] = { 'H', 'T', 'T', 'P', '/', '1', '.' };
+	static const char version[] = {'H', 'T', 'T', 'P', '/', '1', '.'};
 	__u32 code = 0;
 	int i;
 
@@ -139,7 +172,7 @@ static __noinline __u32 http_status_of(struct msghdr *message)
 	}
 #pragma unroll
 	for (i = 0; i < STATUS_LINE_PARTS; i++) {
-		struct iovec part = { .iov_base = whole, .iov_len = BPF_CORE_READ(iter, count) + offset };
+		struct iovec part = {.iov_base = whole, .iov_len = BPF_CORE_READ(iter, count) + offset};
 		__u64 length, at;
 
 		if ((__u64)i >= count || have >= STATUS_LINE_BYTES)

@@ -58,11 +58,11 @@ enum event_kind {
 	EVENT_SEGMENT_AFTER_CLOSE, /* data came in after this host had closed its direction */
 	EVENT_STATE,               /* any other change of state; only where all connections are asked for */
 	EVENT_CLOSED,              /* the socket is in CLOSE: nothing follows */
-	/* Of a process that has lost an exchange, for a second: what it does next for the client behind it. */
-	EVENT_RELEASED,            /* it let go of the socket of the exchange that failed; may follow EVENT_CLOSED */
-	EVENT_TRIED,               /* it began a request, or a connection for one */
-	EVENT_CLIENT_ANSWERED,     /* it began to answer a client: another socket, which this host accepted */
-	EVENT_CLIENT_RELEASED,     /* it let go of a client's socket */
+	/* Of a process that has lost an exchange, for a second: what it does next. */
+	EVENT_RELEASED,        /* it let go of the socket of the exchange that failed; may follow EVENT_CLOSED */
+	EVENT_TRIED,           /* in the same turn it began a request, or a connection for one, and then its request */
+	EVENT_CLIENT_ANSWERED, /* it began to answer a client that had waited: another socket, which this host accepted */
+	EVENT_CLIENT_RELEASED, /* it let go of a client's socket */
 	EVENT_KINDS
 };
 
@@ -96,6 +96,8 @@ enum connection_flag {
 	CONNECTION_CLOSED_UNACKED = 1 << 22,
 	/* EVENT_CLIENT_RELEASED: the client's last bytes are newer than the last that it was sent. */
 	CONNECTION_CLIENT_WAITS = 1 << 23,
+	/* Opened right after its thread had lost an exchange: its first request is told of as well. */
+	CONNECTION_TRIES_AGAIN = 1 << 24,
 };
 
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
@@ -204,8 +206,9 @@ struct event {
 	__u32 version;       /* FINRACE_EVENT_VERSION */
 	__u32 thread;        /* thread id, from EVENT_RELEASED on; there connection.pid is the process that acts */
 	__u16 http_status;   /* EVENT_CLIENT_ANSWERED: of the HTTP/1 answer in plain text that begins here, or 0 */
-	__u16 turn;          /* of that thread: another one once it has slept */
-	/* From EVENT_CLIENT_ANSWERED on, of a client's socket: the owner, and in last_byte_ns when it last sent payload. */
+	__u16 turn;          /* of that thread, modulo 2^16: another one once it has slept */
+	/* From EVENT_CLIENT_ANSWERED on, of a client's socket: the owner, and in last_byte_ns when it last sent
+	 * payload. */
 	struct connection connection;
 };
 

@@ -172,7 +172,8 @@ extern void *bpf_rdonly_cast(const void *object, __u32 type_id) __ksym __weak;
 const volatile bool have_rdonly_cast;
 #define READ_ONLY(object, type) ((type *)bpf_rdonly_cast(object, bpf_core_type_id_kernel(type)))
 
-static __always_inline __u16 current_turn(void)
+/* Of the current thread: another one once it has slept. */
+static __always_inline __u64 current_turn(void)
 {
 	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), nvcsw);
 }

@@ -222,12 +222,12 @@ static __always_inline void name_actor(struct event *e)
 	__u64 actor = bpf_get_current_pid_tgid();
 
 	e->thread = (__u32)actor;
-	e->turn = current_turn();
+	e->turn = (__u16)current_turn();
 	e->connection.pid = actor >> 32;
 }
 
-#define OBSERVED_HERE                                                                                             \
-	(OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER |                 \
+#define OBSERVED_HERE                                                                             \
+	(OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER | \
 	 OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS | OBSERVED_CLOSE_CALL)
 
 static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct connection *c,
@@ -321,7 +321,7 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 		return 0;
 	if (READ(tp, bytes_sent) && (__s32)(READ(tp, lsndtime) - READ(tp, inet_conn.icsk_ack.lrcvtime)) > 0)
 		return 0; /* more of it */
-	if (anybody_lost() && take_report(actor >> 32)) {
+	if (anybody_lost() && take_report(actor >> 32, client_asked_ns(sk, tp, bpf_ktime_get_ns()))) {
 		report_client(sk, tp, EVENT_CLIENT_ANSWERED, message ? http_status_of(message) : 0);
 		return 0;
 	}
@@ -351,7 +351,8 @@ static __noinline int on_client_release(struct sock *sk)
 		return 0;
 	state = READ(sk, __sk_common.skc_state);
 	/* A client that left while it waited is told of in any case: some proxies let go of it first (Node.js). */
-	if ((anybody_lost() && take_report(bpf_get_current_pid_tgid() >> 32)) ||
+	if ((anybody_lost() && client_waits(tp) &&
+	     take_report(bpf_get_current_pid_tgid() >> 32, client_asked_ns(sk, tp, bpf_ktime_get_ns()))) ||
 	    ((state == TCP_STATE_CLOSE_WAIT || state == TCP_STATE_LAST_ACK || state == TCP_STATE_CLOSE) &&
 	     client_waits(tp)))
 		report_client(sk, tp, EVENT_CLIENT_RELEASED, 0);
@@ -374,19 +375,24 @@ static __always_inline int loses_exchange(const struct connection *c, const stru
 	return c->flags & CONNECTION_PEER_RESET || connection_awaits_response(c, view->bytes_received);
 }
 
-/* A process begins a request, or a connection for one. */
-static __noinline int on_try(struct sock *sk)
+/* A process begins a request of (at first) so many bytes, or with 0 a connection for one. */
+static __noinline int on_try(struct sock *sk, __u64 bytes)
 {
 	struct connection *c = connection_lookup(sk);
 	struct socket_view view = {};
 	struct tcp_sock *tp;
 
-	if (!c || !(c->flags & CONNECTION_CLIENT) || !take_report(bpf_get_current_pid_tgid() >> 32))
+	if (!c || !(c->flags & CONNECTION_CLIENT) || (!(c->flags & CONNECTION_TRIES_AGAIN) && !may_be_retry()))
 		return 0;
+	if (bytes)
+		c->flags &= ~CONNECTION_TRIES_AGAIN;
+	else
+		c->flags |= CONNECTION_TRIES_AGAIN;
 	tp = tcp_of(sk);
 	if (!tp)
 		return 0;
 	view_socket(&view, sk, tp, c);
+	view.send_next += bytes;
 	emit(sk, tp, c, &view, EVENT_TRIED, c->state, c->state);
 	return 0;
 }
@@ -434,8 +440,8 @@ static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
  */
 static __always_inline int answers_late(struct sock *sk)
 {
-	return have_rdonly_cast && (__u32)bpf_jiffies64() - READ(tcp_of(sk), inet_conn.icsk_ack.lrcvtime) >
-					   patience_ticks;
+	return have_rdonly_cast &&
+	       (__u32)bpf_jiffies64() - READ(tcp_of(sk), inet_conn.icsk_ack.lrcvtime) > patience_ticks;
 }
 
 /* Every way to send payload ends in one of two functions, with the socket locked and its backlog processed. */
@@ -461,7 +467,7 @@ static __always_inline int on_send(struct sock *sk, struct msghdr *message, __u6
 	if (!connection_plain_send(c, READ(tp, tcp_clock_cache), ticks, READ(tp, bytes_received), READ(tp, write_seq)))
 		on_notable_send(sk, bytes);
 	if (tries)
-		on_try(sk);
+		on_try(sk, bytes);
 	return 0;
 }
 
@@ -496,7 +502,7 @@ static __always_inline void on_opening(struct sock *sk, __u8 old_state)
 		emit(sk, tp, c, &view, EVENT_STATE, old_state, TCP_STATE_SYN_SENT);
 	}
 	if (anybody_lost())
-		on_try(sk);
+		on_try(sk, 0);
 }
 
 static __always_inline void on_accepting(struct sock *sk)
@@ -558,8 +564,7 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 	case TCP_STATE_CLOSING:
 		connection_peer_fin(c, &view);
 		kind = EVENT_PEER_FIN;
-		if (loses_exchange(c, &view))
-			expect_outcome(c->pid);
+		lost = loses_exchange(c, &view);
 		break;
 	case TCP_STATE_FIN_WAIT1:
 	case TCP_STATE_LAST_ACK:
@@ -583,8 +588,6 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 			connection_peer_fin(c, &view);
 		kind = old_state == TCP_STATE_SYN_SENT ? EVENT_OPEN_FAILED : EVENT_CLOSED;
 		lost = !(c->flags & CONNECTION_SOCKET_CLOSED) && loses_exchange(c, &view);
-		if (lost)
-			expect_outcome(c->pid);
 		break;
 	default:
 		kind = report_states ? EVENT_STATE : 0;
@@ -593,6 +596,8 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 	c->state = new_state;
 	if (kind)
 		emit(sk, tp, c, &view, kind, old_state, new_state);
+	if (lost)
+		expect_outcome(c->pid, c);
 	/* What its process is yet to notice is kept until it lets go: trace_close. */
 	if (new_state == TCP_STATE_CLOSE && !lost)
 		connection_forget(sk);
@@ -662,7 +667,8 @@ HOOK(trace_close, tcp_close, struct sock *sk)
 	view_socket(&view, sk, tp, c);
 	if (c->state == TCP_STATE_CLOSE || loses_exchange(c, &view)) {
 		emit(sk, tp, c, &view, EVENT_RELEASED, c->state, c->state);
-		expect_outcome(bpf_get_current_pid_tgid() >> 32);
+		expect_outcome(bpf_get_current_pid_tgid() >> 32, c);
+		expect_retry();
 		answer = bpf_map_lookup_elem(&late_answers, &thread);
 		if (answer) {
 			tell_late_answer(answer);
@@ -729,10 +735,10 @@ static __always_inline int on_reset(struct sock *sk, struct sk_buff *skb)
 		return 0;
 	}
 	connection_peer_reset(c, &view, &reset);
-	if (loses_exchange(c, &view))
-		expect_outcome(c->pid);
 	if (state != TCP_STATE_SYN_SENT) /* that is an open that failed: its event follows at once */
 		emit(sk, tp, c, &view, EVENT_PEER_RESET, state, state);
+	if (loses_exchange(c, &view))
+		expect_outcome(c->pid, c);
 	return 0;
 }
 

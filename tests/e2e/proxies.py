@@ -97,7 +97,8 @@ CADDY = """
     admin off
     auto_https off
 }}
-http://{address}:{port} {{
+http://:{port} {{
+    bind {address}
     reverse_proxy {address}:{upstream} {{
         transport http {{
             response_header_timeout {patience}s
@@ -340,13 +341,15 @@ def prove(options, name, load):
         others = [threading.Thread(target=go_on, daemon=True) for _ in range(3 if load else 0)]
         for other in others:
             other.start()
-        for _ in range(options.rounds):
-            for what in ("ok", "once", "ok", "close", "ok", "hang", "ok"):
-                stage.ask(what)
-            stage.ask("hang", leaves=True)
-        done.set()
-        for other in others:
-            other.join(LIMIT)
+        try:
+            for _ in range(options.rounds):
+                for what in ("ok", "once", "ok", "close", "ok", "hang", "ok"):
+                    stage.ask(what)
+                stage.ask("hang", leaves=True)
+        finally:
+            done.set()
+            for other in others:
+                other.join(LIMIT)
         wait_for(lambda: all(any(one["name"] == asked.name for one in stage.attempts()) for asked in stage.asked),
                  "the upstream to have seen all requests")
         stage.server.kill()

@@ -31,6 +31,8 @@ UPSTREAMS = [("uvicorn", "4"), ("uvicorn", "6"), ("local-uvicorn", "4"), ("linge
 ODDITIES = "sends*,process names,who closed and how,older connections,smallest ring,two at once"
 SLOW_ODDITIES = ODDITIES + ",signals,churn at start,start stop,many connections"
 SLOW_ON = ("fentry", "6.12")
+# What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
+PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node"}
 LIMIT = 600  # seconds, of each command
 
 
@@ -45,6 +47,11 @@ def exact(options, name):
         finrace_alone = [*BACKENDS[name], *tools(options, line=False)]
         yield "beside tcplife and tcpstates", [f"{HERE}/compare_tcplife.py", *finrace_alone]
     if name != "cgroup":
+        kernel = ".".join(os.uname().release.split(".")[:2])
+        yield "proxies", [
+            f"{TESTS}/e2e/proxies.py", *BACKENDS[name], *tools(options, line=False), "--rounds", "1",
+            "--proxies", PROXIES.get((name, kernel), "nginx,haproxy"),
+        ]
         yield "beside cgroup", [f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3"]
 
 

@@ -51,11 +51,12 @@ event released(const event& end, std::uint64_t at_ns, std::uint32_t thread = pro
     return e;
 }
 
-event tried(std::uint64_t id, std::uint64_t at_ns, std::uint32_t thread = proxy)
+event tried(std::uint64_t id, std::uint64_t at_ns, std::uint32_t thread = proxy, std::uint32_t request_bytes = 176)
 {
     event e = step(EVENT_TRIED, at_ns, thread);
     ::inet_pton(AF_INET, "10.0.0.3", e.peer_address);
     e.peer_port = 8001;
+    e.request_bytes = request_bytes;
     e.connection.id = id;
     return e;
 }
@@ -155,6 +156,14 @@ TEST_CASE("the client that the same thread answers next is the exchange's", "[ou
         CHECK(!outcomes.of(lost).client);
         CHECK(!outcomes.of(lost).known);
     }
+    SECTION("with an upstream's answer: another client")
+    {
+        const Outcomes outcomes = told({released(lost, let_go_at), answered(4000, let_go_at + 1, 200),
+                                        let_go(4001, let_go_at + 2, 0), answered(4002, let_go_at + 3, 502)});
+        REQUIRE(outcomes.by_turn(lost).client);
+        CHECK(outcomes.by_turn(lost).client->port == 4002);
+        CHECK(!told({released(lost, let_go_at), answered(4000, let_go_at + turn, 200)}).of(lost).client);
+    }
     SECTION("its socket was never let go of")
     {
         CHECK(!told({answered(4000, let_go_at)}).of(lost).client);
@@ -195,6 +204,9 @@ TEST_CASE("a client that is answered before the upstream's socket is let go of",
         CHECK(found(lost, answered(4000, failed_at, 400)));
         CHECK(found(lost, answered(4000, failed_at, 0)));
         CHECK(!found(lost, answered(4000, failed_at, 399)));
+        event gone = answered(4000, failed_at, 200); // Caddy answers who has left
+        gone.new_state = TCP_STATE_CLOSE_WAIT;
+        CHECK(found(lost, gone));
         CHECK(!found(lost, answered(4000, failed_at - 1, 502)));
         CHECK(!found(lost, after_sleep(answered(4000, failed_at, 502))));
     }
@@ -283,6 +295,44 @@ TEST_CASE("the thread's next request is a retry", "[outcome]")
         const Outcome outcome = outcomes.of(lost);
         CHECK(outcome.retry);
         CHECK(!outcome.client);
+    }
+    SECTION("not another request's, but then the thread has gone on with other work")
+    {
+        for (const std::uint32_t bytes : {175U, 177U}) {
+            const Outcomes outcomes = told({released(lost, let_go_at), tried(99, let_go_at + 1, proxy, bytes),
+                                            answered(4000, let_go_at + 2), answered(4001, let_go_at + 3)});
+            CHECK(!outcomes.by_turn(lost).settled);
+            const Outcome outcome = outcomes.of(lost);
+            CHECK(!outcome.known);
+            CHECK(!outcome.retry);
+            REQUIRE(outcome.client);
+            CHECK(outcome.client->port == 4000);
+            CHECK(outcome.client->certainty == Certainty::possible);
+        }
+    }
+    SECTION("over a connection opened for it, once the request is in it")
+    {
+        const auto open_then = [](std::uint64_t id, std::uint32_t bytes) {
+            return told({released(lost, let_go_at), tried(99, let_go_at + 1, proxy, 0),
+                         after_sleep(tried(id, let_go_at + 30 * ms, proxy, bytes))})
+                .of(lost);
+        };
+        REQUIRE(open_then(99, 176).retry);
+        CHECK(open_then(99, 176).retry->after_ns == 1);
+        CHECK(!open_then(99, 175).retry);
+        CHECK(!open_then(98, 176).retry);
+        CHECK(!open_then(99, 0).retry);
+    }
+    SECTION("after a connection that did not open, another one")
+    {
+        const event open = refused();
+        const auto then = [&open](std::uint32_t bytes) {
+            return told({released(open, open.timestamp_ns), tried(99, open.timestamp_ns + 1, proxy, bytes)})
+                .of(open)
+                .retry.has_value();
+        };
+        CHECK(then(0));
+        CHECK(!then(176)); // whose request that is can't be told
     }
     SECTION("not another thread's")
     {

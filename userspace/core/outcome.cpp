@@ -16,15 +16,18 @@ namespace {
 /// The longest that a thread may be busy with one exchange's end; a turn's number may come again.
 constexpr std::uint64_t turn_ns = 20'000'000;
 
-bool of_client(const event& e)
-{
-    return e.kind == EVENT_CLIENT_ANSWERED || e.kind == EVENT_CLIENT_RELEASED;
-}
-
 bool has_left(const event& e)
 {
     return e.new_state == TCP_STATE_CLOSE_WAIT || e.new_state == TCP_STATE_LAST_ACK ||
            e.new_state == TCP_STATE_CLOSING || e.new_state == TCP_STATE_CLOSE;
+}
+
+/// Whether it may be what became of a lost exchange: no answer of an upstream's, and no client that waits for nothing.
+bool is_bad_end(const event& e)
+{
+    if (e.kind == EVENT_CLIENT_ANSWERED)
+        return e.http_status == 0 || e.http_status >= 400 || has_left(e);
+    return e.kind == EVENT_CLIENT_RELEASED && (e.connection.flags & CONNECTION_CLIENT_WAITS) != 0;
 }
 
 bool same_client(const event& a, const event& b)
@@ -54,19 +57,17 @@ struct Outcomes::Loss {
     std::uint32_t thread;
     std::uint16_t turn;
     bool by_peer;
+    std::uint32_t request_bytes;
     std::uint64_t asked_ns;    ///< the request, or the SYN
     std::uint64_t failed_ns;   ///< the end, where it came from the peer
     std::uint64_t released_ns; ///< by the process
 
     [[nodiscard]] bool of_process(const event& e) const { return e.connection.pid == process; }
     /// Its thread has not slept in between.
-    [[nodiscard]] bool of_turn(const event& e) const
-    {
-        return of_process(e) && e.thread == thread && e.turn == turn;
-    }
+    [[nodiscard]] bool of_turn(const event& e) const { return of_process(e) && e.thread == thread && e.turn == turn; }
     /// A client whose request came before this one was sent.
-    [[nodiscard]] bool is_behind(const event& e) const { return of_client(e) && e.connection.last_byte_ns <= asked_ns; }
-    [[nodiscard]] bool is_retry(const event& e) const
+    [[nodiscard]] bool is_behind(const event& e) const { return e.kind >= EVENT_CLIENT_ANSWERED && e.connection.last_byte_ns <= asked_ns; }
+    [[nodiscard]] bool is_next_try(const event& e) const
     {
         return e.kind == EVENT_TRIED && e.connection.id != connection_id;
     }
@@ -79,9 +80,9 @@ bool Outcomes::continues(const event& e) const
 
     if (e.kind != EVENT_CLIENT_ANSWERED || (e.connection.flags & CONNECTION_CLIENT_WAITS) != 0)
         return false;
-    return std::any_of(since(e.timestamp_ns - std::min<std::uint64_t>(tick_ns, e.timestamp_ns)), noted_.end(), [&e](const event& other) {
-        return other.kind == EVENT_CLIENT_ANSWERED && same_client(other, e);
-    });
+    return std::any_of(
+        since(e.timestamp_ns - std::min<std::uint64_t>(tick_ns, e.timestamp_ns)), noted_.end(),
+        [&e](const event& other) { return other.kind == EVENT_CLIENT_ANSWERED && same_client(other, e); });
 }
 
 void Outcomes::note(const event& e)
@@ -121,6 +122,7 @@ std::optional<Outcomes::Loss> Outcomes::find(const event& end) const
               .thread = release.thread,
               .turn = release.turn,
               .by_peer = (c.flags & CONNECTION_LOCAL_FIRST) == 0,
+              .request_bytes = end.request_bytes,
               .asked_ns = c.exchange > 0 ? c.request_ns : c.opened_ns,
               .failed_ns = end.timestamp_ns,
               .released_ns = release.timestamp_ns};
@@ -147,10 +149,8 @@ Outcome Outcomes::by_turn(const Loss& loss) const
     const event* before = nullptr;
     bool several = false;
     for (auto e = first; e != released; ++e) {
-        if (!loss.of_turn(*e) || !loss.is_behind(*e) || (loss.by_peer && e->timestamp_ns < loss.failed_ns))
-            continue;
-        if (e->kind == EVENT_CLIENT_ANSWERED ? e->http_status != 0 && e->http_status < 400
-                                             : (e->connection.flags & CONNECTION_CLIENT_WAITS) == 0)
+        if (!loss.of_turn(*e) || !loss.is_behind(*e) || !is_bad_end(*e) ||
+            (loss.by_peer && e->timestamp_ns < loss.failed_ns))
             continue;
         several = several || (before != nullptr && !same_client(*before, *e));
         // Of several, whose request came right before the exchange's.
@@ -159,17 +159,39 @@ Outcome Outcomes::by_turn(const Loss& loss) const
     }
     if (before != nullptr)
         return found(*before, several ? Certainty::possible : Certainty::likely);
-    const auto next = std::find_if(
-        released, last, [&](const event& e) { return loss.of_turn(e) && (loss.is_retry(e) || loss.is_behind(e)); });
-    if (next == last)
-        return outcome;
-    if (of_client(*next))
-        return found(*next, Certainty::likely);
-    outcome.retry = Retry{.connection_id = next->connection.id,
-                          .upstream = UpstreamKey::of(*next),
-                          .after_ns = next->timestamp_ns - loss.released_ns};
-    outcome.known = true;
+
+    bool goes_on = false; // the thread, with other work
+    for (auto e = released; e != last; ++e) {
+        if (!loss.of_turn(*e))
+            continue;
+        if (loss.is_behind(*e) && is_bad_end(*e)) {
+            if (!goes_on)
+                return found(*e, Certainty::likely);
+            outcome.client = client_of(*e, Certainty::possible);
+            return outcome;
+        }
+        if (!loss.is_next_try(*e))
+            continue;
+        if (repeats(loss, *e)) {
+            outcome.retry = Retry{.connection_id = e->connection.id,
+                                  .upstream = UpstreamKey::of(*e),
+                                  .after_ns = e->timestamp_ns - loss.released_ns};
+            outcome.known = true;
+            return outcome;
+        }
+        goes_on = true;
+    }
     return outcome;
+}
+
+/// The same request again has the same size, if both were written at once. A connection is opened before that.
+bool Outcomes::repeats(const Loss& loss, const event& tried) const
+{
+    if (loss.request_bytes == 0 || tried.request_bytes != 0)
+        return tried.request_bytes == loss.request_bytes;
+    return std::any_of(since(tried.timestamp_ns), noted_.end(), [&](const event& e) {
+        return e.kind == EVENT_TRIED && e.connection.id == tried.connection.id && e.request_bytes == loss.request_bytes;
+    });
 }
 
 Outcome Outcomes::by_turn(const event& end) const
@@ -184,14 +206,14 @@ Outcome Outcomes::of(const event& end) const
     if (!loss)
         return {};
     Outcome outcome = by_turn(*loss);
-    if (outcome.settled)
+    if (outcome.client)
         return outcome;
     // Whoever had been waiting since before the request, if that is one client alone.
     const event* found = nullptr;
     for (auto e = since(outcome.retry ? loss->released_ns + outcome.retry->after_ns : loss->failed_ns);
          e != noted_.end(); ++e) {
-        if (!loss->of_process(*e) || !loss->is_behind(*e) ||
-            (e->kind == EVENT_CLIENT_RELEASED && (e->connection.flags & CONNECTION_CLIENT_WAITS) == 0))
+        const bool ended = is_bad_end(*e) || (outcome.retry && e->kind == EVENT_CLIENT_ANSWERED);
+        if (!loss->of_process(*e) || !loss->is_behind(*e) || !ended)
             continue;
         if (found != nullptr && !same_client(*found, *e))
             return outcome;

@@ -63,6 +63,7 @@ private:
     [[nodiscard]] std::optional<Loss> find(const event& end) const;
     [[nodiscard]] std::deque<event>::const_iterator since(std::uint64_t ns) const;
     [[nodiscard]] Outcome by_turn(const Loss& loss) const;
+    [[nodiscard]] bool repeats(const Loss& loss, const event& tried) const;
 
     std::deque<event> noted_;                           ///< in the order of their times
     std::unordered_map<std::uint64_t, event> releases_; ///< of these, EVENT_RELEASED by connection
