@@ -2,8 +2,9 @@
 /*
  * What a process does next once it has lost an exchange: whether it tries again, and what the client behind it gets.
  * Proxies do that in the same turn of their loop, as a rule, or within milliseconds from another thread. So nothing is
- * kept of healthy exchanges. After a loss, the next request that its thread begins before it sleeps is an event; and for
- * one second, so many times, each answer to a client that had asked before, and each such client's socket let go of.
+ * kept of healthy exchanges. After a loss, the next request that its thread begins before it sleeps is an event; and
+ * for one second, so many times, each answer to a client that had asked before, and each such client's socket let go
+ * of.
  */
 #ifndef FINRACE_CLIENT_BPF_H
 #define FINRACE_CLIENT_BPF_H

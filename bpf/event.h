@@ -61,7 +61,8 @@ enum event_kind {
 	/* Of a process that has lost an exchange, for a second: what it does next. */
 	EVENT_RELEASED,        /* it let go of the socket of the exchange that failed; may follow EVENT_CLOSED */
 	EVENT_TRIED,           /* in the same turn it began a request, or a connection for one, and then its request */
-	EVENT_CLIENT_ANSWERED, /* it began to answer a client that had waited: another socket, which this host accepted */
+	EVENT_CLIENT_ANSWERED, /* it began to answer a client that had waited: another socket, which this host accepted
+				*/
 	EVENT_CLIENT_RELEASED, /* it let go of a client's socket */
 	EVENT_KINDS
 };

@@ -325,6 +325,8 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 		report_client(sk, tp, EVENT_CLIENT_ANSWERED, message ? http_status_of(message) : 0);
 		return 0;
 	}
+	if ((__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime) <= patience_ticks)
+		return 0;
 	status = message ? http_status_of(message) : 0;
 	if (status && status < 400)
 		return 0;

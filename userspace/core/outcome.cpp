@@ -66,7 +66,10 @@ struct Outcomes::Loss {
     /// Its thread has not slept in between.
     [[nodiscard]] bool of_turn(const event& e) const { return of_process(e) && e.thread == thread && e.turn == turn; }
     /// A client whose request came before this one was sent.
-    [[nodiscard]] bool is_behind(const event& e) const { return e.kind >= EVENT_CLIENT_ANSWERED && e.connection.last_byte_ns <= asked_ns; }
+    [[nodiscard]] bool is_behind(const event& e) const
+    {
+        return e.kind >= EVENT_CLIENT_ANSWERED && e.connection.last_byte_ns <= asked_ns;
+    }
     [[nodiscard]] bool is_next_try(const event& e) const
     {
         return e.kind == EVENT_TRIED && e.connection.id != connection_id;
