@@ -315,12 +315,15 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 	__u32 thread = (__u32)actor;
 	struct tcp_sock *tp = tcp_of(sk);
 	struct event *answer;
+	__s32 since_receipt;
 	__u32 status;
 
 	if (!tp || !READ(tp, bytes_received))
 		return 0;
-	if (READ(tp, bytes_sent) && (__s32)(READ(tp, lsndtime) - READ(tp, inet_conn.icsk_ack.lrcvtime)) > 0)
-		return 0; /* more of it */
+	/* More of it: within one tick, that is so for a client that has closed since. */
+	since_receipt = READ(tp, lsndtime) - READ(tp, inet_conn.icsk_ack.lrcvtime);
+	if (READ(tp, bytes_sent) && (since_receipt > 0 || (!since_receipt && received_fin(sk))))
+		return 0;
 	if (anybody_lost() && take_report(actor >> 32, client_asked_ns(sk, tp, bpf_ktime_get_ns()))) {
 		report_client(sk, tp, EVENT_CLIENT_ANSWERED, message ? http_status_of(message) : 0);
 		return 0;
@@ -446,30 +449,49 @@ static __always_inline int answers_late(struct sock *sk)
 	       (__u32)bpf_jiffies64() - READ(tcp_of(sk), inet_conn.icsk_ack.lrcvtime) > patience_ticks;
 }
 
+static __always_inline void account_send(struct sock *sk, struct connection *c, __u64 bytes)
+{
+	struct tcp_sock *tp = tcp_of(sk);
+	__u32 ticks;
+
+	if (!tp)
+		return;
+	/* No clock is read: the socket's own has been since payload came in (tcp_mstamp_refresh()). */
+	ticks = (__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime);
+	if (!connection_plain_send(c, READ(tp, tcp_clock_cache), ticks, READ(tp, bytes_received), READ(tp, write_seq)))
+		on_notable_send(sk, bytes);
+}
+
+/* Out of line as well: for a second after a loss alone. */
+static __noinline int on_send_after_loss(struct sock *sk, struct msghdr *message, __u64 bytes)
+{
+	struct connection *c = connection_lookup(sk);
+	struct tcp_sock *tp = tcp_of(sk);
+	int tries;
+
+	if (!c || !(c->flags & CONNECTION_CLIENT))
+		on_client_send(sk, message);
+	if (!c || !tp)
+		return 0;
+	tries = connection_begins_exchange(c, READ(tp, bytes_received));
+	account_send(sk, c, bytes);
+	if (tries)
+		on_try(sk, bytes);
+	return 0;
+}
+
 /* Every way to send payload ends in one of two functions, with the socket locked and its backlog processed. */
 static __always_inline int on_send(struct sock *sk, struct msghdr *message, __u64 bytes)
 {
-	struct connection *c = connection_of_sender(sk);
-	struct tcp_sock *tp;
-	__u32 ticks;
-	int tries;
+	struct connection *c;
 
-	if (!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) {
-		if (anybody_lost() || answers_late(sk))
-			on_client_send(sk, message);
-		if (!c)
-			return 0;
-	}
-	tp = tcp_of(sk);
-	if (!tp)
-		return 0;
-	/* No clock is read: the socket's own has been since payload came in (tcp_mstamp_refresh()). */
-	ticks = (__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime);
-	tries = anybody_lost() && connection_begins_exchange(c, READ(tp, bytes_received));
-	if (!connection_plain_send(c, READ(tp, tcp_clock_cache), ticks, READ(tp, bytes_received), READ(tp, write_seq)))
-		on_notable_send(sk, bytes);
-	if (tries)
-		on_try(sk, bytes);
+	if (anybody_lost())
+		return on_send_after_loss(sk, message, bytes);
+	c = connection_of_sender(sk);
+	if ((!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) && answers_late(sk))
+		on_client_send(sk, message);
+	if (c)
+		account_send(sk, c, bytes);
 	return 0;
 }
 

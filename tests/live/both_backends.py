@@ -5,7 +5,7 @@ Two finraces run side by side, which is allowed, while the race lab (tools/lab.p
 one must be a verdict of the other, alike in every field, but for
 
   what cgroup can't observe   absent there, and only there: the process (on some kernels), the network namespace's number,
-                              how much the process left unread, the socket's error
+                              how much the process left unread, the socket's error, what became of the request
   times                       each backend reads the clock for itself: within a few ticks
   what follows from that      cgroup says less: a smaller size, a lower certainty (FOLLOWS)
   the sentence                its numbers of milliseconds may differ as the times do
@@ -35,7 +35,7 @@ TICK_MS = 1000 * time.clock_getres(CLOCK_MONOTONIC_COARSE)
 IDLE_MS = 2 * TICK_MS  # the kernel notes the last byte's time to a tick, and each backend reads its own note
 MEASURED_MS = TICK_MS  # two programs see one packet one after the other
 EXAMPLES = 8
-NOT_OBSERVED = ("process.", "finrace.connection.netns", "finrace.evidence.unread_bytes", "finrace.evidence.socket_error")
+NOT_OBSERVED = ("finrace.outcome.", "process.", "finrace.connection.netns", "finrace.evidence.unread_bytes", "finrace.evidence.socket_error")
 OWN = ("timestamp", "finrace.connection.id")
 # What a verdict is. A fact that one backend leaves out is a difference.
 COMPARED = (
