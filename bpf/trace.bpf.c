@@ -308,6 +308,12 @@ static __always_inline void report_client(struct sock *sk, struct tcp_sock *tp, 
 	event_end(e);
 }
 
+/* So late that the process may have waited for something in vain, or to a client that has left. */
+static __always_inline int is_notable_answer(struct sock *sk, struct tcp_sock *tp)
+{
+	return (__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime) > patience_ticks || received_fin(sk);
+}
+
 /* A process sends on a socket that this host accepted, perhaps the first bytes of an answer. */
 static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 {
@@ -328,7 +334,7 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 		report_client(sk, tp, EVENT_CLIENT_ANSWERED, message ? http_status_of(message) : 0);
 		return 0;
 	}
-	if ((__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime) <= patience_ticks)
+	if (!is_notable_answer(sk, tp))
 		return 0;
 	status = message ? http_status_of(message) : 0;
 	if (status && status < 400)
@@ -439,14 +445,10 @@ static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
 	return 0;
 }
 
-/*
- * Whether a socket answers so late that its process may have waited for something in vain. Where no plain load can
- * tell, it would cost every send too much.
- */
-static __always_inline int answers_late(struct sock *sk)
+/* Where no plain load can tell, it would cost every send too much. */
+static __always_inline int answers_notably(struct sock *sk)
 {
-	return have_rdonly_cast &&
-	       (__u32)bpf_jiffies64() - READ(tcp_of(sk), inet_conn.icsk_ack.lrcvtime) > patience_ticks;
+	return have_rdonly_cast && is_notable_answer(sk, tcp_of(sk));
 }
 
 static __always_inline void account_send(struct sock *sk, struct connection *c, __u64 bytes)
@@ -488,7 +490,7 @@ static __always_inline int on_send(struct sock *sk, struct msghdr *message, __u6
 	if (anybody_lost())
 		return on_send_after_loss(sk, message, bytes);
 	c = connection_of_sender(sk);
-	if ((!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) && answers_late(sk))
+	if ((!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) && answers_notably(sk))
 		on_client_send(sk, message);
 	if (c)
 		account_send(sk, c, bytes);

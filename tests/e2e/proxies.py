@@ -243,6 +243,12 @@ def ask(address, port, asked, under_way=None):
     return asked
 
 
+# They answer their client before they let go of the upstream; on kernels without bpf_rdonly_cast() that is not seen, and why
+# they gave up stays unclassified (docs/design.md).
+ANSWER_FIRST = ("haproxy", "lighttpd", "node")
+SEES_ANSWERS_FIRST = tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 2)
+
+
 class Stage:
     """One proxy, its upstream and a finrace that watches the connections between the two."""
 
@@ -359,25 +365,33 @@ def prove(options, name, load):
         attempts = stage.attempts()
         failures = [(one, cause_of(one, by_name[one["name"]])) for one in attempts]
         failures = [(one, cause) for one, cause in failures if cause]
-        stage.finrace.wait_verdicts(net, len(failures) + 1)
+        unseen = 0
+        if name in ANSWER_FIRST and not SEES_ANSWERS_FIRST:
+            unseen = sum(1 for _, cause in failures if cause in ("proxy_timeout", "client_abort"))
+        stage.finrace.wait_verdicts(net, len(failures) - unseen + 1)
         time.sleep(1)  # for a verdict too many
         stage.finrace.stop()
         check_schema(stage.finrace)
-        compare(stage, failures, attempts, by_name, down)
-        must(stage.finrace.health().at("finrace.health.unclassified") == 0, "unclassified ends")
+        missed = compare(stage, failures, attempts, by_name, down)
+        must(len(missed) <= unseen, f"no verdict on {missed}")
+        must(stage.finrace.health().at("finrace.health.unclassified") == len(missed), "other unclassified ends")
 
 
 def compare(stage, failures, attempts, by_name, down):
+    """The failures without a verdict; raises on any wrong one."""
     verdicts = stage.finrace.verdicts()
     refused = [one for one in verdicts if one.at("finrace.cause") == "connect_refused"]
     verdicts = [one for one in verdicts if one not in refused]
-    problems = []
+    problems, missed = [], []
     found_clients = found_statuses = 0
     for attempt, cause in failures:
         asked = by_name[attempt["name"]]
         matching = [one for one in verdicts if one.local[1] == attempt["port"] and
                     attempt["begun"] - 0.5 < one.time < attempt["begun"] + attempt["after"] + 1]
         what = f"{asked.name} on {attempt['port']}, {cause}"
+        if not matching:
+            missed.append(what)
+            continue
         if len(matching) != 1:
             problems.append(f"{what}: {len(matching)} verdicts")
             continue
@@ -408,7 +422,9 @@ def compare(stage, failures, attempts, by_name, down):
           f"{found_statuses} statuses found; down: {statuses}", flush=True)
     must(not problems, lambda: "\n          ".join([f"{len(problems)} problems", *problems[:12]]))
     if not stage.load:
-        must(found_clients == len(failures), f"{len(failures) - found_clients} failures without their client")
+        without = len(failures) - len(missed) - found_clients
+        must(without == 0, f"{without} failures without their client")
+    return missed
 
 
 def test(options, results):
