@@ -94,6 +94,7 @@ static __always_inline void view_sock_ops(struct socket_view *view, struct bpf_s
 	view->send_next = ctx->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
 	view->acknowledged = ctx->snd_una;
 	view->retransmits = ctx->total_retrans;
+	view->segment_bytes = 0;
 }
 
 static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct connection *c,
@@ -320,6 +321,7 @@ static __always_inline void view_tcp(struct socket_view *view, struct bpf_tcp_so
 	view->send_next = tp->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
 	view->acknowledged = tp->snd_una;
 	view->retransmits = tp->total_retrans;
+	view->segment_bytes = 0;
 }
 
 /* Out of line: one copy serves both packet programs, and stays out of the way of the packets that make no event. */

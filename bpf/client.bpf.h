@@ -49,7 +49,10 @@ struct {
 
 const struct event no_event = {};
 
-__u64 loss_until; /* jiffies: the latest of lost_exchanges */
+/* All that a healthy send looks at, in jiffies: the latest of lost_exchanges, and of turns_of_loss. */
+__u64 loss_until;
+__u32 loss_asked_tick; /* when the latest of them began */
+__u64 retry_until;     /* who tries again does so at once */
 
 const volatile __u32 ticks_per_second = 250; /* set by the loader */
 const volatile __u32 patience_ticks = 125;   /* set by the loader: who answers this late may have waited in vain */
@@ -57,6 +60,12 @@ const volatile __u32 patience_ticks = 125;   /* set by the loader: who answers t
 static __always_inline int anybody_lost(void)
 {
 	return bpf_jiffies64() < loss_until;
+}
+
+/* Whether a client whose last payload came in at `tick` may have waited for an exchange that was lost. */
+static __always_inline int may_have_lost(__u32 tick)
+{
+	return anybody_lost() && (__s32)(tick - loss_asked_tick) <= 1;
 }
 
 /* A process, 0 if not known, has lost an exchange, or is about to notice. */
@@ -68,12 +77,16 @@ static __always_inline void expect_outcome(__u32 pid, const struct connection *c
 		.asked_ns = c->exchange ? c->request_ns : c->opened_ns,
 		.reports_left = REPORTS_FOR_A_LOSS,
 	};
+	__u32 asked_tick;
 
 	if (!pid)
 		return;
 	if (before && before->asked_ns > lost.asked_ns)
 		lost.asked_ns = before->asked_ns;
 	bpf_map_update_elem(&lost_exchanges, &pid, &lost, BPF_ANY);
+	asked_tick = ns_to_jiffies(lost.asked_ns, bpf_ktime_get_ns());
+	if (!anybody_lost() || (__s32)(asked_tick - loss_asked_tick) > 0)
+		loss_asked_tick = asked_tick;
 	loss_until = lost.until;
 }
 
@@ -94,17 +107,23 @@ static __always_inline void expect_retry(void)
 	__u64 turn = current_turn();
 
 	bpf_map_update_elem(&turns_of_loss, &thread, &turn, BPF_ANY);
+	retry_until = bpf_jiffies64() + 1 + ticks_per_second / 32;
 }
 
 /* Whether this is the first request that the thread begins since it lost one, and it has not slept in between. */
 static __always_inline int may_be_retry(void)
 {
 	__u32 thread = bpf_get_current_pid_tgid();
-	__u64 *turn = bpf_map_lookup_elem(&turns_of_loss, &thread);
-	int same = turn && *turn == current_turn();
+	__u64 *turn;
+	int same;
 
-	if (turn)
-		bpf_map_delete_elem(&turns_of_loss, &thread);
+	if (bpf_jiffies64() >= retry_until)
+		return 0;
+	turn = bpf_map_lookup_elem(&turns_of_loss, &thread);
+	if (!turn)
+		return 0;
+	same = *turn == current_turn();
+	bpf_map_delete_elem(&turns_of_loss, &thread);
 	return same;
 }
 

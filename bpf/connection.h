@@ -39,6 +39,7 @@ struct socket_view {
 	__u32 send_next;       /* sequence number after the last byte written (or, at least, sent) */
 	__u32 acknowledged;    /* sequence number up to which the peer has acknowledged */
 	__u32 retransmits;     /* segments retransmitted over the connection's life */
+	__u32 segment_bytes;   /* payload of the segment that is being processed, where that is what it is about */
 };
 
 /* The header of an RST, and what the receiver expected. */

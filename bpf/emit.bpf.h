@@ -84,6 +84,7 @@ static __always_inline struct event *event_begin(struct connection *c, const str
 	e->request_bytes = connection_request_bytes(c, view->send_next);
 	e->unacked_bytes = connection_unacked_bytes(c, view->send_next, view->acknowledged);
 	e->retransmits = view->retransmits;
+	e->segment_bytes = view->segment_bytes;
 	e->kind = kind;
 	e->old_state = old_state;
 	e->new_state = new_state;

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever the meaning or the place of a field changes. */
-#define FINRACE_EVENT_VERSION 2
+#define FINRACE_EVENT_VERSION 3
 
 /*
  * The longest close_notify alert of TLS in use: 31 bytes by TLS 1.2 with AES-GCM (RFC 5246 6.2, RFC 5288 3), 24 by
@@ -61,9 +61,10 @@ enum event_kind {
 	/* Of a process that has lost an exchange, for a second: what it does next. */
 	EVENT_RELEASED,        /* it let go of the socket of the exchange that failed; may follow EVENT_CLOSED */
 	EVENT_TRIED,           /* in the same turn it began a request, or a connection for one, and then its request */
-	EVENT_CLIENT_ANSWERED, /* it began to answer a client that had waited: another socket, which this host accepted
-				*/
+	EVENT_CLIENT_ANSWERED, /* it began to answer a client that had waited: a socket that this host accepted */
 	EVENT_CLIENT_RELEASED, /* it let go of a client's socket */
+	/* Of a listening socket, so many a second at most: `peer` is the latest that was turned away. */
+	EVENT_ACCEPT_OVERFLOW, /* its accept queue was full: a SYN, or the last ACK of a handshake, was dropped */
 	EVENT_KINDS
 };
 
@@ -95,10 +96,12 @@ enum connection_flag {
 	CONNECTION_BARE_RESET_WAITS = 1 << 21,
 	/* Nothing of the request had been acknowledged when this host's process, or its kernel, let go of it. */
 	CONNECTION_CLOSED_UNACKED = 1 << 22,
-	/* EVENT_CLIENT_RELEASED: the client's last bytes are newer than the last that it was sent. */
+	/* Of an accepted socket, in events alone: the client's last bytes are newer than the last that it was sent. */
 	CONNECTION_CLIENT_WAITS = 1 << 23,
 	/* Opened right after its thread had lost an exchange: its first request is told of as well. */
 	CONNECTION_TRIES_AGAIN = 1 << 24,
+	/* The process that closes is ending: event.exit_code. */
+	CONNECTION_PROCESS_ENDS = 1 << 25,
 };
 
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
@@ -201,15 +204,27 @@ struct event {
 	__u32 netns;         /* inode number of the network namespace, 0 if not known */
 	__u32 request_bytes; /* written since the current exchange began */
 	__u32 unacked_bytes; /* of these, not acknowledged now */
-	__u32 unread_bytes;  /* received and not read by the process */
-	__u32 srtt_us;       /* smoothed round-trip time, RFC 6298 */
-	__u32 retransmits;   /* segments retransmitted over the connection's life */
-	__u32 version;       /* FINRACE_EVENT_VERSION */
-	__u32 thread;        /* thread id, from EVENT_RELEASED on; there connection.pid is the process that acts */
-	__u16 http_status;   /* EVENT_CLIENT_ANSWERED: of the HTTP/1 answer in plain text that begins here, or 0 */
-	__u16 turn;          /* of that thread, modulo 2^16: another one once it has slept */
-	/* From EVENT_CLIENT_ANSWERED on, of a client's socket: the owner, and in last_byte_ns when it last sent
-	 * payload. */
+	union {
+		__u32 unread_bytes; /* received and not read by the process */
+		__u32 accept_queue; /* EVENT_ACCEPT_OVERFLOW: connections that wait to be accepted */
+	};
+	__u32 srtt_us;     /* smoothed round-trip time, RFC 6298 */
+	__u32 retransmits; /* segments retransmitted over the connection's life */
+	__u32 version;     /* FINRACE_EVENT_VERSION */
+	__u32 thread;      /* thread id, from EVENT_RELEASED on; there connection.pid is the process that acts */
+	__u16 http_status; /* EVENT_CLIENT_ANSWERED: of the HTTP/1 answer in plain text that begins here, or 0 */
+	__u16 turn;        /* of that thread, modulo 2^16: another one once it has slept */
+	__u64 sent_ns;     /* when this host last sent payload, exact to a tick; 0 for never, or not known */
+	__u64 received_ns; /* when payload last came in, the same */
+	__u32 exit_code;   /* CONNECTION_PROCESS_ENDS: how, as wait(2) tells it */
+	union {
+		__u32 segment_bytes; /* EVENT_SEGMENT_AFTER_CLOSE: payload that came */
+		__u32 turned_away;   /* EVENT_ACCEPT_OVERFLOW: SYNs and ACKs dropped since the one before */
+	};
+	/*
+	 * Of an accepted socket that is not followed (id 0) there is no accounting: the flags, the owner (from process
+	 * context), local_close_ns; from EVENT_CLIENT_ANSWERED on, in last_byte_ns when the client last sent payload.
+	 */
 	struct connection connection;
 };
 
@@ -244,7 +259,7 @@ FINRACE_AT(connection, state, 116);
 FINRACE_AT(connection, lost_events, 117);
 FINRACE_AT(connection, lost_kinds, 118);
 
-FINRACE_STATIC_ASSERT(sizeof(struct event) == 240);
+FINRACE_STATIC_ASSERT(sizeof(struct event) == 264);
 FINRACE_AT(event, timestamp_ns, 0);
 FINRACE_AT(event, bytes_sent, 8);
 FINRACE_AT(event, bytes_received, 16);
@@ -269,7 +284,12 @@ FINRACE_AT(event, retransmits, 104);
 FINRACE_AT(event, version, 108);
 FINRACE_AT(event, thread, 112);
 FINRACE_AT(event, http_status, 116);
-FINRACE_AT(event, connection, 120);
+FINRACE_AT(event, turn, 118);
+FINRACE_AT(event, sent_ns, 120);
+FINRACE_AT(event, received_ns, 128);
+FINRACE_AT(event, exit_code, 136);
+FINRACE_AT(event, segment_bytes, 140);
+FINRACE_AT(event, connection, 144);
 
 #undef FINRACE_AT
 

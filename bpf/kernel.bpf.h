@@ -20,8 +20,16 @@
 #define AF_INET6 10
 #define IPPROTO_TCP 6
 
-/* sk_flags: enum sock_flags, include/net/sock.h. Set by tcp_fin() and by nothing else in TCP. */
+/*
+ * sk_flags: enum sock_flags, include/net/sock.h. No process has the socket any more (sock_orphan()); and what tcp_fin()
+ * sets, and nothing else in TCP.
+ */
+#define SOCK_DEAD_BIT 0
 #define SOCK_DONE_BIT 1
+
+#define RCV_SHUTDOWN 1
+#define ETH_P_IP 0x0800
+#define PF_EXITING 4
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -72,8 +80,11 @@ struct sock {
 	struct sock_common __sk_common;
 	int sk_err;
 	__u16 sk_protocol;
+	__u8 sk_shutdown;
 	struct socket *sk_socket;
 	struct bpf_local_storage *sk_bpf_storage;
+	__u32 sk_ack_backlog; /* of a listener: connections to accept */
+	__u32 sk_max_ack_backlog;
 };
 
 struct inet_sock {
@@ -108,6 +119,8 @@ struct sk_buff {
 	unsigned int len;
 	unsigned char *head;
 	__u16 transport_header;
+	__u16 network_header;
+	__be16 protocol;
 };
 
 /* User memory that a process sends from. */
@@ -145,6 +158,8 @@ struct msghdr {
 
 struct task_struct {
 	unsigned long nvcsw; /* how often it slept */
+	unsigned int flags;
+	int exit_code; /* with PF_EXITING, before it closes its files: do_exit() */
 };
 
 struct page;
@@ -191,6 +206,12 @@ FINRACE_INLINE __u64 jiffies_to_ns(__u32 stamp, __u64 now_ns)
 	__u64 age = (__u64)((__u32)bpf_jiffies64() - stamp) * tick_ns;
 
 	return age < now_ns ? now_ns - age : 0;
+}
+
+/* The other way. */
+FINRACE_INLINE __u32 ns_to_jiffies(__u64 ns, __u64 now_ns)
+{
+	return (__u32)bpf_jiffies64() - (__u32)(ns < now_ns ? (now_ns - ns) / tick_ns : 0);
 }
 
 #endif /* FINRACE_KERNEL_BPF_H */

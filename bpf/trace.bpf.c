@@ -117,7 +117,7 @@ static __always_inline void connection_forget(struct sock *sk)
 }
 #endif
 
-/* Ports that a network namespace listens on: tells, for a connection older than the tracer, who opened it. */
+/* Ports that a network namespace has listened on: tells of a connection that is not followed who opened it. */
 struct listening_port {
 	__u32 netns;
 	__u32 port;
@@ -129,6 +129,17 @@ struct {
 	__type(key, struct listening_port);
 	__type(value, __u8);
 } listening_ports SEC(".maps");
+
+static __always_inline void note_listener(struct sock *sk)
+{
+	struct listening_port listening = {
+		.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum),
+		.port = READ(sk, __sk_common.skc_num),
+	};
+	__u8 one = 1;
+
+	bpf_map_update_elem(&listening_ports, &listening, &one, BPF_ANY);
+}
 
 /* Which process holds a socket older than the tracer: thread group id by the inode number of the socket's file. */
 struct {
@@ -176,6 +187,11 @@ static __always_inline int received_fin(struct sock *sk)
 	return (READ(sk, __sk_common.skc_flags) >> SOCK_DONE_BIT) & 1;
 }
 
+static __always_inline int is_orphan(struct sock *sk)
+{
+	return (READ(sk, __sk_common.skc_flags) >> SOCK_DEAD_BIT) & 1;
+}
+
 static __always_inline void view_socket(struct socket_view *view, struct sock *sk, struct tcp_sock *tp,
 					const struct connection *c)
 {
@@ -189,6 +205,7 @@ static __always_inline void view_socket(struct socket_view *view, struct sock *s
 	view->send_next = READ(tp, write_seq) - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
 	view->acknowledged = READ(tp, snd_una);
 	view->retransmits = READ(tp, total_retrans);
+	view->segment_bytes = 0;
 }
 
 static __always_inline void describe_socket(struct event *e, struct sock *sk, struct tcp_sock *tp)
@@ -214,6 +231,21 @@ static __always_inline void describe_socket(struct event *e, struct sock *sk, st
 	received = READ(tp, rcv_nxt) - READ(tp, copied_seq);
 	e->unread_bytes = received && received_fin(sk) ? received - 1 : received;
 	e->srtt_us = READ(tp, srtt_us) >> 3;
+	if (READ(tp, bytes_sent))
+		e->sent_ns = jiffies_to_ns(READ(tp, lsndtime), e->timestamp_ns);
+	if (READ(tp, bytes_received) > (__u64)received_fin(sk))
+		e->received_ns = jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), e->timestamp_ns);
+}
+
+/* From process context only, of the process that closes. */
+static __always_inline void note_exit(struct event *e)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	if (!(BPF_CORE_READ(task, flags) & PF_EXITING))
+		return;
+	e->connection.flags |= CONNECTION_PROCESS_ENDS;
+	e->exit_code = BPF_CORE_READ(task, exit_code);
 }
 
 /* Who does what is reported now. */
@@ -251,6 +283,9 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct co
 	e->bytes_sent = acked;
 	if (kind >= EVENT_RELEASED)
 		name_actor(e);
+	else if (kind == EVENT_LOCAL_FIN ||
+		 (kind == EVENT_CLOSED && c->flags & CONNECTION_LOCAL_RESET && c->local_close_ns == view->now_ns))
+		note_exit(e);
 	event_end(e);
 }
 
@@ -330,7 +365,8 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 	since_receipt = READ(tp, lsndtime) - READ(tp, inet_conn.icsk_ack.lrcvtime);
 	if (READ(tp, bytes_sent) && (since_receipt > 0 || (!since_receipt && received_fin(sk))))
 		return 0;
-	if (anybody_lost() && take_report(actor >> 32, client_asked_ns(sk, tp, bpf_ktime_get_ns()))) {
+	if (may_have_lost(READ(tp, inet_conn.icsk_ack.lrcvtime)) &&
+	    take_report(actor >> 32, client_asked_ns(sk, tp, bpf_ktime_get_ns()))) {
 		report_client(sk, tp, EVENT_CLIENT_ANSWERED, message ? http_status_of(message) : 0);
 		return 0;
 	}
@@ -387,13 +423,12 @@ static __always_inline int loses_exchange(const struct connection *c, const stru
 }
 
 /* A process begins a request of (at first) so many bytes, or with 0 a connection for one. */
-static __noinline int on_try(struct sock *sk, __u64 bytes)
+static __noinline int on_try(struct connection *c, struct sock *sk, __u64 bytes)
 {
-	struct connection *c = connection_lookup(sk);
 	struct socket_view view = {};
 	struct tcp_sock *tp;
 
-	if (!c || !(c->flags & CONNECTION_CLIENT) || (!(c->flags & CONNECTION_TRIES_AGAIN) && !may_be_retry()))
+	if (!c || (!(c->flags & CONNECTION_TRIES_AGAIN) && !may_be_retry()))
 		return 0;
 	if (bytes)
 		c->flags &= ~CONNECTION_TRIES_AGAIN;
@@ -465,31 +500,31 @@ static __always_inline void account_send(struct sock *sk, struct connection *c, 
 }
 
 /* Out of line as well: for a second after a loss alone. */
-static __noinline int on_send_after_loss(struct sock *sk, struct msghdr *message, __u64 bytes)
+static __noinline int on_send_after_loss(struct connection *c, struct sock *sk, struct msghdr *message, __u64 bytes)
 {
-	struct connection *c = connection_lookup(sk);
 	struct tcp_sock *tp = tcp_of(sk);
-	int tries;
+	int tries = 0;
 
-	if (!c || !(c->flags & CONNECTION_CLIENT))
-		on_client_send(sk, message);
-	if (!c || !tp)
+	if (!tp)
 		return 0;
-	tries = connection_begins_exchange(c, READ(tp, bytes_received));
-	account_send(sk, c, bytes);
+	if (c && c->flags & CONNECTION_CLIENT)
+		tries = connection_begins_exchange(c, READ(tp, bytes_received));
+	else if (may_have_lost(READ(tp, inet_conn.icsk_ack.lrcvtime)) || answers_notably(sk))
+		on_client_send(sk, message);
+	if (c)
+		account_send(sk, c, bytes);
 	if (tries)
-		on_try(sk, bytes);
+		on_try(c, sk, bytes);
 	return 0;
 }
 
 /* Every way to send payload ends in one of two functions, with the socket locked and its backlog processed. */
 static __always_inline int on_send(struct sock *sk, struct msghdr *message, __u64 bytes)
 {
-	struct connection *c;
+	struct connection *c = connection_of_sender(sk);
 
 	if (anybody_lost())
-		return on_send_after_loss(sk, message, bytes);
-	c = connection_of_sender(sk);
+		return on_send_after_loss(c, sk, message, bytes);
 	if ((!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) && answers_notably(sk))
 		on_client_send(sk, message);
 	if (c)
@@ -528,7 +563,7 @@ static __always_inline void on_opening(struct sock *sk, __u8 old_state)
 		emit(sk, tp, c, &view, EVENT_STATE, old_state, TCP_STATE_SYN_SENT);
 	}
 	if (anybody_lost())
-		on_try(sk, 0);
+		on_try(c, sk, 0);
 }
 
 static __always_inline void on_accepting(struct sock *sk)
@@ -540,6 +575,220 @@ static __always_inline void on_accepting(struct sock *sk)
 		return;
 	}
 	connection_start(c, next_connection_id(), bpf_ktime_get_ns(), 0, TCP_STATE_SYN_RECV);
+}
+
+struct tcp_header_words {
+	__be16 source;
+	__be16 destination;
+	__be32 seq;
+	__be32 ack;
+	__u8 data_offset; /* in the upper four bits, in 32-bit words */
+	__u8 flags;
+};
+
+static __always_inline int read_tcp_header(struct sk_buff *skb, struct tcp_header_words *header)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	__u16 offset = BPF_CORE_READ(skb, transport_header);
+
+	return bpf_probe_read_kernel(header, sizeof(*header), head + offset);
+}
+
+/*
+ * The other end: of connections that this host accepted nothing is kept, for all that their sockets tell when a request
+ * goes lost. Like listening_ports, that holds for network namespaces that finrace could enter.
+ */
+static __always_inline int is_accepted(struct sock *sk, struct tcp_sock *tp)
+{
+	struct listening_port listening = {
+		.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum),
+		.port = bpf_ntohs(READ(tp, inet_conn.icsk_inet.inet_sport)),
+	};
+
+	return bpf_map_lookup_elem(&listening_ports, &listening) != NULL;
+}
+
+static __always_inline struct event *server_event_begin(struct sock *sk, struct tcp_sock *tp, __u8 kind, __u8 old_state,
+							__u8 new_state)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	__u64 received;
+
+	if (!e) {
+		count_lost_event(kind);
+		return NULL;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->timestamp_ns = bpf_ktime_get_ns();
+	e->kind = kind;
+	e->old_state = old_state;
+	e->new_state = new_state;
+	e->observed = OBSERVED_HERE;
+	e->version = FINRACE_EVENT_VERSION;
+	describe_socket(e, sk, tp);
+	received = READ(tp, bytes_received);
+	e->bytes_received = received - (received && received_fin(sk) ? 1 : 0);
+	e->unacked_bytes = READ(tp, write_seq) - READ(tp, snd_una);
+	e->retransmits = READ(tp, total_retrans);
+	e->connection.state = new_state;
+	return e;
+}
+
+/* A process closes, or stops sending on, a socket that this host accepted, and leaves something undone. */
+static __noinline int on_server_close(struct sock *sk, int old_state, int new_state)
+{
+	struct tcp_sock *tp = tcp_of(sk);
+	struct event *e;
+	__u32 flags;
+
+	if (!tp || (new_state == TCP_STATE_CLOSE && READ(sk, sk_err)))
+		return 0;
+	if (!client_waits(tp) && READ(tp, rcv_nxt) == READ(tp, copied_seq) &&
+	    (new_state != TCP_STATE_CLOSE || READ(tp, write_seq) == READ(tp, snd_una)))
+		return 0;
+	if (!is_accepted(sk, tp))
+		return 0;
+	e = server_event_begin(sk, tp, new_state == TCP_STATE_CLOSE ? EVENT_CLOSED : EVENT_LOCAL_FIN, old_state,
+			       new_state);
+	if (!e)
+		return 0;
+	flags = CONNECTION_LOCAL_FIRST | (new_state == TCP_STATE_CLOSE ? CONNECTION_LOCAL_RESET : CONNECTION_LOCAL_FIN);
+	if (READ(sk, sk_shutdown) & RCV_SHUTDOWN)
+		flags |= CONNECTION_SOCKET_CLOSED;
+	if (client_waits(tp))
+		flags |= CONNECTION_CLIENT_WAITS;
+	e->connection.flags = flags;
+	e->connection.local_close_ns = e->timestamp_ns;
+	set_owner(&e->connection);
+	note_exit(e);
+	event_end(e);
+	return 0;
+}
+
+/*
+ * Payload that comes after the server's FIN, so that nothing can answer it: once its process has let go of the socket
+ * the kernel sends an RST (tcp_rcv_state_process()), before that the process may read and discard it.
+ */
+static __noinline int on_server_late_segment(struct sock *sk, __u8 state, __u32 bytes)
+{
+	struct tcp_sock *tp = tcp_of(sk);
+	__u64 fin_ns, now_ns;
+	struct event *e;
+
+	if (!tp)
+		return 0;
+	/* The FIN was the last that left. What follows the first such segment is more of the same. */
+	fin_ns = READ(tp, tcp_wstamp_ns);
+	now_ns = bpf_ktime_get_ns();
+	if (READ(tp, bytes_received) && jiffies_to_ns(READ(tp, inet_conn.icsk_ack.lrcvtime), now_ns) > fin_ns)
+		return 0;
+	if (!is_accepted(sk, tp))
+		return 0;
+	e = server_event_begin(sk, tp, EVENT_SEGMENT_AFTER_CLOSE, state, state);
+	if (!e)
+		return 0;
+	e->segment_bytes = bytes;
+	if (e->unacked_bytes)
+		e->unacked_bytes--; /* the FIN */
+	e->connection.flags = CONNECTION_LOCAL_FIRST | CONNECTION_LOCAL_FIN | CONNECTION_DATA_AFTER_CLOSE;
+	if (is_orphan(sk))
+		e->connection.flags |= CONNECTION_SOCKET_CLOSED;
+	e->connection.local_close_ns = fin_ns;
+	event_end(e);
+	return 0;
+}
+
+#define OVERFLOWS_A_SECOND 16
+
+/* By listening socket: what it has turned away since it was told of, and how often it may be until when. */
+struct overflow {
+	__u64 until; /* jiffies */
+	__u32 turned_away;
+	__u32 reports_left;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct overflow);
+} overflows SEC(".maps");
+
+static __always_inline void read_addresses(struct event *e, struct sk_buff *skb)
+{
+	unsigned char *ip = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
+
+	if (READ(skb, protocol) == bpf_htons(ETH_P_IP)) {
+		e->family = 4;
+		bpf_probe_read_kernel(e->peer_address, 4, ip + 12);
+		bpf_probe_read_kernel(e->local_address, 4, ip + 16);
+	} else {
+		e->family = 6;
+		bpf_probe_read_kernel(e->peer_address, 16, ip + 8);
+		bpf_probe_read_kernel(e->local_address, 16, ip + 24);
+	}
+}
+
+/* A SYN, or the last ACK of a handshake, for a listener: dropped if its queue is full (sk_acceptq_is_full()). */
+static __always_inline int on_handshake(struct sock *sk, struct sk_buff *skb)
+{
+	struct overflow begun = {}, *overflow;
+	struct tcp_header_words header;
+	__u64 key = (__u64)sk;
+	struct event *e;
+
+	if (READ(sk, sk_ack_backlog) <= READ(sk, sk_max_ack_backlog))
+		return 0;
+	overflow = bpf_map_lookup_elem(&overflows, &key);
+	if (!overflow) {
+		bpf_map_update_elem(&overflows, &key, &begun, BPF_NOEXIST);
+		overflow = bpf_map_lookup_elem(&overflows, &key);
+		if (!overflow)
+			return 0;
+	}
+	__sync_fetch_and_add(&overflow->turned_away, 1);
+	if (bpf_jiffies64() >= overflow->until) {
+		overflow->until = bpf_jiffies64() + ticks_per_second;
+		overflow->reports_left = OVERFLOWS_A_SECOND;
+	}
+	if (!overflow->reports_left)
+		return 0;
+	overflow->reports_left--;
+	if (read_tcp_header(skb, &header)) {
+		count_loss(LOSS_UNREADABLE);
+		return 0;
+	}
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count_lost_event(EVENT_ACCEPT_OVERFLOW);
+		return 0;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->timestamp_ns = bpf_ktime_get_ns();
+	e->kind = EVENT_ACCEPT_OVERFLOW;
+	e->old_state = TCP_STATE_LISTEN;
+	e->new_state = TCP_STATE_LISTEN;
+	e->observed = OBSERVED_NETNS;
+	e->version = FINRACE_EVENT_VERSION;
+	e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	read_addresses(e, skb);
+	e->local_port = bpf_ntohs(header.destination);
+	e->peer_port = bpf_ntohs(header.source);
+	e->accept_queue = READ(sk, sk_ack_backlog);
+	e->turned_away = overflow->turned_away;
+	overflow->turned_away = 0;
+	event_end(e);
+	return 0;
+}
+
+HOOK(trace_syn, tcp_conn_request, void *request_ops, void *family_ops, struct sock *sk, struct sk_buff *skb)
+{
+	return on_handshake(sk, skb);
+}
+
+HOOK(trace_last_ack, tcp_check_req, struct sock *sk, struct sk_buff *skb)
+{
+	return on_handshake(sk, skb);
 }
 
 /* The tracepoint fires before the socket carries its new state, and after the segment's ACK was applied. */
@@ -557,6 +806,10 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 		on_opening(sk, old_state);
 		return 0;
 	}
+	if (new_state == TCP_STATE_LISTEN) {
+		note_listener(sk);
+		return 0;
+	}
 	c = connection_lookup(sk);
 	/* A new socket, at the address of a former one whose end was not seen (LOSS_PROGRAM_SKIPPED). */
 	if (c && old_state == TCP_STATE_LISTEN) {
@@ -570,8 +823,12 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 		on_accepting(sk);
 		c = connection_lookup(sk);
 	}
-	if (!c)
+	if (!c) {
+		if (old_state == TCP_STATE_ESTABLISHED &&
+		    (new_state == TCP_STATE_FIN_WAIT1 || new_state == TCP_STATE_CLOSE))
+			on_server_close(sk, old_state, new_state);
 		return 0;
+	}
 	tp = tcp_of(sk);
 	if (!tp)
 		return 0;
@@ -706,23 +963,6 @@ HOOK(trace_close, tcp_close, struct sock *sk)
 	return 0;
 }
 
-struct tcp_header_words {
-	__be16 source;
-	__be16 destination;
-	__be32 seq;
-	__be32 ack;
-	__u8 data_offset; /* in the upper four bits, in 32-bit words */
-	__u8 flags;
-};
-
-static __always_inline int read_tcp_header(struct sk_buff *skb, struct tcp_header_words *header)
-{
-	unsigned char *head = BPF_CORE_READ(skb, head);
-	__u16 offset = BPF_CORE_READ(skb, transport_header);
-
-	return bpf_probe_read_kernel(header, sizeof(*header), head + offset);
-}
-
 static __always_inline int on_reset(struct sock *sk, struct sk_buff *skb)
 {
 	struct connection *c = connection_lookup(sk);
@@ -810,31 +1050,35 @@ HOOK(trace_late_segment, tcp_rcv_state_process, struct sock *sk, struct sk_buff 
 	struct connection *c = connection_lookup(sk);
 	struct tcp_header_words header;
 	struct socket_view view = {};
+	__u32 header_bytes, bytes;
 	struct tcp_sock *tp;
-	__u32 header_bytes;
 	__u8 state;
 
-	if (!c)
-		return 0;
-	if (!reset_has_segment)
+	if (c && !reset_has_segment)
 		note_segment(sk, skb);
 	state = READ(sk, __sk_common.skc_state);
 	if (state != TCP_STATE_FIN_WAIT1 && state != TCP_STATE_FIN_WAIT2)
 		return 0;
-	if (!(c->flags & CONNECTION_SOCKET_CLOSED) || c->flags & CONNECTION_DATA_AFTER_CLOSE)
+	if (c && (c->flags & CONNECTION_DATA_AFTER_CLOSE ||
+		  (c->flags & CONNECTION_CLIENT && !(c->flags & CONNECTION_SOCKET_CLOSED))))
 		return 0;
 	if (read_tcp_header(skb, &header)) {
 		count_loss(LOSS_UNREADABLE);
 		return 0;
 	}
 	header_bytes = (header.data_offset >> 4) * 4;
-	if (READ(skb, len) <= header_bytes)
+	bytes = READ(skb, len);
+	if (bytes <= header_bytes)
 		return 0;
+	bytes -= header_bytes;
 	tp = tcp_of(sk);
-	if (!tp)
+	if (!tp || !sequence_distance(READ(tp, rcv_nxt), bpf_ntohl(header.seq) + bytes)) /* sent again */
 		return 0;
+	if (!c)
+		return on_server_late_segment(sk, state, bytes);
 	c->flags |= CONNECTION_DATA_AFTER_CLOSE;
 	view_socket(&view, sk, tp, c);
+	view.segment_bytes = bytes;
 	emit(sk, tp, c, &view, EVENT_SEGMENT_AFTER_CLOSE, state, state);
 	return 0;
 }

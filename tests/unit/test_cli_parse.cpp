@@ -116,6 +116,18 @@ TEST_CASE("the filter: any upstream and any process of those named")
         Filter{.upstreams = {parse_address_pattern("10.0.0.2")}, .processes = {parse_process_pattern("1")}}.matches(e));
 }
 
+TEST_CASE("one side of this host alone")
+{
+    event opened{}, accepted{};
+    opened.connection.flags = CONNECTION_CLIENT;
+    CHECK(Filter{}.matches(opened));
+    CHECK(Filter{}.matches(accepted));
+    CHECK(Filter{.side = Side::client, .upstreams = {}, .processes = {}}.matches(opened));
+    CHECK_FALSE(Filter{.side = Side::client, .upstreams = {}, .processes = {}}.matches(accepted));
+    CHECK_FALSE(Filter{.side = Side::server, .upstreams = {}, .processes = {}}.matches(opened));
+    CHECK(Filter{.side = Side::server, .upstreams = {}, .processes = {}}.matches(accepted));
+}
+
 TEST_CASE("on an accepted connection this host is the upstream")
 {
     event e = crossing();

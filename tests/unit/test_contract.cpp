@@ -20,7 +20,7 @@
 
 static_assert(sizeof(connection) <= 120, "192 bytes a connection in the kernel, the kernel's own share included");
 static_assert(sizeof(connection) % alignof(connection) == 0);
-static_assert(sizeof(event) == 240);
+static_assert(sizeof(event) == 264);
 static_assert(alignof(event) == 8 && alignof(connection) == 8);
 static_assert(std::is_trivially_copyable_v<event> && std::is_standard_layout_v<event>);
 static_assert(std::is_trivially_copyable_v<loss_counters> && std::is_standard_layout_v<loss_counters>);
@@ -54,10 +54,10 @@ constexpr unsigned states[] = {
 };
 
 constexpr unsigned kinds[] = {
-    EVENT_OPENED,          EVENT_OPEN_FAILED,     EVENT_PEER_FIN,       EVENT_PEER_RESET,
-    EVENT_LOCAL_FIN,       EVENT_LOCAL_RESET,     EVENT_SENT_AFTER_FIN, EVENT_SEGMENT_AFTER_CLOSE,
-    EVENT_STATE,           EVENT_CLOSED,          EVENT_RELEASED,       EVENT_TRIED,
-    EVENT_CLIENT_ANSWERED, EVENT_CLIENT_RELEASED,
+    EVENT_OPENED,          EVENT_OPEN_FAILED,     EVENT_PEER_FIN,        EVENT_PEER_RESET,
+    EVENT_LOCAL_FIN,       EVENT_LOCAL_RESET,     EVENT_SENT_AFTER_FIN,  EVENT_SEGMENT_AFTER_CLOSE,
+    EVENT_STATE,           EVENT_CLOSED,          EVENT_RELEASED,        EVENT_TRIED,
+    EVENT_CLIENT_ANSWERED, EVENT_CLIENT_RELEASED, EVENT_ACCEPT_OVERFLOW,
 };
 
 constexpr unsigned flags[] = {
@@ -85,6 +85,8 @@ constexpr unsigned flags[] = {
     CONNECTION_BARE_RESET_WAITS,
     CONNECTION_CLOSED_UNACKED,
     CONNECTION_CLIENT_WAITS,
+    CONNECTION_TRIES_AGAIN,
+    CONNECTION_PROCESS_ENDS,
 };
 
 constexpr unsigned observed_bits[] = {
@@ -160,6 +162,10 @@ TEST_CASE("fields of the contract follow each other without a hole", "[contract]
     follows(e.thread);
     follows(e.http_status);
     follows(e.turn);
+    follows(e.sent_ns);
+    follows(e.received_ns);
+    follows(e.exit_code);
+    follows(e.segment_bytes);
     CHECK(at(e.connection) == next);
     follows(e.connection.id);
     follows(e.connection.opened_ns);

@@ -96,6 +96,56 @@ inline event refused()
     return e;
 }
 
+constexpr std::uint64_t closed_at = request_at + 21 * ms;
+
+/// The other end of in_exchange()'s connection: gunicorn, that last answered 981 ms before the request.
+inline event at_server(std::uint8_t kind)
+{
+    event e{};
+    e.timestamp_ns = closed_at;
+    e.kind = kind;
+    e.family = 4;
+    ::inet_pton(AF_INET, "10.0.0.2", e.local_address);
+    ::inet_pton(AF_INET, "10.0.0.1", e.peer_address);
+    e.local_port = 8000;
+    e.peer_port = 41234;
+    e.observed = everything;
+    e.version = FINRACE_EVENT_VERSION;
+    e.old_state = TCP_STATE_ESTABLISHED;
+    e.new_state = TCP_STATE_FIN_WAIT1;
+    e.received_ns = closed_at - ms;
+    e.sent_ns = e.received_ns - 981 * ms;
+    e.connection.local_close_ns = closed_at;
+    e.connection.flags = CONNECTION_LOCAL_FIRST | CONNECTION_LOCAL_FIN;
+    e.connection.pid = 77;
+    set_name(e, "gunicorn");
+    return e;
+}
+
+/// close() with the request unread.
+inline event closed_unread(std::uint32_t unread_bytes = 176)
+{
+    event e = at_server(EVENT_CLOSED);
+    e.new_state = TCP_STATE_CLOSE;
+    e.unread_bytes = unread_bytes;
+    e.connection.flags = CONNECTION_LOCAL_FIRST | CONNECTION_LOCAL_RESET | CONNECTION_SOCKET_CLOSED;
+    return e;
+}
+
+/// The request came 5 ms after the close of a connection that had rested for 1002 ms since its last answer.
+inline event late_segment(std::uint32_t segment_bytes = 176)
+{
+    event e = at_server(EVENT_SEGMENT_AFTER_CLOSE);
+    e.old_state = e.new_state = TCP_STATE_FIN_WAIT1;
+    e.segment_bytes = segment_bytes;
+    e.connection.flags = CONNECTION_LOCAL_FIRST | CONNECTION_LOCAL_FIN | CONNECTION_SOCKET_CLOSED;
+    e.connection.pid = 0;
+    e.connection.local_close_ns = closed_at - 5 * ms;
+    e.sent_ns = e.connection.local_close_ns - 1002 * ms;
+    e.received_ns = e.sent_ns - ms;
+    return e;
+}
+
 inline Verdict race(Variant variant = Variant::fin_crossed)
 {
     return {.cause = Cause::keepalive_race,

@@ -105,6 +105,54 @@ TEST_CASE("a refused connection's record, word for word")
           R"("retransmits":0,"unread_bytes":0,"socket_error":"ECONNREFUSED"},"lost_events":0,"incomplete":false}})");
 }
 
+TEST_CASE("a server's record, word for word")
+{
+    const Verdict verdict{.cause = Cause::closed_on_request,
+                          .variant = Variant::none,
+                          .certainty = Certainty::likely,
+                          .incomplete = false,
+                          .message = "Closed."};
+    event e = closed_unread();
+    e.connection.flags |= CONNECTION_PROCESS_ENDS;
+    e.exit_code = 9;
+    CHECK(to_line(verdict_of(e, verdict)) ==
+          R"({"timestamp":"2026-01-31T12:00:10.021000000Z","event":{"name":"finrace.verdict"},)"
+          R"("host":{"name":"proxy-1"},"process":{"pid":77,"executable":{"name":"gunicorn"}},)"
+          R"("network":{"transport":"tcp","type":"ipv4","local":{"address":"10.0.0.2","port":8000},)"
+          R"("peer":{"address":"10.0.0.1","port":41234}},)"
+          R"("finrace":{"schema":1,"cause":"closed_on_request","certainty":"likely","side":"server",)"
+          R"("message":"Closed.","connection":{"idle_ms":981},"close":{"by":"local","how":"reset"},)"
+          R"("evidence":{"event":"closed","state":"CLOSE","retransmits":0,"unread_bytes":176,"unacked_bytes":0,)"
+          R"("exit_signal":9},"lost_events":0,"incomplete":false}})");
+}
+
+TEST_CASE("the server's end in its client's record")
+{
+    event e = late_segment();
+    const Json late = verdict_record(origin, crossing(), race(), Upstream{}, "", {}, &e);
+    CHECK(late["finrace"]["server_end"].dump() ==
+          R"({"event":"segment_after_close","unread_bytes":0,"late_bytes":176})");
+    e = closed_unread();
+    e.connection.flags |= CONNECTION_PROCESS_ENDS;
+    e.exit_code = 3 << 8;
+    const Json unread = verdict_record(origin, crossing(), race(), Upstream{}, "", {}, &e);
+    CHECK(unread["finrace"]["server_end"].dump() ==
+          R"({"event":"closed","pid":77,"name":"gunicorn","unread_bytes":176,"exit_status":3})");
+    event overflow{};
+    overflow.kind = EVENT_ACCEPT_OVERFLOW;
+    overflow.family = 6;
+    overflow.old_state = overflow.new_state = TCP_STATE_LISTEN;
+    overflow.local_port = 80;
+    overflow.peer_port = 1;
+    overflow.accept_queue = 129;
+    overflow.turned_away = 3;
+    const Json full = verdict_of(overflow);
+    CHECK(full["finrace"]["evidence"].dump() ==
+          R"({"event":"accept_overflow","state":"LISTEN","retransmits":0,"accept_queue":129,"turned_away":3})");
+    CHECK(check_records({to_line(full), to_line(late), to_line(unread), to_line(verdict_of(closed_unread())),
+                         to_line(verdict_of(late_segment()))}) == 0);
+}
+
 TEST_CASE("what the source could not observe is absent")
 {
     event e = crossing();

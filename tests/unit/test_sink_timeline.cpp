@@ -47,6 +47,30 @@ TEST_CASE("a crossing as a timeline")
           "\n");
 }
 
+TEST_CASE("a server's end as a timeline")
+{
+    Verdict verdict = race(Variant::none);
+    verdict.cause = Cause::closed_on_request;
+    Sighting one = sighting(closed_unread(), closed_unread(), verdict);
+    one.process_name = "gunicorn";
+    CHECK(show(one) == "12:00:10.021  closed_on_request  proven\n"
+                       "  gunicorn[77]  10.0.0.2:8000 ← 10.0.0.1:41234\n"
+                       "        -982.000 ms  ──▶  answer\n"
+                       "          -1.000 ms  ◀──  request   176 bytes unread\n"
+                       "          +0.000 ms  ──▶  RST       this host resets\n"
+                       "  They crossed.\n"
+                       "\n");
+    one = sighting(late_segment(), late_segment(), verdict);
+    CHECK(show(one) == "12:00:10.021  closed_on_request  proven\n"
+                       "  10.0.0.2:8000 ← 10.0.0.1:41234\n"
+                       "       -1008.000 ms  ◀──  request\n"
+                       "       -1007.000 ms  ──▶  answer\n"
+                       "          -5.000 ms  ──▶  FIN       this host closes\n"
+                       "          +0.000 ms  ◀──  request   176 bytes, after the close\n"
+                       "  They crossed.\n"
+                       "\n");
+}
+
 TEST_CASE("what the client got")
 {
     Sighting one = sighting(crossing(), crossing_closed());

@@ -45,8 +45,10 @@ std::string process_name(const connection& c)
 
 bool Filter::matches(const event& e) const
 {
+    const bool client = is_client(e);
+    if (side && (*side == Side::client) != client)
+        return false;
     if (!upstreams.empty()) {
-        const bool client = is_client(e);
         const std::uint8_t* address = client ? e.peer_address : e.local_address;
         const std::uint16_t port = client ? e.peer_port : e.local_port;
         if (std::none_of(upstreams.begin(), upstreams.end(),

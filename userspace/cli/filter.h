@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-// Which events concern us: the one place where --upstream and --process are decided.
+// Which events concern us: the one place where --side, --upstream and --process are decided.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,7 +15,10 @@ namespace finrace {
 /// empty if neither knows.
 std::string process_name(const connection& c);
 
+enum class Side { client, server };
+
 struct Filter {
+    std::optional<Side> side{};            ///< of this host; none: both
     std::vector<AddressPattern> upstreams; ///< any of them; empty: all
     std::vector<ProcessPattern> processes; ///< any of them, by the thread's name or its process's; empty: all
 

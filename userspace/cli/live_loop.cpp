@@ -15,6 +15,7 @@
 #include <fmt/format.h>
 
 #include "cli/privileges.h"
+#include "sink/facts.h"
 #include "source/descriptor.h"
 
 namespace finrace {
@@ -94,7 +95,7 @@ void LiveLoop::on_judged(const Judged& judged)
 {
     if (judged.classification.ending == Ending::unclassified)
         ++unclassified_;
-    if (!judged.classification.verdict)
+    if (!judged.classification.verdict || !filter_.matches(judged.e))
         return;
     ++verdicts_[judged.classification.verdict->cause];
     listener_->on_verdict(judged);
@@ -109,15 +110,18 @@ bool LiveLoop::take_in()
     }
     const bool more = source_->consume([&](const event& e) {
         ++events_;
-        if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
+        const bool followed = e.connection.id != 0;
+        if (followed && (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED))
             ++ended_;
-        // What tells of outcomes is about others as well: a client's connection, another upstream's.
+        // What tells of outcomes is about others as well: a client's connection, another upstream's. And the server
+        // at the other end is another process.
         const bool tells_outcome = e.kind >= EVENT_RELEASED;
-        if (!tells_outcome && !filter_.matches(e))
-            return;
-        if (!tells_outcome)
+        outcome_events_ += tells_outcome ? 1 : 0;
+        const bool wanted = !tells_outcome && filter_.matches(e);
+        if (wanted && followed)
             listener_->on_event(e);
-        docket_->take(e);
+        if (wanted || tells_outcome || !is_client(e))
+            docket_->take(e);
     });
     docket_->advance(WallClock::monotonic_now_ns());
     say_warnings();

@@ -54,6 +54,7 @@ public:
     [[nodiscard]] const Upstreams& upstreams() const { return docket_->upstreams(); }
     [[nodiscard]] const WallClock& clock() const { return clock_; }
     [[nodiscard]] std::uint64_t events() const { return events_; } ///< all, before the filter
+    [[nodiscard]] std::uint64_t outcome_events() const { return outcome_events_; } ///< of these, from EVENT_RELEASED on
     /// Those whose end was lost included; `losses` is source().losses().
     [[nodiscard]] std::uint64_t connections_ended(const loss_counters& losses) const;
     [[nodiscard]] const std::map<Cause, std::uint64_t>& verdicts() const { return verdicts_; }
@@ -76,6 +77,7 @@ private:
     WallClock clock_;
     std::chrono::steady_clock::time_point clock_measured_;
     std::uint64_t events_ = 0;
+    std::uint64_t outcome_events_ = 0;
     std::uint64_t ended_ = 0;
     std::map<Cause, std::uint64_t> verdicts_;
     std::uint64_t unclassified_ = 0;

@@ -54,6 +54,10 @@ void add_watch_options(CLI::App& command, WatchOptions& options)
     add_parsed(command, "--process", "NAME|PID", "only connections of this process; may be repeated",
                [&](const std::string& text) { options.filter.processes.push_back(parse_process_pattern(text)); })
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    add_parsed(command, "--side", "client|server",
+               "only what this host opened (client), or accepted (server, by trace)", [&](const std::string& text) {
+                   options.filter.side = choose<Side>({{"client", Side::client}, {"server", Side::server}}, text);
+               });
     add_parsed(command, "--backend", "auto|trace|cgroup", "how to watch the kernel; auto takes the first that works",
                [&](const std::string& text) {
                    options.live.backend = choose<Backend>(
@@ -76,6 +80,8 @@ void check_combination(const WatchOptions& options)
 {
     if (options.live.backend == Backend::cgroup && options.live.attach != Attach::automatic)
         throw UsageError("--attach: backend cgroup has one way to attach only; leave it out, or take --backend trace");
+    if (options.live.backend == Backend::cgroup && options.filter.side == Side::server)
+        throw UsageError("--side server: backend cgroup doesn't tell what servers do; take --backend trace");
 }
 
 void say(const std::string& message)

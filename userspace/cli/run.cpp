@@ -60,7 +60,7 @@ public:
     void on_verdict(const Judged& judged) override
     {
         put(verdict_record(origin(), judged.e, *judged.classification.verdict, judged.upstream,
-                           process_name(judged.e.connection), judged.outcome));
+                           process_name(judged.e.connection), judged.outcome, judged.server_end));
         stream_.flush(); // the rest of the batch must not keep it waiting
     }
 
@@ -124,6 +124,7 @@ private:
             .connections_adopted = source.connections_adopted(),
             .connections_ended = loop_.connections_ended(losses),
             .events = loop_.events(),
+            .outcome_events = loop_.outcome_events(),
             .losses = losses,
             .records_written = stream_.written(),
             .records_dropped = stream_.dropped(),

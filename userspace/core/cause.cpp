@@ -185,6 +185,45 @@ constexpr std::array causes{
         .remedy = "None at the proxy. Where it is frequent, the upstream is slower than the clients' patience: look at "
                   "how long these requests had waited (close.after_request_ms).",
     },
+    CauseText{
+        .cause = Cause::closed_on_request,
+        .title = "a server on this host closed an idle connection as a request came",
+        .happened = "This host's server closed a connection that had rested, and a request of its client lay unread in "
+                    "it or came right after. It is the keep-alive race as the upstream sees it.",
+        .evidence = "The process closed with bytes unread that had come after at least 900 ms of rest (likely; proven "
+                    "where the connection is followed), or payload came after close() to a connection whose last word "
+                    "was the server's answer (proven). What is as short as TLS's farewell does not count. Backend "
+                    "trace alone sees that; where the client is on this host too, it is evidence for its verdict.",
+        .proxy_says = "Nothing in the server's own log. The client, or the proxy before this host: see keepalive_race.",
+        .remedy = "Raise this server's idle timeout above that of its clients by 5 s, or lower theirs below it by 1 s: "
+                  "see keepalive_race. If the process was ending, let it drain its connections first.",
+    },
+    CauseText{
+        .cause = Cause::server_cut_response,
+        .title = "a server on this host reset a connection under its own answer",
+        .happened = "This host sent an RST while bytes of its server's answer were not acknowledged. The client's "
+                    "kernel may drop what its process has not read.",
+        .evidence = "close() with bytes of the request unread, SO_LINGER 0, or payload that came after close(): each "
+                    "makes an RST; less than 900 ms before, the server had sent bytes that were still unacknowledged. "
+                    "Likely: the client may have had them by then. Backend trace alone sees that.",
+        .proxy_says = "The client: a truncated answer, or \"connection reset by peer\" in place of a 413 or 400.",
+        .remedy = "Let the server read the rest of the request, or close its sending direction and read on for a while "
+                  "(nginx: lingering_close), before it closes. If the process was ending, look for what ended it.",
+    },
+    CauseText{
+        .cause = Cause::accept_overflow,
+        .title = "a listener on this host turned connections away",
+        .happened =
+            "The queue of connections that no process had accepted yet was full. The kernel dropped SYNs, or the "
+            "last ACK of handshakes, and their clients wait and try again. One verdict a second at most for "
+            "each listener, with the number that was turned away.",
+        .evidence = "A SYN or a handshake's last ACK met a listening socket with more connections to accept than its "
+                    "backlog allows (proven; the kernel counts the same as TcpExtListenOverflows). Backend trace alone "
+                    "sees that. A client on this host shows connect_timeout or accept_stalled, proven by it.",
+        .proxy_says = "Nothing in the server's own log. The proxy before it: see connect_timeout and accept_stalled.",
+        .remedy = "Find out why the server doesn't accept: all its workers busy, or its event loop blocked. A longer "
+                  "queue (listen()'s backlog and net.core.somaxconn) helps with bursts alone.",
+    },
 };
 
 } // namespace
@@ -218,6 +257,12 @@ std::string_view to_string(Cause cause)
         return "proxy_timeout";
     case Cause::client_abort:
         return "client_abort";
+    case Cause::closed_on_request:
+        return "closed_on_request";
+    case Cause::server_cut_response:
+        return "server_cut_response";
+    case Cause::accept_overflow:
+        return "accept_overflow";
     }
     return {};
 }

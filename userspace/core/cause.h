@@ -23,6 +23,9 @@ enum class Cause {
     connect_unreachable,
     proxy_timeout,
     client_abort,
+    closed_on_request,
+    server_cut_response,
+    accept_overflow,
 };
 
 /// How a cause came about, where that can be told.

@@ -21,16 +21,8 @@ constexpr std::uint64_t ns_per_ms = 1'000'000;
 /// Slack for schedulers and event loops at both ends, on top of round-trip times.
 constexpr std::uint64_t loop_slack_ms = 100;
 
-/// Without a learned timeout, a rest as long as this makes an idle close thinkable at all: no server's keep-alive timer
-/// is shorter by default. After a response, a FIN or RST this late is an idle close; an earlier FIN belongs to the
-/// exchange, an earlier RST cuts the response.
-constexpr std::uint32_t shortest_idle_timer_ms = 900;
-
 /// A FIN this soon after the response's last byte was decided on with the response.
 constexpr std::uint32_t close_with_response_ms = 100;
-
-/// RFC 6928's initial window in full-size segments: what a sender may have under way before any acknowledgement.
-constexpr std::uint32_t one_flight_bytes = 10 * 1460;
 
 /// The least that any path carries whole without a thought of its MTU (RFC 9293 3.7.1).
 constexpr std::uint32_t one_segment_bytes = 536;

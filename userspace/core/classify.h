@@ -14,6 +14,14 @@
 
 namespace finrace {
 
+/// Without a learned timeout, a rest as long as this makes an idle close thinkable at all: no server's keep-alive timer
+/// is shorter by default. After a response, a FIN or RST this late is an idle close; an earlier FIN belongs to the
+/// exchange, an earlier RST cuts the response.
+inline constexpr std::uint32_t shortest_idle_timer_ms = 900;
+
+/// RFC 6928's initial window in full-size segments: what a sender may have under way before any acknowledgement.
+inline constexpr std::uint32_t one_flight_bytes = 10 * 1460;
+
 /// How a connection's end is to be counted.
 enum class Ending {
     none,                ///< this event ends nothing, or what it ends has been judged before

@@ -13,10 +13,21 @@ constexpr std::uint64_t look_every_ns = 10'000'000;
 
 } // namespace
 
-void Docket::deliver(const event& e, const event& last, const Classification& classification, const Outcome& outcome)
+void Docket::deliver(const event& e, const event& last, Classification classification, const Outcome& outcome)
 {
     if (classification.ending == Ending::none)
         return;
+    const event* server_end = classification.verdict ? server_ends_.of(e) : nullptr;
+    Upstream& upstream = upstreams_.at(UpstreamKey::of(e));
+    if (classification.verdict)
+        if (const event* overflow = server_ends_.overflow_of(e))
+            corroborate_with_overflow(*classification.verdict, *overflow);
+    if (server_end != nullptr) {
+        const Cause before = classification.verdict->cause;
+        corroborate(*classification.verdict, e, *server_end);
+        --upstream.counts.verdicts[before];
+        ++upstream.counts.verdicts[classification.verdict->cause];
+    }
     if (classification.verdict && e.kind == EVENT_LOCAL_FIN) {
         if (named_.size() >= capacity) // their EVENT_CLOSED was lost
             named_.clear();
@@ -26,7 +37,24 @@ void Docket::deliver(const event& e, const event& last, const Classification& cl
               .last = last,
               .classification = classification,
               .outcome = outcome,
-              .upstream = upstreams_.at(UpstreamKey::of(e))});
+              .upstream = upstream,
+              .server_end = server_end});
+}
+
+void Docket::deliver_of_server(const event& e, std::optional<Verdict> verdict)
+{
+    static const Upstream no_upstream;
+    static const Outcome no_outcome;
+    if (!verdict)
+        return;
+    const Classification classification{
+        .ending = Ending::verdict, .verdict = std::move(verdict), .learned_idle_ms = std::nullopt};
+    deliver_({.e = e,
+              .last = e,
+              .classification = classification,
+              .outcome = no_outcome,
+              .upstream = no_upstream,
+              .server_end = nullptr});
 }
 
 void Docket::wait(const event& e, std::optional<Classification> classification)
@@ -39,10 +67,20 @@ void Docket::wait(const event& e, std::optional<Classification> classification)
 
 void Docket::take(const event& e)
 {
+    if (e.kind == EVENT_ACCEPT_OVERFLOW) {
+        server_ends_.note_overflow(e);
+        return;
+    }
     if (e.kind >= EVENT_RELEASED) {
         outcomes_.note(e);
         return;
     }
+    if ((e.connection.flags & CONNECTION_CLIENT) == 0) {
+        if (is_server_end(e))
+            server_ends_.note(e);
+        return;
+    }
+    server_ends_.meet(e);
     if (const auto found = by_connection_.find(e.connection.id); found != by_connection_.end()) {
         Waiting& waiting = *found->second;
         waiting.last = e;
@@ -65,7 +103,7 @@ void Docket::take(const event& e)
     if (tells_outcomes_ && classification.verdict)
         wait(e, std::move(classification));
     else
-        deliver(e, e, classification, {});
+        deliver(e, e, std::move(classification), {});
 }
 
 void Docket::settle(std::list<Waiting>::iterator place)
@@ -76,9 +114,9 @@ void Docket::settle(std::list<Waiting>::iterator place)
     waiting_.erase(place);
 
     Outcome outcome = outcomes_.of(waiting.e);
-    const Classification classification =
+    Classification classification =
         waiting.classification ? *waiting.classification : account(waiting.e, upstreams_, outcome);
-    deliver(waiting.e, waiting.last, classification, outcome);
+    deliver(waiting.e, waiting.last, std::move(classification), outcome);
     if (!waiting.closed)
         return;
     outcome.named = named_.erase(waiting.e.connection.id) != 0;
@@ -87,6 +125,7 @@ void Docket::settle(std::list<Waiting>::iterator place)
 
 void Docket::advance(std::uint64_t now_ns)
 {
+    server_ends_.advance(now_ns);
     const bool look = now_ns >= looked_ns_ + look_every_ns;
     if (look)
         looked_ns_ = now_ns;
@@ -103,6 +142,7 @@ void Docket::finish()
 {
     while (!waiting_.empty())
         settle(waiting_.begin());
+    server_ends_.finish();
 }
 
 } // namespace finrace

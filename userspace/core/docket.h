@@ -15,6 +15,7 @@
 #include "bpf/event.h"
 #include "core/classify.h"
 #include "core/outcome.h"
+#include "core/server_end.h"
 #include "core/upstream.h"
 
 namespace finrace {
@@ -26,6 +27,7 @@ struct Judged {
     const Classification& classification;
     const Outcome& outcome;
     const Upstream& upstream;
+    const event* server_end; ///< what its server did, if that is on this host and its end left something undone
 };
 
 class Docket {
@@ -37,7 +39,11 @@ public:
     using Deliver = std::function<void(const Judged&)>;
 
     /// `tells_outcomes`: whether the source makes events from EVENT_RELEASED on.
-    Docket(bool tells_outcomes, Deliver deliver) : tells_outcomes_(tells_outcomes), deliver_(std::move(deliver)) {}
+    Docket(bool tells_outcomes, Deliver deliver)
+        : tells_outcomes_(tells_outcomes), deliver_(std::move(deliver)),
+          server_ends_([this](const event& e) { deliver_of_server(e, judge_server_end(e)); })
+    {
+    }
 
     void take(const event& e);
     /// What is settled, or has waited long enough, is delivered. `now_ns` is CLOCK_MONOTONIC.
@@ -57,12 +63,14 @@ private:
 
     void wait(const event& e, std::optional<Classification> classification);
     void settle(std::list<Waiting>::iterator waiting);
-    void deliver(const event& e, const event& last, const Classification& classification, const Outcome& outcome);
+    void deliver(const event& e, const event& last, Classification classification, const Outcome& outcome);
+    void deliver_of_server(const event& e, std::optional<Verdict> verdict);
 
     bool tells_outcomes_;
     Deliver deliver_;
     Upstreams upstreams_;
     Outcomes outcomes_;
+    ServerEnds server_ends_;
     std::list<Waiting> waiting_; ///< in the order of their events
     std::unordered_map<std::uint64_t, std::list<Waiting>::iterator> by_connection_;
     std::uint64_t looked_ns_ = 0;             ///< for what is settled

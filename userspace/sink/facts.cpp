@@ -30,6 +30,7 @@ std::string_view kind_name(unsigned kind)
         "tried",
         "client_answered",
         "client_released",
+        "accept_overflow",
     };
     return kind < names.size() ? names[kind] : std::string_view{};
 }

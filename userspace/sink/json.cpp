@@ -4,9 +4,12 @@
 #include <cerrno>
 #include <optional>
 
+#include <sys/wait.h>
+
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "core/server_end.h"
 #include "sink/facts.h"
 
 namespace finrace {
@@ -53,8 +56,10 @@ void add_network(Json& record, const event& e)
 Json connection_identity(const event& e)
 {
     const connection& c = e.connection;
-    // A string: the number passes 2^53, beyond which many readers of JSON round.
-    Json result{{"id", fmt::format("{:x}", c.id)}};
+    Json result = Json::object();
+    // A string: the number passes 2^53, beyond which many readers of JSON round. None if it is not followed.
+    if (c.id != 0)
+        result["id"] = fmt::format("{:x}", c.id);
     if (c.opened_ns != 0)
         result["age_ms"] = milliseconds_between(c.opened_ns, e.timestamp_ns);
     if ((e.observed & OBSERVED_NETNS) != 0 && e.netns != 0)
@@ -84,6 +89,32 @@ void add_losses(Json& finrace, const connection& c, bool incomplete)
                 kinds.push_back(kind_name(kind));
     }
     finrace["incomplete"] = incomplete;
+}
+
+/// How the process that closed was ending, if it was.
+void add_exit(Json& record, const event& e)
+{
+    if (!has(e, CONNECTION_PROCESS_ENDS))
+        return;
+    const int status = static_cast<int>(e.exit_code);
+    if (WIFSIGNALED(status))
+        record["exit_signal"] = WTERMSIG(status);
+    else
+        record["exit_status"] = WEXITSTATUS(status);
+}
+
+Json server_end_of(const event& e)
+{
+    Json result{{"event", kind_name(e.kind)}};
+    if (e.connection.pid != 0) {
+        result["pid"] = e.connection.pid;
+        result["name"] = owner_name(e.connection);
+    }
+    result["unread_bytes"] = e.unread_bytes;
+    if (e.segment_bytes != 0)
+        result["late_bytes"] = e.segment_bytes;
+    add_exit(result, e);
+    return result;
 }
 
 Json evidence_of(const event& e)
@@ -126,6 +157,15 @@ Json evidence_of(const event& e)
     evidence["retransmits"] = e.retransmits;
     if ((e.observed & OBSERVED_UNREAD) != 0)
         evidence["unread_bytes"] = e.unread_bytes;
+    if (e.kind == EVENT_ACCEPT_OVERFLOW) {
+        evidence["accept_queue"] = e.accept_queue;
+        evidence["turned_away"] = e.turned_away;
+    } else if (!is_client(e)) {
+        evidence["unacked_bytes"] = e.unacked_bytes;
+        if (e.segment_bytes != 0)
+            evidence["late_bytes"] = e.segment_bytes;
+        add_exit(evidence, e);
+    }
     if ((e.observed & OBSERVED_SOCKET_ERROR) != 0 && e.socket_error != 0)
         evidence["socket_error"] = error_name(e.socket_error);
     return evidence;
@@ -176,7 +216,7 @@ Json counts_by_cause(const std::map<Cause, std::uint64_t>& counts)
 } // namespace
 
 Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict, const Upstream& upstream,
-                    std::string_view process_name, const Outcome& outcome)
+                    std::string_view process_name, const Outcome& outcome, const event* server_end)
 {
     const connection& c = e.connection;
     Json record = begin_record(origin, e.timestamp_ns, "finrace.verdict");
@@ -193,6 +233,14 @@ Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict
     finrace["message"] = verdict.message;
 
     Json& of_connection = finrace["connection"] = connection_identity(e);
+    if (!is_client(e)) { // requests come in there: the accounting of what this side sends is about answers
+        if (const std::uint64_t rest_ms = rest_before_request_ms(e); rest_ms != 0)
+            of_connection["idle_ms"] = rest_ms;
+        add_close(finrace, e, false);
+        finrace["evidence"] = evidence_of(e);
+        add_losses(finrace, c, verdict.incomplete);
+        return record;
+    }
     const bool whole_exchange = c.exchange > 0 && !has(e, CONNECTION_ADOPTED_IN_EXCHANGE);
     if (c.exchange > 0) {
         of_connection["exchange"] = c.exchange;
@@ -211,6 +259,8 @@ Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict
     add_outcome(record, outcome);
     add_idle_timeout(finrace, upstream);
     finrace["evidence"] = evidence_of(e);
+    if (server_end != nullptr)
+        finrace["server_end"] = server_end_of(*server_end);
     add_losses(finrace, c, verdict.incomplete);
     return record;
 }
@@ -322,6 +372,7 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
          health.connections_begun > health.connections_ended ? health.connections_begun - health.connections_ended : 0},
     };
     of_health["events"] = health.events;
+    of_health["outcome_events"] = health.outcome_events;
     of_health["losses"] = std::move(by_place);
     of_health["losses"]["events_by_kind"] = std::move(by_kind);
     of_health["upstreams"] = health.upstreams;

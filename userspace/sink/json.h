@@ -37,7 +37,7 @@ struct Origin {
 
 /// `process_name`: the owner's name where the event carries none.
 Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict, const Upstream& upstream,
-                    std::string_view process_name, const Outcome& outcome = {});
+                    std::string_view process_name, const Outcome& outcome = {}, const event* server_end = nullptr);
 
 /// One whole connection, from its last event (EVENT_CLOSED or EVENT_OPEN_FAILED).
 Json connection_record(const Origin& origin, const event& e, std::span<const StateStep> states,
@@ -65,6 +65,7 @@ struct Health {
     std::uint64_t connections_adopted = 0;
     std::uint64_t connections_ended = 0;
     std::uint64_t events = 0;
+    std::uint64_t outcome_events = 0; ///< of these, what tells how exchanges went on that had failed
     loss_counters losses{};
     std::uint64_t records_written = 0;
     std::uint64_t records_dropped = 0;

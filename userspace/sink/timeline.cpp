@@ -59,6 +59,11 @@ public:
               sighting.verdict.variant != Variant::unanswered_probes),
           zero_ns_(opening_ ? c_.opened_ns : c_.request_ns)
     {
+        if (!is_client(e_)) {
+            zero_ns_ = e_.timestamp_ns;
+            tell_server();
+            return;
+        }
         if (opening_) {
             tell_opening(sighting);
         } else if (c_.exchange > 0) {
@@ -68,13 +73,18 @@ public:
         tell_fin();
         tell_reset();
         tell_local_close();
-        std::stable_sort(moments_.begin(), moments_.end(),
-                         [](const Moment& a, const Moment& b) { return a.ms < b.ms; });
+        sort();
     }
 
     [[nodiscard]] const std::vector<Moment>& moments() const { return moments_; }
 
 private:
+    void sort()
+    {
+        std::stable_sort(moments_.begin(), moments_.end(),
+                         [](const Moment& a, const Moment& b) { return a.ms < b.ms; });
+    }
+
     void add(std::uint64_t at_ns, std::string_view arrow, std::string what, std::string shows)
     {
         if (at_ns != 0 && zero_ns_ != 0)
@@ -83,6 +93,19 @@ private:
                                 .arrow = arrow,
                                 .what = std::move(what),
                                 .shows = std::move(shows)});
+    }
+
+    /// What this host's server did, and what met it.
+    void tell_server()
+    {
+        const bool late = e_.kind == EVENT_SEGMENT_AFTER_CLOSE;
+        add(e_.sent_ns, to_peer, "answer",
+            e_.unacked_bytes > 0 ? bytes_text(e_.unacked_bytes) + " unacknowledged" : "");
+        add(e_.received_ns, to_local, "request", late ? "" : bytes_text(e_.unread_bytes) + " unread");
+        tell_local_close();
+        if (late)
+            add(e_.timestamp_ns, to_local, "request", bytes_text(e_.segment_bytes) + ", after the close");
+        sort();
     }
 
     void tell_opening(const Sighting& sighting)
@@ -208,9 +231,9 @@ std::string whereabouts(const Sighting& sighting)
     std::string line;
     if (c.pid != 0)
         line = fmt::format("{}[{}]  ", sighting.process_name.empty() ? "?" : printable(sighting.process_name), c.pid);
-    line += fmt::format("{} → {}", endpoint_text(e.local_address, e.local_port, e.family),
+    line += fmt::format("{} {} {}", endpoint_text(e.local_address, e.local_port, e.family), is_client(e) ? "→" : "←",
                         endpoint_text(e.peer_address, e.peer_port, e.family));
-    if (c.exchange > 0)
+    if (is_client(e) && c.exchange > 0)
         line += fmt::format("  request {} on this connection{}", c.exchange,
                             has(c, CONNECTION_ADOPTED) ? " since finrace started" : "");
     return line;

@@ -180,6 +180,8 @@ constexpr ProgramRow trace_programs[] = {
     {"trace_segment", "tcp_rcv_established", "tcp_rcv_established", true, "the RST's flags and numbers"},
     {"trace_late_segment", "tcp_rcv_state_process", "tcp_rcv_state_process", true, "segments after a close"},
     {"trace_active_reset", "tcp_send_active_reset", "tcp_send_active_reset", true, "RSTs that this host sends"},
+    {"trace_syn", "tcp_conn_request", "tcp_conn_request", false, "full accept queues"},
+    {"trace_last_ack", "tcp_check_req", "tcp_check_req", false, "full accept queues, at a handshake's last ACK"},
     {"trace_adopt", "iter/tcp", nullptr, true, "connections older than the tracer"},
 };
 
