@@ -6,7 +6,8 @@ server's in the right one, and one monotonic clock says when each acts. So "the 
 T + delay/2" is two lines of a script, and a scenario reads like the accident it makes.
 
 Every run is checked before it counts: the lab asks both sockets (TCP_INFO, FIONREAD) whether the accident took place as
-planned. A run that slipped, because a thread was late, is written as slipped, repeated, and counted in the summary.
+planned. A run that slipped, because a thread was late or the whole machine stood still, is written as slipped, repeated,
+and counted in the summary.
 
 `lab.py serve` is another thing: a plain HTTP/1.1 server whose idle close has a chosen manner, to stand behind a real proxy.
 tools/README.md explains the fields of the truth file.
@@ -41,6 +42,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 PATIENCE = 10.0  # no single step of a run may take longer
 LATE = 50_000_000  # ns: an accident that took so much longer than planned is another accident
+STALL = 80_000_000  # ns: a machine that stands still for so long makes timers, segments and their answers late
 MAX_ATTEMPTS = 30  # a run that slips this often is a failure; an emulated machine on a busy host needs many
 LEAST_PARALLEL = 4
 LEARN_CONNECTIONS = 8
@@ -1155,6 +1157,35 @@ class Tally:
         self.reasons = {}
 
 
+class Pulse:
+    """Notes when nobody ran, as on an emulated machine whose host was busy: no socket shows that, and it moves every accident."""
+
+    BEAT = 0.01
+
+    def __init__(self, stopping):
+        self.stopping = stopping
+        self.longest = 0
+        self.stalled_at = 0
+        self.beat_at = now_ns()
+        threading.Thread(target=self.beat, daemon=True).start()
+
+    def beat(self):
+        while not self.stopping.is_set():
+            self.beat_at = now_ns()
+            time.sleep(self.BEAT)
+            late = self.late()
+            self.longest = max(self.longest, late)
+            if late > STALL:
+                self.stalled_at = now_ns()
+
+    def late(self):
+        return now_ns() - self.beat_at - int(self.BEAT * 1e9)
+
+    def check(self, since):
+        if self.stalled_at > since or self.late() > STALL:
+            raise Slip("the machine stood still")
+
+
 class Gate:
     """How many runs may be under way: fewer after each slip, slowly more again, so that a slow machine keeps its timing."""
 
@@ -1190,16 +1221,18 @@ class Lab:
         self.lock = threading.Lock()
         self.gate = Gate(options.parallel)
         self.stopping = threading.Event()
+        self.pulse = Pulse(self.stopping)
         self.failure = None
         self.listeners = {
             name: Listener(world, self.ports[name]) for name in names if SCENARIOS[name].listens
         }
 
-    @staticmethod
-    def attempt(run, script):
+    def attempt(self, run, script):
         """None, or why it slipped."""
+        begun = now_ns()
         try:
             script(run)
+            self.pulse.check(begun)
         except Slip as reason:
             return str(reason)
         except OSError as error:
@@ -1296,6 +1329,7 @@ class Lab:
             for reason, count in sorted(tally.reasons.items()):
                 print(f"    slipped {count} times: {reason}", file=sys.stderr)
         totals = [sum(getattr(tally, field) for tally in self.tallies.values()) for field in ("kept", "slipped", "failed")]
+        print(f"lab: nobody ran for {self.pulse.longest / 1e6:.0f} ms at most", file=sys.stderr)
         print(f"lab: {totals[0]} connections kept, {totals[1]} slipped and repeated, {totals[2]} failed", file=sys.stderr)
         return totals[2] == 0
 

@@ -22,11 +22,15 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-PROXY, UPSTREAM = 8080, 8081
+PROXY, UPSTREAM, CLOSED = 8080, 8081, 9
+LOSS_WINDOW = 1.3  # seconds after a lost exchange, and some more, for which finrace looks at more of what processes do
 LIMIT = 120  # seconds of virtual time that anything may take to start or stop
 WRK_CONNECTIONS = 16
 
@@ -82,6 +86,7 @@ PROXY_BODY = f"""
             proxy_http_version 1.1;
             proxy_set_header Connection "";
         }}
+        location = /lost {{ proxy_pass http://127.0.0.1:{CLOSED}; }}
     }}
 """
 UPSTREAM_BODY = f"""
@@ -132,7 +137,8 @@ class Load:
                 server.kill()
 
     def run(self, port, seconds, *, keep_alive=True, connections=WRK_CONNECTIONS):
-        """Requests and microseconds."""
+        """Requests and microseconds; not while finrace looks after what an earlier run's end broke off."""
+        time.sleep(LOSS_WINDOW)
         header = [] if keep_alive else ["-H", "Connection: close"]
         command = ["wrk", "-t1", f"-c{connections}", "-d1h", *header, "-s", os.path.join(HERE, "report.lua"),
                    f"http://127.0.0.1:{port}/"]
@@ -365,7 +371,26 @@ def cgroup_root():
     raise BenchError("no cgroup v2 hierarchy is mounted: none of type cgroup2 in /proc/mounts")
 
 
-def per_program(load, arguments, folder, options, which):
+@contextlib.contextmanager
+def losses():
+    """The proxy's upstream refuses five times a second: finrace looks for what the proxy does next all the time."""
+    over = threading.Event()
+
+    def refuse():
+        while not over.wait(0.2):
+            with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"http://127.0.0.1:{PROXY}/lost", timeout=5):
+                pass
+
+    worker = threading.Thread(target=refuse)
+    worker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        worker.join()
+
+
+def per_program(load, arguments, folder, options, which, after_loss):
     """Runs and time a run of each BPF program under keep-alive load, above nothing; the empty ones among them."""
     cgroup = [cgroup_root()] if which == "cgroup" else []
     with finrace(arguments.finrace, folder, *options), empty(arguments, folder, which, *cgroup):
@@ -373,7 +398,8 @@ def per_program(load, arguments, folder, options, which):
         load.run(PROXY, max(0.1, arguments.seconds / 4), connections=1)
         with statistics_on():
             before = programs()
-            load.run(PROXY, arguments.seconds, connections=1)
+            with losses() if after_loss else contextlib.nullcontext():
+                load.run(PROXY, arguments.seconds, connections=1)
             after = programs()
     costs = {}
     for name, (count, spent) in after.items():
@@ -391,12 +417,13 @@ def programs_part(arguments, folder):
     with Load(folder) as load:
         for way in arguments.ways.split(","):
             options, which = WAYS[way]
-            for follow in ("clients", "all"):
+            for follow, after_loss in (("clients", False), ("clients", True), ("all", False)):
                 more = ("--connections",) if follow == "all" else ()
-                costs = per_program(load, arguments, folder, (*options, *more), which)
-                say(f"{way}, following {follow}: " + ", ".join(f"{name} {cost['ns']:.0f} ({cost['runs']} runs)"
-                                                                for name, cost in costs.items()))
-                results.append({"way": way, "follow": follow, "costs": costs})
+                costs = per_program(load, arguments, folder, (*options, *more), which, after_loss)
+                what = f"{follow}, after a loss" if after_loss else follow
+                say(f"{way}, following {what}: " + ", ".join(f"{name} {cost['ns']:.0f} ({cost['runs']} runs)"
+                                                              for name, cost in costs.items()))
+                results.append({"way": way, "follow": what, "costs": costs})
     return {"programs": results}
 
 

@@ -4,7 +4,9 @@
 Real nginx with upstream keep-alive stands in front of a real upstream; many clients send POSTs near the upstream's idle
 timer. finrace watches the whole host. The truth is nginx's error log, matched with finrace's records by the upstream
 connection (all four of address and port) and time within a second; how that is exact is told in proxy_lab.py. A capture
-on the proxy's side is the second witness: each verdict's cause must fit the sequence numbers on the wire.
+on the proxy's side is the second witness: each verdict's cause must fit the sequence numbers on the wire. By trace, another
+finrace sees the upstream's side alone (--side server), as if the proxy were on another host: what reached the upstream
+after its close, or lay unread in it, must be named there as well, and nothing else.
 
 Exit code: 0 all passed, 1 something failed (the logs are kept and named), 2 usage or environment.
 """
@@ -19,6 +21,9 @@ sys.dont_write_bytecode = True
 import proxy_lab  # noqa: E402
 from proxy_lab import Lab, LabError, Paint, Verdict  # noqa: E402
 
+# On the wire: what met the upstream's socket after its FIN, or unread at its RST. After an RST there is no socket, and in
+# TIME_WAIT (stale) nothing that its kernel tells.
+SERVER_SEES = {"crossed", "reset_unread"}
 FEWEST_RACES = 10  # fewer, and the test has proved nothing
 ROWS_SHOWN = 20
 
@@ -71,24 +76,25 @@ def run(arguments, checks: Checks) -> None:
 
 
 def judge(arguments, checks: Checks, lab: Lab) -> None:
-    records = None
+    records = server_records = None
     if arguments.finrace is not None:
         options = ["--backend", arguments.backend]
         if arguments.attach:
             options += ["--attach", arguments.attach]
         records = lab.start_finrace(arguments.finrace, options)
+        if arguments.backend == "trace":
+            server_records = lab.start_finrace(arguments.finrace, [*options, "--side", "server"], "server side")
     rounds = lab.warm_up(records)
     print(f"  upstream closes after {lab.idle_timeout * 1e3:.1f} ms of idleness, round trip {lab.round_trip * 1e3:.1f} ms "
           f"({rounds} warm-up round{'s' if rounds > 1 else ''})", flush=True)
     lab.race(arguments.requests, enough=2 * FEWEST_RACES)
     lab.settle()
 
-    code = None
-    if records is not None:
-        alive = lab.finrace.process.poll() is None
-        code = lab.finrace.stop()
-        checks(alive and code == 0, "finrace ran to the end and SIGINT ended it with 0",
-               f"exit {code}" + ("" if alive else ", before SIGINT"), lab.finrace.last_words().splitlines())
+    for name, child in lab.tracers.items():
+        alive = child.process.poll() is None
+        code = child.stop()
+        checks(alive and code == 0, f"{name} ran to the end and SIGINT ended it with 0",
+               f"exit {code}" + ("" if alive else ", before SIGINT"), child.last_words().splitlines())
     missed = lab.capture_losses()
     checks(missed == 0, "the capture is complete", f"{missed} packets missed")
     trouble = lab.gather()
@@ -136,6 +142,13 @@ def judge(arguments, checks: Checks, lab: Lab) -> None:
              if (why := proxy_lab.disagreement(exchange, verdict)) is not None]
     checks(not wrong, "every cause fits the wire, every crossing is proven", f"{len(pairs) - len(wrong)} of {len(pairs)}",
            [f"{verdict}: {why}; {describe(exchange)}" for exchange, verdict, why in wrong])
+    if server_records is not None:
+        judge_server_side(checks, lab, failures, server_records)
+        with_server = [verdict for _, verdict in pairs if verdict.get("finrace.server_end")]
+        unproven = [verdict for verdict in with_server if verdict.get("finrace.server_end.unread_bytes")
+                    and verdict.get("finrace.certainty") != "proven"]
+        checks(not unproven, "what the upstream left unread is proven", f"{len(with_server)} with the upstream's end",
+               [describe_verdict(verdict, lab.exchanges) for verdict in unproven])
     unproven = [verdict for verdict in verdicts if verdict.get("finrace.incomplete")]
     checks(not unproven, "no verdict is incomplete", f"{len(unproven)}", map(str, unproven))
     health = records.named("finrace.health")
@@ -147,6 +160,28 @@ def judge(arguments, checks: Checks, lab: Lab) -> None:
     asked = {name: value for name in used if (value := getattr(arguments, name)) not in (None, "auto")}
     checks(all(used[name] == value for name, value in asked.items()), "the backend asked for is the one that ran",
            " by ".join(value for value in used.values() if value))
+
+
+def judge_server_side(checks: Checks, lab: Lab, failures, records) -> None:
+    """What finrace says of the upstream's side alone."""
+    found = records.named("finrace.verdict")
+    clients = [verdict for verdict in found if verdict.get("finrace.side") != "server"]
+    checks(not clients, "the server's side alone was asked for", f"{len(clients)} of the client's", map(str, clients))
+    named = {}
+    for verdict in found:
+        local, peer = verdict.connection[:2], verdict.connection[2:]
+        if local == (lab.address, lab.port):
+            named.setdefault((*peer, *local), []).append(verdict)
+    print("  server side: " + ("; ".join(f"{count} x {text}" for text, count in Counter(map(str, found)).most_common()) or "-"))
+    due = [failure for failure in failures if failure.evidence and failure.evidence.kind in SERVER_SEES]
+    missing = [failure for failure in due
+               if [verdict.get("finrace.cause") for verdict in named.get(failure.connection, [])] != ["closed_on_request"]]
+    checks(not missing, "the upstream's side names each that it could see", f"{len(due) - len(missing)} of {len(due)}",
+           [f"{list(map(str, named.get(failure.connection, [])))}: {describe(failure)}" for failure in missing])
+    failed = {failure.connection for failure in failures}
+    extra = [verdict for connection, verdicts in named.items() for verdict in verdicts if connection not in failed]
+    elsewhere = sum(map(len, named.values())) != len(found) - len(clients)
+    checks(not extra and not elsewhere, "and no other", f"{len(found)} in all", map(str, extra or found))
 
 
 def positive(text: str) -> int:

@@ -350,7 +350,7 @@ class Lab:
         self.stack = ExitStack()
         self.keep_directory = False
         self.exchanges: list[Exchange] = []
-        self.finrace: Child | None = None
+        self.tracers: dict[str, Child] = {}
         self._task = None
 
     def __enter__(self):
@@ -441,17 +441,20 @@ class Lab:
                            netns=self.left)
         wait_for("nginx listens", lambda: listens(self.nginx.process.pid, self.proxy_port), child=self.nginx)
 
-    def start_finrace(self, finrace: Path, options: list) -> Records:
+    def start_finrace(self, finrace: Path, options: list, name: str = "finrace") -> Records:
         if not finrace.exists():
             raise LabError(f"{finrace} is missing: build it with "
                            "cmake --preset release && cmake --build --preset release")
-        output = self.directory / "records.json"
-        self.finrace = Child(self, "finrace", [finrace, "run", *options, "--output", output, "--interval", "1s"],
-                             stop=signal.SIGINT)
-        wait_for("finrace is ready", lambda: any(line.startswith("finrace: ready") for line in
-                                                 self.finrace.stderr_path.read_text(errors="replace").splitlines()),
-                 child=self.finrace)
+        output = self.directory / f"{name}.json"
+        child = Child(self, name, [finrace, "run", *options, "--output", output, "--interval", "1s"], stop=signal.SIGINT)
+        wait_for(f"{name} is ready", lambda: any(line.startswith("finrace: ready") for line in
+                                                 child.stderr_path.read_text(errors="replace").splitlines()), child=child)
+        self.tracers[name] = child
         return Records(output)
+
+    @property
+    def finrace(self):
+        return self.tracers.get("finrace")
 
     # --- traffic ---------------------------------------------------------------------------------------------------
 

@@ -5,9 +5,10 @@ Two finraces run side by side, which is allowed, while the race lab (tools/lab.p
 one must be a verdict of the other, alike in every field, but for
 
   what cgroup can't observe   absent there, and only there: the process (on some kernels), the network namespace's number,
-                              how much the process left unread, the socket's error, what became of the request
+                              how much the process left unread, the socket's error, what became of the request, what
+                              the upstream's own process did (both ends of the lab's connections are on this host)
   times                       each backend reads the clock for itself: within a few ticks
-  what follows from that      cgroup says less: a smaller size, a lower certainty (FOLLOWS)
+  what follows from that      cgroup says less: a smaller size (FOLLOWS), a lower certainty, a shorter sentence
   the sentence                its numbers of milliseconds may differ as the times do
   the record's own            its time stamp and the connection's id
 
@@ -35,7 +36,10 @@ TICK_MS = 1000 * time.clock_getres(CLOCK_MONOTONIC_COARSE)
 IDLE_MS = 2 * TICK_MS  # the kernel notes the last byte's time to a tick, and each backend reads its own note
 MEASURED_MS = TICK_MS  # two programs see one packet one after the other
 EXAMPLES = 8
-NOT_OBSERVED = ("finrace.outcome.", "process.", "finrace.connection.netns", "finrace.evidence.unread_bytes", "finrace.evidence.socket_error")
+NOT_OBSERVED = (
+    "finrace.outcome.", "finrace.server_end.", "process.", "finrace.connection.netns", "finrace.evidence.unread_bytes",
+    "finrace.evidence.socket_error",
+)
 OWN = ("timestamp", "finrace.connection.id")
 # What a verdict is. A fact that one backend leaves out is a difference.
 COMPARED = (
@@ -51,6 +55,8 @@ FOLLOWS = {
     "connect_unreachable": ("finrace.certainty", "finrace.message"),
     "silence_after_acknowledgement": ("finrace.certainty",),
 }
+# What the upstream's own process did makes trace surer, and its sentence longer.
+FOLLOWS_SERVER_END = ("finrace.certainty", "finrace.message")
 CERTAINTIES = ("possible", "likely", "proven")
 # Times that come from the last byte, which the kernel notes to a tick.
 NOTED = (
@@ -129,16 +135,19 @@ class Comparison:
             elif path not in ours:
                 difference.note("only cgroup", True, f"{where}: only cgroup has it: {theirs[path]!r}")
             elif ours[path] != theirs[path]:
-                self.unlike(difference, path, ours[path], theirs[path], where)
+                self.unlike(difference, path, ours[path], theirs[path], where, "finrace.server_end.event" in ours)
 
     @staticmethod
-    def unlike(difference, path, ours, theirs, where):
+    def unlike(difference, path, ours, theirs, where, server_seen):
         example = f"{where}: trace {ours!r}, cgroup {theirs!r}"
-        if path in FOLLOWS.get(where.split()[0], ()):
+        unseen = path in FOLLOWS.get(where.split()[0], ())
+        if unseen or (server_seen and path in FOLLOWS_SERVER_END):
             if path == "finrace.certainty":
                 less = CERTAINTIES.index(theirs) < CERTAINTIES.index(ours)
+            elif path == "finrace.message":
+                less = unseen or wordless(ours).startswith(wordless(theirs))
             else:
-                less = isinstance(ours, str) or theirs <= ours + (IDLE_MS if path.endswith("_ms") else 0)
+                less = theirs <= ours + (IDLE_MS if path.endswith("_ms") else 0)
             difference.note("less by cgroup", not less, example)
         elif path in OWN:
             difference.note("its own", False, example)
