@@ -458,6 +458,17 @@ static __always_inline void on_noted_fin(struct bpf_sock *sk, struct connection 
 	end_if_over(sk, c, &view, sk->src_port);
 }
 
+/* The first four bytes of its payload, the first of them in the highest place; 0 if there are fewer. */
+static __always_inline __u32 first_four_of(struct __sk_buff *skb, const struct segment *segment)
+{
+	__be32 four;
+
+	if (segment->payload < sizeof(four) ||
+	    bpf_skb_load_bytes(skb, skb->len - segment->payload, &four, sizeof(four)))
+		return 0;
+	return bpf_ntohl(four);
+}
+
 /* What a segment that deserves a closer look is about, looked up anew; NULL if it needs none after all. */
 static __always_inline struct connection *look_closer(struct __sk_buff *skb, struct bpf_sock *sk,
 						      struct bpf_tcp_sock **tp, struct segment *segment)
@@ -492,10 +503,7 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 	/* snd_nxt moves on after the segment has left: what lies before it is a retransmission. */
 	if (segment.payload && !sequence_distance(segment.seq, tp->snd_nxt)) {
 		view.send_next = segment.seq;
-		if (connection_begins_exchange(c, view.bytes_received))
-			connection_begin_exchange(c, &view);
-		else
-			connection_continue(c, view.now_ns);
+		connection_notable_send(c, &view, first_four_of(skb, &segment));
 		view.send_next += segment.payload;
 		if (connection_requests_after_fin(c, segment.seq, segment.payload)) {
 			c->state = sk->state;

@@ -160,17 +160,21 @@ static __always_inline __u32 parse_status_line(const char *line)
 	return code;
 }
 
-/* Of what a process is about to send, from its own memory, in plain text; 0 if that can't be told. */
-static __noinline __u32 http_status_of(struct msghdr *message)
+/*
+ * The first bytes of what a process is about to send, from its own memory: STATUS_LINE_BYTES at most, in `line` of 32.
+ * Returns how many; 0 if they can't be read.
+ */
+static __noinline __u32 read_beginning(struct msghdr *message, char *line)
 {
 	struct iov_iter *iter = &message->msg_iter;
-	char line[32] = {};
 	__u64 offset = BPF_CORE_READ(iter, iov_offset);
 	struct iovec *parts = NULL;
 	void *whole = NULL;
 	__u64 count = 1, have = 0;
 	int i;
 
+	if (!line)
+		return 0;
 	if (bpf_core_field_exists(iter->iter_type)) {
 		__u8 type = BPF_CORE_READ(iter, iter_type);
 
@@ -212,7 +216,27 @@ static __noinline __u32 http_status_of(struct msghdr *message)
 		have += length;
 		offset = 0;
 	}
-	return have < STATUS_LINE_BYTES ? 0 : parse_status_line(line);
+	return have;
+}
+
+/* Of an answer in plain text that a process is about to send; 0 if that can't be told. */
+static __noinline __u32 http_status_of(struct msghdr *message)
+{
+	char line[32] = {};
+
+	return read_beginning(message, line) < STATUS_LINE_BYTES ? 0 : parse_status_line(line);
+}
+
+/* The first four bytes, the first of them in the highest place; 0 if they can't be read. */
+static __always_inline __u32 first_four_of(struct msghdr *message)
+{
+	char line[32] = {};
+	__u32 four;
+
+	if (!message || read_beginning(message, line) < sizeof(four))
+		return 0;
+	__builtin_memcpy(&four, line, sizeof(four));
+	return bpf_ntohl(four);
 }
 
 #endif /* FINRACE_CLIENT_BPF_H */

@@ -214,7 +214,8 @@ FINRACE_INLINE int connection_plain_send(struct connection *c, __u64 now_ns, __u
 {
 	__u32 exchange = c->exchange;
 
-	if (!exchange || c->flags & (CONNECTION_PEER_FIN | CONNECTION_ADOPTED_IN_EXCHANGE) || ticks > 1)
+	if (!exchange || ticks > 1 ||
+	    c->flags & (CONNECTION_PEER_FIN | CONNECTION_ADOPTED_IN_EXCHANGE | CONNECTION_HANDSHAKE))
 		return 0;
 	c->last_byte_ns = now_ns;
 	if (bytes_received == c->received_before)
@@ -249,6 +250,105 @@ FINRACE_INLINE void connection_refine_request_time(struct connection *c, const s
 FINRACE_INLINE void connection_continue(struct connection *c, __u64 now_ns)
 {
 	c->last_byte_ns = now_ns;
+}
+
+/* A TLS record's type and version: RFC 8446 5.1. */
+FINRACE_INLINE int is_tls_record(__u32 first)
+{
+	__u8 type = (__u8)(first >> 24);
+
+	return type >= 20 && type <= 24 && (first >> 16 & 0xff) == 3 && (first >> 8 & 0xff) <= 4;
+}
+
+#define TLS_HANDSHAKE 22
+#define TLS_APPLICATION_DATA 23
+
+#define FINRACE_FOUR(a, b, c, d) ((__u32)(a) << 24 | (__u32)(b) << 16 | (__u32)(c) << 8 | (__u32)(d))
+
+/* The protocol of which these are the first four bytes, the first of them in the highest place. */
+FINRACE_INLINE __u32 protocol_of(__u32 first)
+{
+	if (is_tls_record(first))
+		return PROTOCOL_TLS;
+	switch (first) {
+	case FINRACE_FOUR('P', 'R', 'I', ' '): /* RFC 9113 3.4 */
+		return PROTOCOL_HTTP2;
+	case FINRACE_FOUR('G', 'E', 'T', ' '): /* RFC 9110 9, RFC 5789, RFC 4918 9 */
+	case FINRACE_FOUR('H', 'E', 'A', 'D'):
+	case FINRACE_FOUR('P', 'O', 'S', 'T'):
+	case FINRACE_FOUR('P', 'U', 'T', ' '):
+	case FINRACE_FOUR('D', 'E', 'L', 'E'):
+	case FINRACE_FOUR('C', 'O', 'N', 'N'):
+	case FINRACE_FOUR('O', 'P', 'T', 'I'):
+	case FINRACE_FOUR('T', 'R', 'A', 'C'):
+	case FINRACE_FOUR('P', 'A', 'T', 'C'):
+	case FINRACE_FOUR('P', 'R', 'O', 'P'):
+	case FINRACE_FOUR('M', 'K', 'C', 'O'):
+	case FINRACE_FOUR('C', 'O', 'P', 'Y'):
+	case FINRACE_FOUR('M', 'O', 'V', 'E'):
+	case FINRACE_FOUR('L', 'O', 'C', 'K'):
+	case FINRACE_FOUR('U', 'N', 'L', 'O'):
+	case FINRACE_FOUR('R', 'E', 'P', 'O'):
+	case FINRACE_FOUR('S', 'E', 'A', 'R'):
+		return PROTOCOL_HTTP1;
+	default:
+		return PROTOCOL_UNKNOWN;
+	}
+}
+
+FINRACE_INLINE __u32 connection_protocol(const struct connection *c)
+{
+	return (c->flags & CONNECTION_PROTOCOL) >> CONNECTION_PROTOCOL_SHIFT;
+}
+
+/*
+ * Learns the protocol from a connection's first bytes. One that began as HTTP/1 and goes on with other words has been
+ * upgraded (RFC 9110 7.8).
+ */
+FINRACE_INLINE void connection_recognise(struct connection *c, __u32 first)
+{
+	__u32 known = connection_protocol(c);
+
+	if (!first || (known != PROTOCOL_HTTP1 &&
+		       (known != PROTOCOL_UNKNOWN || (c->exchange && !(c->flags & CONNECTION_ADOPTED)))))
+		return;
+	c->flags = (c->flags & ~CONNECTION_PROTOCOL) | protocol_of(first) << CONNECTION_PROTOCOL_SHIFT;
+}
+
+/* Whether a send that is no plain one may begin something, so that its first bytes matter. */
+FINRACE_INLINE int connection_asks_what(const struct connection *c, __u64 bytes_received)
+{
+	return c->flags & CONNECTION_HANDSHAKE || connection_begins_exchange(c, bytes_received);
+}
+
+/*
+ * A send that is no plain one: the first of a new exchange, or more of it. `first`: its first four bytes, the first of
+ * them in the highest place, 0 if they could not be read. What belongs to TLS's handshake is all one exchange with the
+ * first request.
+ */
+FINRACE_INLINE void connection_notable_send(struct connection *c, const struct socket_view *view, __u32 first)
+{
+	int begins = connection_begins_exchange(c, view->bytes_received);
+	__u8 type = (__u8)(first >> 24);
+
+	if (!connection_asks_what(c, view->bytes_received)) {
+		connection_continue(c, view->now_ns);
+		return;
+	}
+	connection_recognise(c, first);
+	if (c->flags & CONNECTION_HANDSHAKE) {
+		/* A segment, unlike a write, may begin within a record. */
+		if (is_tls_record(first) ? type == TLS_APPLICATION_DATA : begins) {
+			c->flags &= ~CONNECTION_HANDSHAKE;
+		} else if (!begins) {
+			connection_continue(c, view->now_ns);
+			return;
+		}
+		c->exchange = 0;
+	} else if (!c->exchange && !(c->flags & CONNECTION_ADOPTED) && is_tls_record(first) && type == TLS_HANDSHAKE) {
+		c->flags |= CONNECTION_HANDSHAKE;
+	}
+	connection_begin_exchange(c, view);
 }
 
 /* Payload came in at `tick` (jiffies): for a source whose kernel does not tell afterwards. */
@@ -433,7 +533,8 @@ FINRACE_INLINE int connection_is_urgent(const struct connection *c, __u8 kind, _
 	case EVENT_OPEN_FAILED:
 		return 1;
 	case EVENT_PEER_FIN:
-		return (c->flags & CONNECTION_CLIENT) && connection_awaits_response(c, bytes_received);
+		return (c->flags & CONNECTION_CLIENT) &&
+		       (connection_awaits_response(c, bytes_received) || c->flags & CONNECTION_HANDSHAKE);
 	case EVENT_PEER_RESET:
 	case EVENT_SENT_AFTER_FIN: /* on an accepted connection that is an answer to a client that half-closed */
 		return (c->flags & CONNECTION_CLIENT) != 0;

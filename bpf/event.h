@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever the meaning or the place of a field changes. */
-#define FINRACE_EVENT_VERSION 3
+#define FINRACE_EVENT_VERSION 4
 
 /*
  * The longest close_notify alert of TLS in use: 31 bytes by TLS 1.2 with AES-GCM (RFC 5246 6.2, RFC 5288 3), 24 by
@@ -102,7 +102,20 @@ enum connection_flag {
 	CONNECTION_TRIES_AGAIN = 1 << 24,
 	/* The process that closes is ending: event.exit_code. */
 	CONNECTION_PROCESS_ENDS = 1 << 25,
+	CONNECTION_PROTOCOL = 3 << 26, /* enum connection_protocol, by CONNECTION_PROTOCOL_SHIFT */
+	/* TLS: its client has sent no application data yet; the exchange is the handshake, so far. */
+	CONNECTION_HANDSHAKE = 1 << 28,
 };
+
+/* What the client of a connection speaks, by the first bytes that it sent. */
+enum connection_protocol {
+	PROTOCOL_UNKNOWN = 0, /* another one, or not seen */
+	PROTOCOL_HTTP1,
+	PROTOCOL_TLS,
+	PROTOCOL_HTTP2, /* in plain text, with prior knowledge (RFC 9113 3.3) */
+};
+
+#define CONNECTION_PROTOCOL_SHIFT 26
 
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
 enum observed {

@@ -413,7 +413,7 @@ static __always_inline int loses_exchange(const struct connection *c, const stru
 
 	if (!(c->flags & CONNECTION_CLIENT))
 		return 0;
-	if (c->state == TCP_STATE_SYN_SENT)
+	if (c->state == TCP_STATE_SYN_SENT || c->flags & CONNECTION_HANDSHAKE)
 		return 1;
 	if (!c->exchange || (!request && !(c->flags & CONNECTION_ADOPTED_IN_EXCHANGE)))
 		return 0;
@@ -444,7 +444,7 @@ static __noinline int on_try(struct connection *c, struct sock *sk, __u64 bytes)
 }
 
 /* Out of line, so that the plain send below spills nothing. */
-static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
+static __noinline int on_notable_send(struct sock *sk, struct msghdr *message, __u64 bytes)
 {
 	struct connection *c = connection_lookup(sk);
 	struct socket_view view;
@@ -465,13 +465,9 @@ static __noinline int on_notable_send(struct sock *sk, __u64 bytes)
 	view.send_next = READ(tp, write_seq);
 	view.acknowledged = 0;
 	view.retransmits = 0;
-	if (connection_begins_exchange(c, received)) {
-		connection_begin_exchange(c, &view);
-		if (!c->pid)
-			set_owner(c);
-	} else {
-		connection_continue(c, view.now_ns);
-	}
+	connection_notable_send(c, &view, connection_asks_what(c, received) ? first_four_of(message) : 0);
+	if (!c->pid)
+		set_owner(c);
 	if (connection_requests_after_fin(c, view.send_next, bytes)) {
 		view_socket(&view, sk, tp, c);
 		view.send_next += bytes;
@@ -486,7 +482,7 @@ static __always_inline int answers_notably(struct sock *sk)
 	return have_rdonly_cast && is_notable_answer(sk, tcp_of(sk));
 }
 
-static __always_inline void account_send(struct sock *sk, struct connection *c, __u64 bytes)
+static __always_inline void account_send(struct sock *sk, struct connection *c, struct msghdr *message, __u64 bytes)
 {
 	struct tcp_sock *tp = tcp_of(sk);
 	__u32 ticks;
@@ -496,7 +492,7 @@ static __always_inline void account_send(struct sock *sk, struct connection *c, 
 	/* No clock is read: the socket's own has been since payload came in (tcp_mstamp_refresh()). */
 	ticks = (__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime);
 	if (!connection_plain_send(c, READ(tp, tcp_clock_cache), ticks, READ(tp, bytes_received), READ(tp, write_seq)))
-		on_notable_send(sk, bytes);
+		on_notable_send(sk, message, bytes);
 }
 
 /* Out of line as well: for a second after a loss alone. */
@@ -512,7 +508,7 @@ static __noinline int on_send_after_loss(struct connection *c, struct sock *sk, 
 	else if (may_have_lost(READ(tp, inet_conn.icsk_ack.lrcvtime)) || answers_notably(sk))
 		on_client_send(sk, message);
 	if (c)
-		account_send(sk, c, bytes);
+		account_send(sk, c, message, bytes);
 	if (tries)
 		on_try(c, sk, bytes);
 	return 0;
@@ -528,7 +524,7 @@ static __always_inline int on_send(struct sock *sk, struct msghdr *message, __u6
 	if ((!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) && answers_notably(sk))
 		on_client_send(sk, message);
 	if (c)
-		account_send(sk, c, bytes);
+		account_send(sk, c, message, bytes);
 	return 0;
 }
 

@@ -521,8 +521,8 @@ class Run:
         """From -delay/2 to +delay/2, another value for each run."""
         return (self.number % 5 - 2) * self.delay // 4
 
-    def crossing(self, *parts, how="fin", saw="eof"):
-        """The server ends the connection at its idle timer; the client's request is under way at that time."""
+    def crossing(self, *parts, how="fin", saw="eof", says=b""):
+        """The server ends the connection at its idle timer, or says something and ends it; the client's request is under way."""
         timer, send_at = self.idle_timer(), self.idle_timer() + self.spread()
         before = self.sent_bytes
 
@@ -534,6 +534,8 @@ class Run:
 
         def close():
             until(timer)
+            if says:
+                self.server.sendall(says)
             self.server_ends(how)
 
         for act in (send, close) if send_at < timer else (close, send):
@@ -543,6 +545,17 @@ class Run:
             self.check_acked(before)
         self.on_timer()
         self.linger()
+
+    def shakes_hands(self):
+        """What TLS 1.3 looks like from outside; all of it belongs to the first exchange (RFC 8446 2, 5.1)."""
+        for side, other, record, size in (
+            (self.client, self.server, b"\x16\x03\x01", 512), (self.server, self.client, b"\x16\x03\x03", 3000),
+            (self.client, self.server, b"\x14\x03\x03", 80), (self.server, self.client, b"\x17\x03\x03", 500),
+        ):
+            side.sendall(tls_record(record, size))
+            self.read(other, size)
+            self.sent_bytes += size if side is self.client else 0
+        self.last_byte_at = self.quiet_since = now_ns()
 
     def closes_after_reading(self, how="fin", think=0.0):
         request = self.request()
@@ -650,6 +663,10 @@ def cause(name, variant=None, certainty=None):
     return expected
 
 
+def tls_record(start, size):
+    return start + (size - 5).to_bytes(2, "big") + b"t" * (size - 5)
+
+
 def race(variant, certainty=None):
     return cause("keepalive_race", variant, certainty)
 
@@ -744,6 +761,29 @@ def race_fin_lingering(run):
     run.check(run.server.recv(1) == b"", "the client sent more")
 
 
+@scenario(race("fin_crossed", "proven"), line=True)
+def race_fin_crossed_tls(run):
+    """TLS as it looks from outside: the handshake is no exchange, and a farewell (close_notify) before the FIN no answer."""
+    run.open()
+    run.shakes_hands()
+    if run.number % 2:
+        request, response = tls_record(b"\x17\x03\x03", 200), tls_record(b"\x17\x03\x03", 300)
+        run.send(request)
+        run.server_read(len(request))
+        run.answer(response)
+        run.client_read(len(response))
+        run.exchanges += 1
+    run.crossing(tls_record(b"\x17\x03\x03", 200), saw="response", says=tls_record(b"\x17\x03\x03", 24))
+
+
+@scenario(cause("stale_response", certainty="proven"), line=True)
+def stale_response(run):
+    """The server says 408 as its idle timer fires, and closes; the request that crosses it takes that for its answer."""
+    run.open()
+    run.exchange(1 + run.number % 3)
+    run.crossing(run.request(), saw="response", says=b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+
+
 @scenario(cause("stale_reuse"))
 def stale_reuse(run):
     """The client's kernel has had the FIN for 5, 50 or 300 ms when the client sends."""
@@ -768,6 +808,17 @@ def closed_first_exchange(run):
     """The server reads the first request and closes without an answer."""
     run.open()
     run.closes_after_reading()
+
+
+@scenario(cause("handshake_failed", certainty="proven"))
+def handshake_unanswered(run):
+    """TLS to a server that does not speak it: it reads the first part of the handshake and closes."""
+    run.open()
+    hello = tls_record(b"\x16\x03\x01", 512)
+    run.send(hello)
+    run.server_read(len(hello))
+    run.server_ends("fin")
+    run.client_ends("eof")
 
 
 @scenario(cause("upstream_closed"))

@@ -223,14 +223,16 @@ class View:
 # ---- what each scenario must look like at the client (near) and at the server (far) ----------------------------------------
 
 
-def crossed(near, far, segments=1, acks=None):
+def crossed(near, far, segments=1, acks=None, said=0):
+    """`said`: bytes that the server sent before its FIN, and that crossed the request as well."""
     index, number = near.server_fin(near.request_start if acks is None else acks)
     data = near.request_segments()
     data = data if acks is None else [one for one in data if one[1] + one[2] > acks]
     must(len(data) == segments, f"{len(data)} crossing segments, not {segments}")
     must(data[-1][0] < index, "at the client, the FIN came before the request left")
     _, reset_number = near.bare_reset()
-    must(reset_number == number, f"the RST's number is {reset_number}, the FIN's {number}")
+    must(reset_number == number - said, f"the RST's number is {reset_number}, the FIN's {number}")
+    must(near.answer_bytes() == said, f"{near.answer_bytes()} bytes before the FIN, not {said}")
     far_fin = far.find("server", FIN)[0][0]
     must(far_fin < far.request_segments()[-1][0], "at the server, the request came before the FIN left")
 
@@ -373,8 +375,11 @@ CHECKS = {
     "race_reset_closed": reset_closed,
     "race_reset_crossed": reset_crossed,
     "race_fin_lingering": fin_lingering,
+    "race_fin_crossed_tls": lambda near, far: crossed(near, far, said=24),
+    "stale_response": lambda near, far: crossed(near, far, said=51),
     "stale_reuse": stale,
     "closed_first_exchange": closed_unanswered,
+    "handshake_unanswered": closed_unanswered,
     "closed_reused": closed_unanswered,
     "closed_after_think": closed_unanswered,
     "closed_on_accept": on_accept,

@@ -46,6 +46,7 @@ public:
     std::uint32_t srtt_us = 0;
     std::uint32_t retransmits = 0;
     std::uint16_t socket_error = 0;
+    std::uint32_t first_bytes = 0; ///< of what is sent, as connection_notable_send() takes them
 
     void wait_ns(std::uint64_t ns) { now_ns += ns; }
     void wait_ms(std::uint64_t n) { now_ns += n * ms; }
@@ -350,10 +351,7 @@ private:
     void notable_send(std::uint32_t bytes)
     {
         socket_view v = view();
-        if (connection_begins_exchange(&c, received_))
-            connection_begin_exchange(&c, &v);
-        else
-            connection_continue(&c, now_ns);
+        connection_notable_send(&c, &v, first_bytes);
         v.send_next += bytes;
         if (connection_requests_after_fin(&c, write_seq_, bytes))
             emit(EVENT_SENT_AFTER_FIN, state_, state_, v);

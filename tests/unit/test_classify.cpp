@@ -153,12 +153,20 @@ DrivenSocket preconnected(std::uint64_t ahead_ms, std::uint32_t bytes = 100)
     return s;
 }
 
+// First bytes of what a client sends, as connection_notable_send() takes them.
+constexpr std::uint32_t get = 0x47455420;
+constexpr std::uint32_t client_hello = 0x16030102;
+constexpr std::uint32_t tls_finished = 0x14030300; // change_cipher_spec, and the rest of the flight behind it
+constexpr std::uint32_t tls_data = 0x17030300;
+constexpr std::uint32_t http2_preface = 0x50524920;
+
 constexpr Expected fin_crossed{Cause::keepalive_race, Variant::fin_crossed, Certainty::proven};
 constexpr Expected fin_crossed_in_part{Cause::keepalive_race, Variant::fin_crossed, Certainty::likely};
 constexpr Expected reset_crossed{Cause::keepalive_race, Variant::reset_crossed, Certainty::proven};
 constexpr Expected reset_crossed_in_part{Cause::keepalive_race, Variant::reset_crossed, Certainty::likely};
 constexpr Expected reset_closed{Cause::keepalive_race, Variant::reset_closed, Certainty::likely};
 constexpr Expected stale_reuse{Cause::stale_reuse, Variant::none, Certainty::proven};
+constexpr Expected stale_response{Cause::stale_response, Variant::none, Certainty::proven};
 constexpr Expected rejected{Cause::request_rejected, Variant::none, Certainty::likely};
 constexpr Expected closed_first{Cause::upstream_closed, Variant::none, Certainty::proven};
 constexpr Expected closed_reused{Cause::upstream_closed, Variant::none, Certainty::likely};
@@ -702,7 +710,14 @@ TEST_CASE("sent after a FIN that came with a response: it may be the rest of a r
     first.open();
     first.fin();
     first.request(100);
-    check(first, stale_reuse); // nothing before it that it could be the rest of
+    // Nothing before it that it could be the rest of; and no keep-alive timer closes what has just been opened.
+    check(first, {Cause::upstream_closed, Variant::on_accept, Certainty::proven});
+    DrivenSocket ahead;
+    ahead.open();
+    ahead.wait_ms(101);
+    ahead.fin();
+    ahead.request(100);
+    check(ahead, stale_reuse);
 }
 
 TEST_CASE("a TLS farewell after the FIN is no request", "[classify]")
@@ -771,7 +786,7 @@ TEST_CASE("the peer's TLS farewell before its FIN is no answer", "[classify]")
     DrivenSocket longer = requested(2000);
     longer.receive(FINRACE_TLS_FAREWELL_BYTES + 1, 0U);
     longer.fin(0U);
-    check(longer, Ending::unclassified);
+    check(longer, with(stale_response, Certainty::likely));
 
     // All of the request acknowledged: an answer, unless the upstream's timer says otherwise.
     const auto closed = [](std::uint64_t idle, bool by_fin, std::uint32_t response, std::uint32_t acknowledged = 100) {
@@ -819,7 +834,180 @@ TEST_CASE("the next request after a FIN that left part of the last one unacknowl
     s.receive(50, 0U); // 408, written before the request arrived
     s.fin(0U);
     s.request(100);
-    check(s, Ending::unclassified);
+    check(s, with(stale_response, Certainty::likely));
+}
+
+// ------------------------------------------------------------------------------------------------------- protocols
+
+TEST_CASE("an answer that the close leaves no request for", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    const auto answered = [&](std::uint32_t first, std::uint32_t response, std::uint32_t acknowledged, bool by_fin) {
+        DrivenSocket s(backend);
+        s.first_bytes = first;
+        s.open();
+        s.request(100);
+        s.receive(1000);
+        s.wait_ms(5000);
+        s.request(100);
+        s.receive(response, acknowledged);
+        if (by_fin)
+            s.fin(acknowledged);
+        else
+            s.reset({.acknowledges = acknowledged});
+        return s;
+    };
+    const bool by_fin = GENERATE(true, false);
+    check(answered(get, 90, 0, by_fin), stale_response);
+    check(answered(get, 19, 0, by_fin), stale_response); // HTTP/1 has no farewell
+    check(answered(0, 90, 0, by_fin), with(stale_response, Certainty::likely));
+    check(answered(http2_preface, 90, 0, by_fin), Ending::unclassified);
+    check(answered(get, 90, 1, by_fin), Ending::unclassified); // some of it may have been read
+    // All of it acknowledged: an answer.
+    if (by_fin)
+        check(answered(get, 90, 100, true), Ending::complete_close);
+    else
+        check(answered(get, 90, 100, false), response_cut);
+}
+
+TEST_CASE("what an upstream says as it turns a new connection away is no stale answer", "[classify]")
+{
+    DrivenSocket s;
+    s.first_bytes = get;
+    s.open();
+    s.request(100);
+    s.wait_ms(1);
+    s.receive(90, 0U);
+    s.fin(0U);
+    check(s, {Cause::upstream_closed, Variant::on_accept, Certainty::likely});
+}
+
+TEST_CASE("a request written behind an answer that lies unread", "[classify]")
+{
+    DrivenSocket s = used();
+    s.wait_ms(5000);
+    s.receive(90);
+    s.fin();
+    s.request(100);
+    for (event& e : s.events)
+        if (e.kind == EVENT_SENT_AFTER_FIN)
+            e.unread_bytes = 90;
+    check(s, with(stale_response, Certainty::likely));
+    for (event& e : s.events)
+        e.unread_bytes = FINRACE_TLS_FAREWELL_BYTES;
+    check(s, with(stale_reuse, Certainty::likely));
+}
+
+TEST_CASE("TLS: what comes before the first request is no exchange", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    DrivenSocket s(backend);
+    s.open();
+    s.wait_ms(20);
+    s.first_bytes = client_hello;
+    s.request(500);
+    s.wait_ms(20);
+    DrivenSocket unanswered = s;
+    s.receive(3000);
+    s.wait_ms(1);
+    DrivenSocket refused = s;
+    s.first_bytes = tls_finished;
+    s.request(80);
+    CHECK(s.c.exchange == 1);
+    CHECK((s.c.flags & CONNECTION_HANDSHAKE) != 0);
+
+    SECTION("the first request follows the handshake at once, or after rest")
+    {
+        if (GENERATE(false, true)) {
+            s.wait_ms(1);
+            s.receive(400); // session tickets
+            s.wait_ms(3000);
+        }
+        s.first_bytes = tls_data;
+        s.request(200);
+        CHECK(s.c.exchange == 1);
+        CHECK((s.c.flags & CONNECTION_HANDSHAKE) == 0);
+        CHECK(connection_request_bytes(&s.c, s.write_seq()) == 200);
+        DrivenSocket closed = s;
+        closed.wait_ms(300);
+        closed.fin();
+        const bool rested = s.c.idle_ms >= 900; // which only a learned timeout could tell from a race
+        check(closed, {Cause::upstream_closed, Variant::none, rested ? Certainty::likely : Certainty::proven});
+        s.wait_ms(10);
+        s.receive(700);
+        s.wait_ms(1500);
+        s.request(200);
+        CHECK(s.c.exchange == 2);
+        s.wait_ms(10);
+        s.fin(0U);
+        check(s, fin_crossed);
+    }
+    SECTION("the upstream hangs up on the first word, or after some of its own")
+    {
+        const bool by_fin = GENERATE(true, false);
+        const auto end = [by_fin](DrivenSocket& ended) {
+            if (by_fin)
+                ended.fin();
+            else
+                ended.reset({.acknowledges = 500U});
+        };
+        end(unanswered);
+        check(unanswered, {Cause::handshake_failed, Variant::none, Certainty::proven});
+        refused.receive(7); // an alert
+        end(refused);
+        check(refused, {Cause::handshake_failed, Variant::none, Certainty::likely});
+    }
+    SECTION("after this host's last part: within 900 ms a refusal, later the end of a connection opened ahead")
+    {
+        s.wait_ms(899);
+        DrivenSocket later = s;
+        s.fin();
+        check(s, {Cause::handshake_failed, Variant::none, Certainty::likely});
+        later.wait_ms(1);
+        later.fin();
+        check(later, Ending::idle_close_by_peer);
+    }
+    SECTION("a connection opened ahead, and let go of")
+    {
+        s.close();
+        s.local_fin_acknowledged();
+        check(s, Ending::idle_close_by_local);
+    }
+    SECTION("this host hangs up on it, and its client gets an error")
+    {
+        Outcome outcome;
+        outcome.client = Client{.answered = true, .status = 502, .certainty = Certainty::likely};
+        s.close();
+        REQUIRE(s.last().kind == EVENT_LOCAL_FIN);
+        CHECK(depends_on_outcome(s.last()));
+        check(classify(s.last(), unlearned, outcome), {Cause::handshake_failed, Variant::none, Certainty::likely});
+        outcome.client->status = 499;
+        CHECK(!classify(s.last(), unlearned, outcome).verdict);
+    }
+}
+
+TEST_CASE("HTTP/2: what crosses a close may be no request, and what came no answer", "[classify]")
+{
+    DrivenSocket s;
+    s.first_bytes = http2_preface;
+    s.open();
+    s.request(200);
+    s.receive(100);
+    s.wait_ms(5000);
+    DrivenSocket window = s;
+    DrivenSocket read = s;
+    s.request(2 * FINRACE_TLS_FAREWELL_BYTES + 1);
+    s.receive(17, 0U); // GOAWAY
+    s.fin(0U);
+    check(s, with(fin_crossed, Certainty::likely));
+    read.request(100);
+    read.wait_ms(400);
+    read.fin();
+    check(read, {Cause::upstream_closed, Variant::none, Certainty::possible});
+    window.request(2 * FINRACE_TLS_FAREWELL_BYTES);
+    window.close();
+    window.local_fin_acknowledged();
+    check(window, Ending::idle_close_by_local);
 }
 
 // ----------------------------------------------------------------------------------------------- the response had
@@ -1716,11 +1904,12 @@ TEST_CASE("an upstream that closes by RST and changes its timer is learned anew"
 
 TEST_CASE("every cause has its text, and ids read back", "[classify]")
 {
-    constexpr Cause all[] = {
-        Cause::keepalive_race,   Cause::stale_reuse,       Cause::upstream_closed,     Cause::upstream_reset,
-        Cause::response_cut,     Cause::path_dropped,      Cause::accept_stalled,      Cause::connect_refused,
-        Cause::request_rejected, Cause::connect_timeout,   Cause::connect_unreachable, Cause::proxy_timeout,
-        Cause::client_abort,     Cause::closed_on_request, Cause::server_cut_response, Cause::accept_overflow};
+    constexpr Cause all[] = {Cause::keepalive_race,  Cause::stale_reuse,         Cause::upstream_closed,
+                             Cause::upstream_reset,  Cause::response_cut,        Cause::path_dropped,
+                             Cause::accept_stalled,  Cause::connect_refused,     Cause::request_rejected,
+                             Cause::connect_timeout, Cause::connect_unreachable, Cause::proxy_timeout,
+                             Cause::client_abort,    Cause::closed_on_request,   Cause::server_cut_response,
+                             Cause::accept_overflow, Cause::stale_response,      Cause::handshake_failed};
     CHECK(cause_texts().size() == std::size(all));
     for (const Cause cause : all) {
         CAPTURE(cause);

@@ -7,6 +7,7 @@
 
 #include <cstring>
 #include <random>
+#include <string_view>
 
 #include "driven_socket.h"
 
@@ -133,6 +134,91 @@ TEST_CASE("exchanges", "[connection]")
         CHECK(s.c.longest_idle_ms == 2000);
     }
     CHECK(s.events.size() == 1); // a healthy exchange makes no event
+}
+
+TEST_CASE("the protocol shows in the first four bytes", "[connection]")
+{
+    const auto four = [](std::string_view bytes) {
+        std::uint32_t value = 0;
+        for (const char byte : bytes.substr(0, 4))
+            value = value << 8U | static_cast<std::uint8_t>(byte);
+        return value;
+    };
+    for (const char* start : {"GET / HTTP/1.1", "POST /", "PUT /", "HEAD /", "DELETE /", "OPTIONS *", "PATCH /",
+                              "CONNECT a:1", "TRACE /", "PROPFIND /"})
+        CHECK(protocol_of(four(start)) == PROTOCOL_HTTP1);
+    for (const char* start : {"EHLO me", "QUIT", "get key", "*1\r\n", "PROXY TCP4", "HTTP/1.1 200 OK", "GETX"})
+        CHECK(protocol_of(four(start)) == PROTOCOL_UNKNOWN);
+    CHECK(protocol_of(four("PRI * HTTP/2.0")) == PROTOCOL_HTTP2);
+    CHECK(protocol_of(0x16030100) == PROTOCOL_TLS);
+    CHECK(protocol_of(0x17030300) == PROTOCOL_TLS);
+    CHECK(protocol_of(0x13030300) == PROTOCOL_UNKNOWN);
+    CHECK(protocol_of(0x16020100) == PROTOCOL_UNKNOWN);
+    CHECK(protocol_of(0x16030500) == PROTOCOL_UNKNOWN);
+    CHECK(protocol_of(0) == PROTOCOL_UNKNOWN);
+}
+
+TEST_CASE("what a connection speaks", "[connection]")
+{
+    DrivenSocket s;
+    s.first_bytes = 0x47455420; // "GET "
+    s.open();
+    s.request(100);
+    CHECK(connection_protocol(&s.c) == PROTOCOL_HTTP1);
+    s.receive(100);
+    s.wait_ms(1000);
+    SECTION("bytes that could not be read change nothing")
+    {
+        s.first_bytes = 0;
+        s.request(100);
+        CHECK(connection_protocol(&s.c) == PROTOCOL_HTTP1);
+    }
+    SECTION("an upgraded one speaks another language")
+    {
+        s.first_bytes = 0x81850000; // a WebSocket frame
+        s.request(11);
+        CHECK(connection_protocol(&s.c) == PROTOCOL_UNKNOWN);
+        s.receive(10);
+        s.wait_ms(1000);
+        s.first_bytes = 0x47455420;
+        s.request(100);
+        CHECK(connection_protocol(&s.c) == PROTOCOL_UNKNOWN);
+    }
+    SECTION("one older than the tracer shows it with its next request")
+    {
+        DrivenSocket old;
+        old.open_unfollowed();
+        old.send(100);
+        old.receive(100);
+        old.wait_ms(1000);
+        old.adopt();
+        CHECK(connection_protocol(&old.c) == PROTOCOL_UNKNOWN);
+        old.first_bytes = 0x17030300;
+        old.request(100);
+        CHECK(connection_protocol(&old.c) == PROTOCOL_TLS);
+        CHECK((old.c.flags & CONNECTION_HANDSHAKE) == 0);
+    }
+}
+
+TEST_CASE("a TLS handshake in segments that begin within a record", "[connection]")
+{
+    DrivenSocket s(Backend::cgroup);
+    s.open();
+    s.first_bytes = 0x16030100;
+    s.request(1448);
+    s.first_bytes = 0x80c0ffee;
+    s.send(300); // the ClientHello's rest
+    CHECK((s.c.flags & CONNECTION_HANDSHAKE) != 0);
+    CHECK(connection_request_bytes(&s.c, s.write_seq()) == 1748);
+    s.receive(3000);
+    s.first_bytes = 0x14030300;
+    s.send(80);
+    CHECK((s.c.flags & CONNECTION_HANDSHAKE) != 0);
+    s.first_bytes = 0x17030300;
+    s.send(200);
+    CHECK((s.c.flags & CONNECTION_HANDSHAKE) == 0);
+    CHECK(s.c.exchange == 1);
+    CHECK(connection_request_bytes(&s.c, s.write_seq()) == 200);
 }
 
 TEST_CASE("the short way of a plain send does what the long way does", "[connection]")

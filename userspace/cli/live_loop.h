@@ -53,7 +53,7 @@ public:
     [[nodiscard]] const LiveSource& source() const { return *source_; }
     [[nodiscard]] const Upstreams& upstreams() const { return docket_->upstreams(); }
     [[nodiscard]] const WallClock& clock() const { return clock_; }
-    [[nodiscard]] std::uint64_t events() const { return events_; } ///< all, before the filter
+    [[nodiscard]] std::uint64_t events() const { return events_; }                 ///< all, before the filter
     [[nodiscard]] std::uint64_t outcome_events() const { return outcome_events_; } ///< of these, from EVENT_RELEASED on
     /// Those whose end was lost included; `losses` is source().losses().
     [[nodiscard]] std::uint64_t connections_ended(const loss_counters& losses) const;

@@ -22,14 +22,35 @@ constexpr std::array causes{
                     "upstream lets connections idle: closed with the request unread. reset_closed: a bare RST answers "
                     "the request and no FIN was seen: the socket was gone already. fin_lingering: the FIN "
                     "acknowledges the request, nothing was answered, and it came at the upstream's idle timeout: "
-                    "shutdown() first, then read and discard (Apache does).",
+                    "shutdown() first, then read and discard (Apache does). The record's reason says why the upstream "
+                    "closed: idle_timer; restart (many of its connections at one instant); request_limit (each after "
+                    "the same number of requests); early_purge (well before its timer, as others lately: short of "
+                    "workers or connections); unknown.",
         .proxy_says = "nginx: 502, \"upstream prematurely closed connection\" or \"104: Connection reset by peer\". "
                       "HAProxy: 502 SH--, or nothing at all where it closes its client silently. Envoy: 503 UC. "
                       "A retry may hide it from the client; it is logged as an error all the same.",
-        .remedy = "Let the proxy close first: its idle limit at least 1 s below the upstream's idle timeout, or the "
-                  "upstream's timeout at least 5 s above the proxy's. For example uvicorn --timeout-keep-alive 65, "
-                  "gunicorn --keep-alive 65, Node server.keepAliveTimeout = 65000, against nginx's upstream "
-                  "keepalive_timeout 60s. HAProxy has no idle limit towards servers: raise the server's.",
+        .remedy =
+            "Let the proxy close first: its idle limit at least 1 s below the upstream's idle timeout, or the "
+            "upstream's timeout at least 5 s above the proxy's. For example uvicorn --timeout-keep-alive 65, "
+            "gunicorn --keep-alive 65, Node server.keepAliveTimeout = 65000, against nginx's upstream "
+            "keepalive_timeout 60s. HAProxy has no idle limit towards servers: raise the server's. For a restart: "
+            "let the server drain before it ends; for a request_limit: nginx's upstream keepalive_requests below "
+            "the server's.",
+    },
+    CauseText{
+        .cause = Cause::stale_response,
+        .title = "an answer from before the request was taken for its answer",
+        .happened = "The upstream wrote something as it closed an idle connection (a 408, as a rule) while the proxy's "
+                    "next request was on its way. The proxy takes those bytes for the answer to a healthy request.",
+        .evidence =
+            "Response bytes came, but the FIN (or RST with ACK) after them acknowledges none of the request: they "
+            "were written before it could have been read (proven for HTTP/1; likely where the protocol is not "
+            "known). Or a request is written after the FIN with such bytes still unread (likely; backend trace). "
+            "What is as short as TLS's farewell (31 bytes) is none, unless the connection speaks HTTP/1.",
+        .proxy_says = "Nothing: it passes a 408 (or 400) on to a client whose request was in order. HAProxy drops what "
+                      "comes on an idle connection and fails as for keepalive_race.",
+        .remedy = "As for keepalive_race: let the proxy close first. Where the upstream can be told to close idle "
+                  "connections without an answer, tell it to.",
     },
     CauseText{
         .cause = Cause::stale_reuse,
@@ -159,6 +180,23 @@ constexpr std::array causes{
             "says host unreachable when nobody answers its ARP.",
     },
     CauseText{
+        .cause = Cause::handshake_failed,
+        .title = "TLS's handshake with the upstream failed",
+        .happened =
+            "The connection ended before a request could be sent on it: in TLS's handshake, or right after this "
+            "host's last part of it.",
+        .evidence =
+            "The connection began with a TLS handshake record and this host sent no application data. The "
+            "upstream's FIN or RST came with the handshake acknowledged, unanswered (proven), or less than 900 ms "
+            "after its last bytes (likely: an alert, as a rule). Or this host closed first and answered its client "
+            "with an error in the same turn (likely; backend trace): the upstream's certificate, perhaps.",
+        .proxy_says = "nginx: 502, \"peer closed connection in SSL handshake\", \"SSL_do_handshake() failed\" or "
+                      "\"upstream SSL certificate verify error\".",
+        .remedy =
+            "Look at both ends' TLS settings: versions and ciphers, the name (SNI) and certificate authority that the "
+            "proxy expects, a client certificate that the upstream demands; or a port that speaks no TLS.",
+    },
+    CauseText{
         .cause = Cause::proxy_timeout,
         .title = "the proxy stopped waiting for the upstream",
         .happened = "The upstream had the request and did not answer for so long that this host's process gave up, and "
@@ -235,6 +273,8 @@ std::string_view to_string(Cause cause)
         return "keepalive_race";
     case Cause::stale_reuse:
         return "stale_reuse";
+    case Cause::stale_response:
+        return "stale_response";
     case Cause::upstream_closed:
         return "upstream_closed";
     case Cause::upstream_reset:
@@ -253,6 +293,8 @@ std::string_view to_string(Cause cause)
         return "connect_timeout";
     case Cause::connect_unreachable:
         return "connect_unreachable";
+    case Cause::handshake_failed:
+        return "handshake_failed";
     case Cause::proxy_timeout:
         return "proxy_timeout";
     case Cause::client_abort:

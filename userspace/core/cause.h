@@ -11,6 +11,7 @@ namespace finrace {
 /// Why an exchange failed. The ids in to_string() are part of the record's contract.
 enum class Cause {
     keepalive_race,
+    stale_response,
     stale_reuse,
     upstream_closed,
     upstream_reset,
@@ -21,6 +22,7 @@ enum class Cause {
     connect_refused,
     connect_timeout,
     connect_unreachable,
+    handshake_failed,
     proxy_timeout,
     client_abort,
     closed_on_request,

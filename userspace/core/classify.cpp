@@ -87,6 +87,14 @@ struct Evidence {
     /// The upstream was closing while the request was on its way, as far as time can tell.
     [[nodiscard]] bool in_race_window() const { return after_ms <= 2 * rtt_ms + loop_slack_ms; }
 
+    [[nodiscard]] bool speaks(connection_protocol protocol) const
+    {
+        return (c.flags & CONNECTION_PROTOCOL) >> CONNECTION_PROTOCOL_SHIFT == protocol;
+    }
+
+    /// TLS, before a request could be sent.
+    [[nodiscard]] bool in_handshake() const { return has(c, CONNECTION_HANDSHAKE); }
+
     /// How near to this upstream's idle timeout its close came. One at the timeout is its timer's; a busy host's timer
     /// may be as late as `near`.
     enum class Nearness { far, near, at };
@@ -114,14 +122,18 @@ struct Evidence {
 
     [[nodiscard]] bool ends_near_timeout() const { return nearness_to_timeout(rested_ms()) != Nearness::far; }
 
-    /// So few bytes on a used connection may be TLS's farewell: no request.
-    [[nodiscard]] bool asks_farewell() const { return is_reused(c) && e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES; }
+    /// So few bytes on a used connection may be TLS's farewell, or HTTP/2's (RFC 9113 6.5, 6.7 to 6.9): no request.
+    [[nodiscard]] bool asks_farewell() const
+    {
+        const std::uint32_t most = FINRACE_TLS_FAREWELL_BYTES * (speaks(PROTOCOL_HTTP2) ? 2 : 1);
+        return is_reused(c) && e.request_bytes <= most;
+    }
 
-    /// The upstream's last words, just before its close, were so few that they may be TLS's farewell: no answer.
+    /// The upstream's last words, just before its close, were so few that they may be such a farewell: no answer.
     [[nodiscard]] bool farewell_at_close() const
     {
-        return asked() && e.response_bytes > 0 && e.response_bytes <= FINRACE_TLS_FAREWELL_BYTES &&
-               c.fin_idle_ms < close_with_response_ms;
+        return !speaks(PROTOCOL_HTTP1) && asked() && e.response_bytes > 0 &&
+               e.response_bytes <= FINRACE_TLS_FAREWELL_BYTES && c.fin_idle_ms < close_with_response_ms;
     }
 
     /// All of the request was acknowledged by a close that the upstream's timer explains.
@@ -133,13 +145,15 @@ struct Evidence {
     /// The first request on a connection that had just been opened.
     [[nodiscard]] bool fresh() const
     {
-        return !is_reused(c) && (end_ns(e) - c.opened_ns) / ns_per_ms <= 2 * rtt_ms + loop_slack_ms;
+        const std::uint64_t handshakes = speaks(PROTOCOL_TLS) ? 2 : 1;
+        return !is_reused(c) && (end_ns(e) - c.opened_ns) / ns_per_ms <= 2 * rtt_ms * handshakes + loop_slack_ms;
     }
 
-    /// A request is under way. A write of no bytes, or one that failed, asked nothing.
+    /// A request is under way. A write of no bytes, or one that failed, asked nothing; nor does a handshake's end.
     [[nodiscard]] bool asked() const
     {
-        return c.exchange > 0 && (e.request_bytes > 0 || has(c, CONNECTION_ADOPTED_IN_EXCHANGE));
+        return c.exchange > 0 && (e.request_bytes > 0 || has(c, CONNECTION_ADOPTED_IN_EXCHANGE)) &&
+               !(in_handshake() && c.received_before > 0);
     }
 
     [[nodiscard]] bool unanswered() const { return asked() && e.response_bytes == 0; }
@@ -167,6 +181,11 @@ struct Evidence {
 Classification verdict(const Evidence& evidence, Cause cause, Variant variant, Certainty certainty, std::string message)
 {
     const connection& c = evidence.c;
+    // HTTP/2's streams overlap: what is under way may be no request (WINDOW_UPDATE), and what came no answer to it.
+    if (evidence.speaks(PROTOCOL_HTTP2) && c.exchange > 0) {
+        const bool crossed = variant == Variant::fin_crossed || variant == Variant::reset_crossed;
+        certainty = crossed && certainty != Certainty::possible ? Certainty::likely : Certainty::possible;
+    }
     const bool began_before_us =
         has(c, CONNECTION_ADOPTED_IN_EXCHANGE) || (cause == Cause::stale_reuse && c.peer_fin_ns == 0);
     return {
@@ -355,6 +374,42 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                     evidence.after_text(), otherwise == Cause::upstream_closed ? "closed" : "reset"));
 }
 
+/// Response bytes before a close that acknowledges nothing of the request: no answer to it, though the proxy takes them
+/// for one. Other protocols than HTTP have words of their own for a close.
+Classification judge_stale_response(const Evidence& evidence, const char* segment)
+{
+    const event& e = evidence.e;
+    if (evidence.speaks(PROTOCOL_HTTP2) || has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE))
+        return unclassified();
+    if (evidence.fresh())
+        return verdict(evidence, Cause::upstream_closed, Variant::on_accept, Certainty::likely,
+                       fmt::format("The upstream closed the connection as soon as it had accepted it: its {} bytes and "
+                                   "its {} crossed the first request.",
+                                   e.response_bytes, segment));
+    return verdict(evidence, Cause::stale_response, Variant::none,
+                   evidence.speaks(PROTOCOL_HTTP1) ? Certainty::proven : Certainty::likely,
+                   fmt::format("The upstream wrote {} bytes and closed this connection, {}{}, while the request was on "
+                               "its way: its {} acknowledges none of the request, so they are no answer to it.",
+                               e.response_bytes, evidence.idle_text(), evidence.timeout_text(), segment));
+}
+
+/// The upstream ended a connection before a request could be sent: in TLS's handshake, or right after it. A connection
+/// that was opened ahead may go later.
+Classification judge_handshake(const Evidence& evidence, const char* segment)
+{
+    const connection& c = evidence.c;
+    if (c.received_before > 0 && c.fin_idle_ms >= shortest_idle_timer_ms)
+        return harmless(Ending::idle_close_by_peer);
+    return verdict(evidence, Cause::handshake_failed, Variant::none,
+                   c.received_before == 0 && evidence.e.response_bytes == 0 ? Certainty::proven : Certainty::likely,
+                   fmt::format("The upstream's {} ended the connection in TLS's handshake, {} after this host's last "
+                               "part of it, {}.",
+                               segment, evidence.after_text(),
+                               evidence.e.bytes_received > 0
+                                   ? fmt::format("{} bytes of its own", evidence.e.bytes_received) + " into it"
+                                   : std::string("without a word of its own")));
+}
+
 /// A few bytes before a close that acknowledges nothing of the request, or all of it at the upstream's idle timeout:
 /// TLS's farewell rather than an answer. `crossed` and `unread` name the race.
 std::optional<Classification> judge_farewell(const Evidence& evidence, std::uint32_t unacked, Variant crossed,
@@ -392,11 +447,14 @@ Classification judge_peer_fin(const Evidence& evidence)
         return harmless(Ending::idle_close_by_peer); // never used: a timer for that may be another one
     if (has(c, CONNECTION_EARLIER_UNACKED))
         return unclassified(); // an answer before its request's end (413), or both at once (HTTP/2)
+    if (evidence.in_handshake() && c.fin_unacked == 0)
+        return judge_handshake(evidence, "FIN");
     if (auto race = judge_farewell(evidence, c.fin_unacked, Variant::fin_crossed, Variant::fin_lingering))
         return *std::move(race);
     if (c.exchange == 0 || e.response_bytes > 0) {
         if (c.fin_unacked > 0)
-            return judge_rejected(evidence, c.fin_unacked, "FIN");
+            return c.fin_unacked < e.request_bytes ? judge_rejected(evidence, c.fin_unacked, "FIN")
+                                                   : judge_stale_response(evidence, "FIN");
         return close_after_response(c);
     }
     if (!evidence.asked())
@@ -417,13 +475,18 @@ Classification judge_peer_reset(const Evidence& evidence)
         return harmless(Ending::idle_close_by_peer);
     if (has(c, CONNECTION_EARLIER_UNACKED))
         return unclassified();
+    if (evidence.in_handshake() && has(c, CONNECTION_RESET_HAS_ACK) && c.reset_unacked == 0)
+        return judge_handshake(evidence, "RST");
     if (has(c, CONNECTION_RESET_HAS_ACK)) {
         if (auto race = judge_farewell(evidence, c.reset_unacked, Variant::reset_crossed, Variant::reset_unread))
             return *std::move(race);
     }
     if (c.exchange == 0 || e.response_bytes > 0) {
         // The RST's own acknowledgement is newer than the socket's.
-        if (const auto unacked = has(c, CONNECTION_RESET_HAS_ACK) ? c.reset_unacked : e.unacked_bytes; unacked > 0)
+        const std::uint32_t unacked = has(c, CONNECTION_RESET_HAS_ACK) ? c.reset_unacked : e.unacked_bytes;
+        if (has(c, CONNECTION_RESET_HAS_ACK) && unacked > 0 && unacked >= e.request_bytes)
+            return judge_stale_response(evidence, "RST");
+        if (unacked > 0)
             return judge_rejected(evidence, unacked, "RST");
         if (evidence.nearness_to_timeout(c.fin_idle_ms) != Evidence::Nearness::far)
             return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
@@ -476,6 +539,19 @@ Classification judge_sent_after_fin(const Evidence& evidence)
     // Two alerts (JSSE), or HTTP/2's GOAWAY and one, are as short.
     const bool maybe_farewell = evidence.e.request_bytes <= 2 * FINRACE_TLS_FAREWELL_BYTES;
     const bool with_response = is_reused(c) && c.fin_idle_ms < close_with_response_ms;
+    if (c.peer_fin_ns != 0 && evidence.fresh())
+        return verdict(evidence, Cause::upstream_closed, Variant::on_accept,
+                       maybe_farewell ? Certainty::possible : Certainty::proven,
+                       "The upstream closed the connection as soon as it had accepted it: its FIN was there before the "
+                       "first request.");
+    if ((evidence.e.observed & OBSERVED_UNREAD) != 0 && evidence.e.unread_bytes > FINRACE_TLS_FAREWELL_BYTES &&
+        !maybe_farewell)
+        return verdict(
+            evidence, Cause::stale_response, Variant::none, Certainty::likely,
+            fmt::format(
+                "The request was written {:.{}f} ms after the upstream had closed this connection, {}{}, with {} "
+                "bytes of the upstream's unread: they came before the request and are no answer to it.",
+                age_ms, age_ms < 9.95 ? 3 : 0, evidence.idle_text(), evidence.timeout_text(), evidence.e.unread_bytes));
     return verdict(
         evidence, Cause::stale_reuse, Variant::none,
         maybe_farewell  ? Certainty::possible
@@ -503,10 +579,13 @@ std::optional<Classification> judge_local_silence(const Evidence& evidence)
 /// This host closed first. Why it did not wait for the answer shows in what the client behind the request got.
 Classification judge_local_close(const Evidence& evidence, const Outcome& outcome)
 {
-    if (!evidence.unanswered() || evidence.asks_farewell())
+    const bool unanswered = evidence.unanswered() && !evidence.asks_farewell();
+    if (!unanswered && !evidence.in_handshake())
         return harmless(Ending::idle_close_by_local);
     if (outcome.named)
         return {};
+    if (!unanswered && (!outcome.client || outcome.client->status < 500 || !outcome.client->answered))
+        return harmless(Ending::idle_close_by_local); // a connection that was opened ahead
     if (!outcome.client)
         return unclassified();
     const Client& client = *outcome.client;
@@ -518,6 +597,11 @@ Classification judge_local_close(const Evidence& evidence, const Outcome& outcom
                                    evidence.after_text()));
     if (!client.answered)
         return unclassified();
+    if (!unanswered)
+        return verdict(evidence, Cause::handshake_failed, Variant::none, client.certainty,
+                       fmt::format("This host ended TLS's handshake with the upstream, {} after its last part of it, "
+                                   "and answered the client itself, with {}.",
+                                   evidence.after_text(), client.status));
     // A 200 may be another attempt's, or come out of a cache.
     const bool error = client.status == 0 || client.status >= 500;
     return verdict(evidence, Cause::proxy_timeout, Variant::none, error ? client.certainty : Certainty::possible,
@@ -597,6 +681,11 @@ bool is_reused(const connection& c)
     return c.exchange > 1 || has(c, CONNECTION_CARRIED);
 }
 
+bool is_race(Cause cause)
+{
+    return cause == Cause::keepalive_race || cause == Cause::stale_response || cause == Cause::stale_reuse;
+}
+
 bool kernel_gave_up(const event& e)
 {
     // Unanswered probes end in an RST of the kernel's own (tcp_keepalive_timer()).
@@ -621,7 +710,8 @@ bool depends_on_outcome(const event& e)
     static const Upstream any;
     const Evidence evidence(e, any);
     return (e.kind == EVENT_LOCAL_FIN || e.kind == EVENT_CLOSED) && has(e.connection, CONNECTION_CLIENT) &&
-           has(e.connection, CONNECTION_LOCAL_FIRST) && evidence.unanswered() && !evidence.asks_farewell();
+           has(e.connection, CONNECTION_LOCAL_FIRST) &&
+           (evidence.in_handshake() || (evidence.unanswered() && !evidence.asks_farewell()));
 }
 
 Classification classify(const event& e, const Upstream& upstream, const Outcome& outcome)
@@ -674,6 +764,11 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
         break;
     case EVENT_OPEN_FAILED:
         ++counts.open_failed;
+        break;
+    case EVENT_PEER_FIN:
+    case EVENT_PEER_RESET:
+        if (!has(c, CONNECTION_LOCAL_FIRST) && !upstreams.is_other(upstream))
+            upstream.closes.note(e);
         break;
     case EVENT_CLOSED:
         ++counts.closed;

@@ -38,6 +38,7 @@ struct Verdict {
     Certainty certainty = Certainty::possible;
     bool incomplete = false; ///< events were lost, or the connection is older than the tracer and that matters
     std::string message;     ///< one sentence for people
+    std::optional<Reason> reason = std::nullopt; ///< why the upstream closed, where that is what a race met
 };
 
 struct Classification {
@@ -49,6 +50,9 @@ struct Classification {
 /// Judges one event. Every connection gets at most one ending other than none from all of its events. `outcome`: what
 /// is known of it, where the event depends on it.
 Classification classify(const event& e, const Upstream& upstream, const Outcome& outcome = {});
+
+/// Whether a verdict is that a request met the upstream's idle close.
+bool is_race(Cause cause);
 
 /// Whether this host ended an exchange that had no answer yet: what the client got tells why.
 bool depends_on_outcome(const event& e);

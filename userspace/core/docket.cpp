@@ -28,6 +28,8 @@ void Docket::deliver(const event& e, const event& last, Classification classific
         --upstream.counts.verdicts[before];
         ++upstream.counts.verdicts[classification.verdict->cause];
     }
+    if (classification.verdict && is_race(classification.verdict->cause))
+        classification.verdict->reason = upstream.closes.reason(e, upstream.idle_timeout.timeout());
     if (classification.verdict && e.kind == EVENT_LOCAL_FIN) {
         if (named_.size() >= capacity) // their EVENT_CLOSED was lost
             named_.clear();

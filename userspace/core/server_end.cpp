@@ -6,8 +6,6 @@
 #include <string_view>
 #include <utility>
 
-#include <sys/wait.h>
-
 #include <fmt/format.h>
 
 namespace finrace {
@@ -126,6 +124,15 @@ std::uint64_t rest_before_request_ms(const event& server_end)
     return ms_between(server_end.sent_ns, server_end.received_ns);
 }
 
+std::optional<Exit> exit_of(const event& e)
+{
+    if (!has(e, CONNECTION_PROCESS_ENDS))
+        return std::nullopt;
+    if (const unsigned signal = e.exit_code & 0x7fU; signal != 0)
+        return Exit{.by_signal = true, .number = signal};
+    return Exit{.by_signal = false, .number = e.exit_code >> 8U & 0xffU};
+}
+
 std::string server_process_text(const event& server_end)
 {
     const connection& c = server_end.connection;
@@ -137,12 +144,10 @@ std::string server_process_text(const event& server_end)
 
 std::string exit_text(const event& server_end)
 {
-    if (!has(server_end, CONNECTION_PROCESS_ENDS))
+    const std::optional<Exit> exit = exit_of(server_end);
+    if (!exit)
         return {};
-    const int status = static_cast<int>(server_end.exit_code);
-    if (WIFSIGNALED(status))
-        return fmt::format(", killed by signal {},", WTERMSIG(status));
-    return fmt::format(", as it exited with status {},", WEXITSTATUS(status));
+    return fmt::format(", {} {},", exit->by_signal ? "killed by signal" : "as it exited with status", exit->number);
 }
 
 bool is_server_end(const event& e)

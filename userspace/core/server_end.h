@@ -35,6 +35,13 @@ std::uint64_t rest_before_request_ms(const event& server_end);
 /// What a full queue of connections to accept, which turned this client away, adds to the client's verdict.
 void corroborate_with_overflow(Verdict& verdict, const event& overflow);
 
+/// How the process that closed was ending, as wait(2) tells it (event.exit_code).
+struct Exit {
+    bool by_signal;
+    unsigned number; ///< the signal's, or the exit status
+};
+std::optional<Exit> exit_of(const event& e); ///< nothing if it was not ending
+
 /// "gunicorn[1234]", "A process" if it is not known; and how it ended: ", killed by signal 9" or empty.
 std::string server_process_text(const event& server_end);
 std::string exit_text(const event& server_end);
@@ -49,7 +56,8 @@ public:
     /// So long a client that was turned away may try again: SYNs come half as often each time (RFC 6298 5.5).
     static constexpr std::uint64_t patience_ns = 120'000'000'000;
 
-    /// `judge`: takes the ends whose clients are not on this host, and once a second what each listener has turned away.
+    /// `judge`: takes the ends whose clients are not on this host, and once a second what each listener has turned
+    /// away.
     explicit ServerEnds(std::function<void(const event&)> judge) : judge_(std::move(judge)) {}
 
     void note(const event& server_end);

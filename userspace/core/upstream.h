@@ -14,6 +14,7 @@
 
 #include "bpf/event.h"
 #include "core/cause.h"
+#include "core/reason.h"
 
 namespace finrace {
 
@@ -71,6 +72,7 @@ struct UpstreamCounts {
 struct Upstream {
     IdleTimeoutLearner idle_timeout;
     UpstreamCounts counts;
+    CloseHistory closes;
     std::uint32_t longest_reused_idle_ms = 0; ///< this host reused connections after as much as this
 };
 

@@ -70,6 +70,12 @@ std::string endpoint_text(const std::uint8_t* address, std::uint16_t port, unsig
     return family == 6 ? fmt::format("[{}]:{}", text, port) : fmt::format("{}:{}", text, port);
 }
 
+std::string_view protocol_name(const connection& c)
+{
+    constexpr std::array<std::string_view, 4> names{"", "http/1", "tls", "http/2"};
+    return names[(c.flags & CONNECTION_PROTOCOL) >> CONNECTION_PROTOCOL_SHIFT];
+}
+
 std::string_view owner_name(const connection& c)
 {
     return {c.comm, ::strnlen(c.comm, sizeof(c.comm))};

@@ -28,6 +28,9 @@ inline bool is_client(const event& e)
     return (e.connection.flags & CONNECTION_CLIENT) != 0;
 }
 
+/// "http/1", "tls" or "http/2": by the first bytes that the connection's client sent. Empty if not known.
+std::string_view protocol_name(const connection& c);
+
 /// The owner's name as the kernel noted it, any bytes; empty if it did not.
 std::string_view owner_name(const connection& c);
 

@@ -4,8 +4,6 @@
 #include <cerrno>
 #include <optional>
 
-#include <sys/wait.h>
-
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -66,6 +64,8 @@ Json connection_identity(const event& e)
         result["netns"] = e.netns;
     if (has(e, CONNECTION_ADOPTED))
         result["adopted"] = true;
+    if (const std::string_view protocol = protocol_name(c); !protocol.empty())
+        result["protocol"] = protocol;
     return result;
 }
 
@@ -94,13 +94,8 @@ void add_losses(Json& finrace, const connection& c, bool incomplete)
 /// How the process that closed was ending, if it was.
 void add_exit(Json& record, const event& e)
 {
-    if (!has(e, CONNECTION_PROCESS_ENDS))
-        return;
-    const int status = static_cast<int>(e.exit_code);
-    if (WIFSIGNALED(status))
-        record["exit_signal"] = WTERMSIG(status);
-    else
-        record["exit_status"] = WEXITSTATUS(status);
+    if (const std::optional<Exit> exit = exit_of(e))
+        record[exit->by_signal ? "exit_signal" : "exit_status"] = exit->number;
 }
 
 Json server_end_of(const event& e)
@@ -229,6 +224,8 @@ Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict
     if (verdict.variant != Variant::none)
         finrace["variant"] = to_string(verdict.variant);
     finrace["certainty"] = to_string(verdict.certainty);
+    if (verdict.reason)
+        finrace["reason"] = to_string(*verdict.reason);
     finrace["side"] = is_client(e) ? "client" : "server";
     finrace["message"] = verdict.message;
 

@@ -219,6 +219,8 @@ std::string head(const Sighting& sighting, const WallClock& clock, const Paint& 
     if (verdict.variant != Variant::none)
         line += fmt::format(" ({})", to_string(verdict.variant));
     line += "  " + (verdict.certainty == Certainty::proven ? paint.green(certainty) : paint.yellow(certainty));
+    if (verdict.reason && *verdict.reason != Reason::unknown)
+        line += paint.dim(fmt::format("  {}", to_string(*verdict.reason)));
     if (verdict.incomplete)
         line += paint.yellow(", incomplete");
     return line;

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// core/reason: why an upstream closed, by its other closes around that moment; a pair just inside and just outside each
+// boundary.
+#include <catch2/catch.hpp>
+
+#include <optional>
+
+#include "core/reason.h"
+#include "core/upstream.h"
+#include "driven_socket.h"
+
+using namespace finrace;
+using finrace::test::DrivenSocket;
+
+namespace {
+
+constexpr std::uint64_t ms = DrivenSocket::ms;
+
+/// A connection's end by a FIN at `at_ms`, after `exchanges` answered ones and so much rest; with `raced`, one more
+/// request had been sent just before.
+event closed(std::uint64_t id, std::uint64_t at_ms, std::uint64_t rested_ms, int exchanges = 1, bool raced = false)
+{
+    DrivenSocket s;
+    const std::uint64_t end_ns = 10'000'000 * ms + at_ms * ms;
+    s.now_ns = end_ns - rested_ms * ms - static_cast<std::uint64_t>(exchanges) * ms;
+    s.open();
+    for (int i = 0; i < exchanges; ++i) {
+        s.request(100);
+        s.wait_ms(1);
+        s.receive(1000);
+    }
+    s.wait_ms(rested_ms - (raced ? 1 : 0));
+    if (raced) {
+        s.request(100);
+        s.wait_ms(1);
+    }
+    s.fin(raced ? std::optional<std::uint32_t>(0) : std::nullopt);
+    event e = s.last();
+    e.connection.id = id;
+    return e;
+}
+
+const std::optional<IdleTimeout> five_seconds =
+    IdleTimeout{.ms = 5000, .lowest_ms = 5000, .highest_ms = 5010, .samples = 5};
+
+Reason reason_among(const std::vector<event>& others, const event& e, const std::optional<IdleTimeout>& timeout)
+{
+    CloseHistory history;
+    for (const event& other : others)
+        history.note(other);
+    history.note(e);
+    return history.reason(e, timeout);
+}
+
+} // namespace
+
+TEST_CASE("the upstream's timer", "[reason]")
+{
+    // 2 % and 50 ms
+    CHECK(reason_among({}, closed(1, 0, 4850, 1, true), five_seconds) == Reason::idle_timer);
+    CHECK(reason_among({}, closed(1, 0, 4849, 1, true), five_seconds) == Reason::unknown);
+    CHECK(reason_among({}, closed(1, 0, 5160, 1, true), five_seconds) == Reason::idle_timer);
+    CHECK(reason_among({}, closed(1, 0, 5161, 1, true), five_seconds) == Reason::unknown);
+    CHECK(reason_among({}, closed(1, 0, 5000, 1, true), std::nullopt) == Reason::unknown);
+    // Its timer explains a crowd as well.
+    CHECK(reason_among({closed(2, 0, 5000), closed(3, 0, 5000)}, closed(1, 0, 5000, 1, true), five_seconds) ==
+          Reason::idle_timer);
+}
+
+TEST_CASE("a restart", "[reason]")
+{
+    const event raced = closed(1, 1000, 300, 1, true);
+    CHECK(reason_among({closed(2, 900, 1200), closed(3, 1100, 2000)}, raced, five_seconds) == Reason::restart);
+    CHECK(reason_among({closed(2, 899, 1200), closed(3, 1100, 2000)}, raced, five_seconds) == Reason::unknown);
+    // Without a timeout those that rested alike may have met one.
+    CHECK(reason_among({closed(2, 1000, 301), closed(3, 1000, 400)}, raced, std::nullopt) == Reason::unknown);
+    CHECK(reason_among({closed(2, 1000, 301), closed(3, 1000, 401)}, raced, std::nullopt) == Reason::restart);
+}
+
+TEST_CASE("a number of requests", "[reason]")
+{
+    const event raced = closed(1, 9000, 2, 10, true);
+    std::vector<event> others;
+    for (std::uint64_t i = 0; i < 3; ++i)
+        others.push_back(closed(10 + i, 1000 * i, 5, 10));
+    CHECK(reason_among(others, raced, std::nullopt) == Reason::unknown);
+    others.push_back(closed(20, 5000, 5, 10));
+    CHECK(reason_among(others, raced, std::nullopt) == Reason::request_limit);
+    others.push_back(closed(21, 6000, 5, 9));
+    CHECK(reason_among(others, raced, std::nullopt) == Reason::request_limit); // 5 of 6
+    others.push_back(closed(22, 6500, 5, 9));
+    CHECK(reason_among(others, raced, std::nullopt) == Reason::unknown); // 5 of 7
+    // Connections used once each say nothing of a limit.
+    std::vector<event> single;
+    for (std::uint64_t i = 0; i < 6; ++i)
+        single.push_back(closed(10 + i, 1000 * i, 5, 1));
+    CHECK(reason_among(single, closed(1, 9000, 2, 1, true), std::nullopt) == Reason::unknown);
+}
+
+TEST_CASE("short of room", "[reason]")
+{
+    const event raced = closed(1, 20'000, 1000, 2, true);
+    std::vector<event> others{closed(2, 10'000, 1500, 3), closed(3, 12'000, 1600, 4)};
+    CHECK(reason_among(others, raced, five_seconds) == Reason::unknown);
+    others.push_back(closed(4, 15'000, 900, 5));
+    CHECK(reason_among(others, raced, five_seconds) == Reason::early_purge);
+    CHECK(reason_among(others, raced, std::nullopt) == Reason::unknown);
+    others.front() = closed(2, 9'999, 1500, 3); // too long ago
+    CHECK(reason_among(others, raced, five_seconds) == Reason::unknown);
+}
+
+TEST_CASE("a request written into a closed connection tells of the close before it", "[reason]")
+{
+    DrivenSocket s;
+    s.open();
+    s.request(100);
+    s.receive(1000);
+    s.wait_ms(5000);
+    s.fin();
+    s.wait_ms(3000);
+    s.request(100);
+    REQUIRE(s.last().kind == EVENT_SENT_AFTER_FIN);
+    CHECK(reason_among({}, s.last(), five_seconds) == Reason::idle_timer);
+}

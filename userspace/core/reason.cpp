@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "core/reason.h"
+
+#include <algorithm>
+
+#include "core/upstream.h"
+
+namespace finrace {
+
+namespace {
+
+constexpr std::uint64_t ns_per_ms = 1'000'000;
+
+/// A process that ends closes all its connections within this time.
+constexpr std::uint64_t one_instant_ns = 100 * ns_per_ms;
+constexpr std::size_t crowd = 3;
+
+/// A limit shows in so many connections, of which hardly one is an exception.
+constexpr std::size_t limited_connections = 5;
+constexpr std::size_t limited_percent = 80;
+
+constexpr std::uint64_t lately_ns = 10'000 * ns_per_ms;
+
+bool has(const event& e, std::uint32_t flags)
+{
+    return (e.connection.flags & flags) != 0;
+}
+
+std::uint64_t distance(std::uint64_t a, std::uint64_t b)
+{
+    return a > b ? a - b : b - a;
+}
+
+/// As the classifier has it: one per cent, and what a busy host's timer may be late.
+bool at_timeout(std::uint64_t rested_ms, const IdleTimeout& timeout, std::uint64_t rtt_ms)
+{
+    const std::uint64_t slack = timeout.ms / 50 + 2 * rtt_ms + 50;
+    return rested_ms + slack >= timeout.lowest_ms && rested_ms <= timeout.highest_ms + slack;
+}
+
+} // namespace
+
+std::string_view to_string(Reason reason)
+{
+    switch (reason) {
+    case Reason::unknown:
+        return "unknown";
+    case Reason::idle_timer:
+        return "idle_timer";
+    case Reason::restart:
+        return "restart";
+    case Reason::request_limit:
+        return "request_limit";
+    case Reason::early_purge:
+        return "early_purge";
+    }
+    return {};
+}
+
+CloseHistory::Close CloseHistory::close_of(const event& e)
+{
+    const connection& c = e.connection;
+    const std::uint64_t at_ns = has(e, CONNECTION_PEER_FIN) && c.peer_fin_ns != 0 ? c.peer_fin_ns : c.peer_reset_ns;
+    Close close{.connection_id = c.id, .at_ns = at_ns != 0 ? at_ns : e.timestamp_ns, .rested_ms = 0, .served = 0};
+    // What the FIN left unacknowledged had no answer, whatever came before it.
+    const bool unanswered = c.exchange > 0 && (e.response_bytes == 0 || c.fin_unacked > 0 || c.reset_unacked > 0);
+    if (!has(e, CONNECTION_ADOPTED))
+        close.served = c.exchange - (unanswered ? 1 : 0);
+    // A request that met the close is no end of the rest.
+    if (unanswered && !has(e, CONNECTION_SENT_AFTER_FIN))
+        close.rested_ms = c.idle_ms + (close.at_ns > c.request_ns ? (close.at_ns - c.request_ns) / ns_per_ms : 0);
+    else
+        close.rested_ms = c.fin_idle_ms;
+    return close;
+}
+
+void CloseHistory::note(const event& e)
+{
+    const Close close = close_of(e);
+    if (std::any_of(closes_.begin(), closes_.end(),
+                    [&](const Close& other) { return other.connection_id == close.connection_id; }))
+        return;
+    if (closes_.size() == capacity)
+        closes_.pop_front();
+    closes_.push_back(close);
+}
+
+Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& timeout) const
+{
+    const Close close = close_of(e);
+    if (timeout && at_timeout(close.rested_ms, *timeout, e.srtt_us / 1000))
+        return Reason::idle_timer;
+
+    std::size_t together = 1;
+    std::size_t limited = 1;
+    std::size_t counted = 1;
+    std::size_t early = 0;
+    std::uint64_t shortest = close.rested_ms;
+    std::uint64_t longest = close.rested_ms;
+    for (const Close& other : closes_) {
+        if (other.connection_id == close.connection_id)
+            continue;
+        if (distance(other.at_ns, close.at_ns) <= one_instant_ns) {
+            ++together;
+            shortest = std::min(shortest, other.rested_ms);
+            longest = std::max(longest, other.rested_ms);
+        }
+        if (other.served != 0) {
+            ++counted;
+            limited += other.served == close.served ? 1 : 0;
+        }
+        if (timeout && other.at_ns + lately_ns >= close.at_ns && other.rested_ms < timeout->lowest_ms &&
+            !at_timeout(other.rested_ms, *timeout, e.srtt_us / 1000))
+            ++early;
+    }
+    // Connections that were opened together reach their timer together as well.
+    const bool rested_alike = longest - shortest <= one_instant_ns / ns_per_ms;
+    if (together >= crowd && (timeout || !rested_alike))
+        return Reason::restart;
+    if (close.served > 1 && limited >= limited_connections && limited * 100 >= counted * limited_percent)
+        return Reason::request_limit;
+    if (timeout && close.rested_ms < timeout->lowest_ms && early >= crowd)
+        return Reason::early_purge;
+    return Reason::unknown;
+}
+
+} // namespace finrace

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Why an upstream closed the connection that a race lost: by its timer, in a restart, for the number of requests, or
+// short of room. Told from its other closes around that moment. Pure.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string_view>
+
+#include "bpf/event.h"
+
+namespace finrace {
+
+struct IdleTimeout;
+
+enum class Reason {
+    unknown,
+    idle_timer,    ///< it had rested for as long as this upstream lets connections idle
+    restart,       ///< many of its connections ended at one instant, however long they had rested
+    request_limit, ///< its connections end after the same number of requests
+    early_purge,   ///< well before its timer, as others lately: short of workers or connections
+};
+
+std::string_view to_string(Reason reason);
+
+/// The newest closes by one upstream, harmless or not.
+class CloseHistory {
+public:
+    /// Keeps a close by the peer: EVENT_PEER_FIN or EVENT_PEER_RESET, the first of the two.
+    void note(const event& e);
+    /// Why the close that `e` (the verdict's event) tells of happened. `timeout`: as learned, if it is.
+    [[nodiscard]] Reason reason(const event& e, const std::optional<IdleTimeout>& timeout) const;
+
+private:
+    static constexpr std::size_t capacity = 64;
+
+    struct Close {
+        std::uint64_t connection_id;
+        std::uint64_t at_ns;
+        std::uint64_t rested_ms; ///< since the last answer
+        std::uint32_t served;    ///< exchanges before the one that it met; 0 if not known
+    };
+    static Close close_of(const event& e);
+
+    std::deque<Close> closes_;
+};
+
+} // namespace finrace
