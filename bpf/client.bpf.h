@@ -4,7 +4,8 @@
  * Proxies do that in the same turn of their loop, as a rule, or within milliseconds from another thread. So nothing is
  * kept of healthy exchanges. After a loss, the next request that its thread begins before it sleeps is an event; and
  * for one second, so many times, each answer to a client that had asked before, and each such client's socket let go
- * of.
+ * of. For as long as a proxy may set an upstream aside after that, its errors to clients that asked later, if it has
+ * tried no upstream in between.
  */
 #ifndef FINRACE_CLIENT_BPF_H
 #define FINRACE_CLIENT_BPF_H
@@ -12,6 +13,8 @@
 #include "emit.bpf.h"
 
 #define REPORTS_FOR_A_LOSS 16
+#define ASIDE_SECONDS 10 /* nginx: fail_timeout; Apache httpd's retry (60 s) is as long for who is asked on */
+#define UNTRIED_A_SECOND 16
 #define DELAYED_ACK_NS (30 * FINRACE_NS_PER_MS) /* the first is sent later */
 
 /* By process (thread group id). */
@@ -19,6 +22,12 @@ struct lost_exchange {
 	__u64 until;    /* jiffies */
 	__u64 asked_ns; /* when the latest of them began: clients that asked later wait for others */
 	__s64 reports_left;
+	__u64 noticed_ns;    /* when the latest of them was lost */
+	__u64 tried_ns;      /* when the process last began a request, or a connection for one, since then */
+	__u64 aside_until;   /* jiffies */
+	__u64 untried_until; /* of untried_left */
+	__u32 untried_left;
+	__u32 untried; /* errors of its own that have not been told of */
 };
 
 struct {
@@ -49,7 +58,9 @@ struct {
 
 const struct event no_event = {};
 
-/* All that a healthy send looks at, in jiffies: the latest of lost_exchanges, and of turns_of_loss. */
+/* All that a healthy send looks at, in jiffies: the latest aside_until. */
+__u64 aside_until;
+/* After that, the latest of lost_exchanges, and of turns_of_loss. */
 __u64 loss_until;
 __u32 loss_asked_tick; /* when the latest of them began */
 __u64 retry_until;     /* who tries again does so at once */
@@ -60,6 +71,11 @@ const volatile __u32 patience_ticks = 125;   /* set by the loader: who answers t
 static __always_inline int anybody_lost(void)
 {
 	return bpf_jiffies64() < loss_until;
+}
+
+static __always_inline int anybody_may_set_aside(void)
+{
+	return bpf_jiffies64() < aside_until;
 }
 
 /* Whether a client whose last payload came in at `tick` may have waited for an exchange that was lost. */
@@ -76,14 +92,22 @@ static __always_inline void expect_outcome(__u32 pid, const struct connection *c
 		.until = bpf_jiffies64() + ticks_per_second,
 		.asked_ns = c->exchange ? c->request_ns : c->opened_ns,
 		.reports_left = REPORTS_FOR_A_LOSS,
+		.noticed_ns = bpf_ktime_get_ns(),
+		.aside_until = bpf_jiffies64() + ASIDE_SECONDS * ticks_per_second,
 	};
 	__u32 asked_tick;
 
 	if (!pid)
 		return;
-	if (before && before->asked_ns > lost.asked_ns)
-		lost.asked_ns = before->asked_ns;
+	if (before) {
+		if (before->asked_ns > lost.asked_ns)
+			lost.asked_ns = before->asked_ns;
+		lost.untried_until = before->untried_until;
+		lost.untried_left = before->untried_left;
+		lost.untried = before->untried;
+	}
 	bpf_map_update_elem(&lost_exchanges, &pid, &lost, BPF_ANY);
+	aside_until = lost.aside_until;
 	asked_tick = ns_to_jiffies(lost.asked_ns, bpf_ktime_get_ns());
 	if (!anybody_lost() || (__s32)(asked_tick - loss_asked_tick) > 0)
 		loss_asked_tick = asked_tick;
@@ -99,6 +123,48 @@ static __always_inline int take_report(__u32 pid, __u64 asked_ns)
 		return 0;
 	__sync_fetch_and_add(&lost->reports_left, -1);
 	return 1;
+}
+
+/* This process begins a request, or a connection for one. */
+static __always_inline void note_try(void)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct lost_exchange *lost = bpf_map_lookup_elem(&lost_exchanges, &pid);
+
+	if (lost)
+		lost->tried_ns = bpf_ktime_get_ns();
+}
+
+/* Whether `pid`, which answers a client that asked at `asked_ns`, has lost an exchange before and tried nothing since.
+ */
+static __always_inline struct lost_exchange *has_set_aside(__u32 pid, __u64 asked_ns)
+{
+	struct lost_exchange *lost = bpf_map_lookup_elem(&lost_exchanges, &pid);
+
+	if (!lost || bpf_jiffies64() >= lost->aside_until || asked_ns <= lost->noticed_ns || asked_ns <= lost->tried_ns)
+		return NULL;
+	return lost;
+}
+
+/* Counts an error of its own; returns how many are to be told of now. While they come, they are waited for. */
+static __always_inline __u32 take_untried(struct lost_exchange *lost)
+{
+	__u64 now = bpf_jiffies64();
+	__u32 untried;
+
+	__sync_fetch_and_add(&lost->untried, 1);
+	lost->aside_until = now + ASIDE_SECONDS * ticks_per_second;
+	aside_until = lost->aside_until;
+	if (now >= lost->untried_until) {
+		lost->untried_until = now + ticks_per_second;
+		lost->untried_left = UNTRIED_A_SECOND;
+	}
+	if (!lost->untried_left)
+		return 0;
+	lost->untried_left--;
+	untried = lost->untried;
+	lost->untried = 0;
+	return untried;
 }
 
 static __always_inline void expect_retry(void)

@@ -105,6 +105,8 @@ enum connection_flag {
 	CONNECTION_PROTOCOL = 3 << 26, /* enum connection_protocol, by CONNECTION_PROTOCOL_SHIFT */
 	/* TLS: its client has sent no application data yet; the exchange is the handshake, so far. */
 	CONNECTION_HANDSHAKE = 1 << 28,
+	/* EVENT_CLIENT_ANSWERED: with an error, and its process has tried no upstream since the client asked. */
+	CONNECTION_UNTRIED = 1 << 29,
 };
 
 /* What the client of a connection speaks, by the first bytes that it sent. */
@@ -233,6 +235,7 @@ struct event {
 	union {
 		__u32 segment_bytes; /* EVENT_SEGMENT_AFTER_CLOSE: payload that came */
 		__u32 turned_away;   /* EVENT_ACCEPT_OVERFLOW: SYNs and ACKs dropped since the one before */
+		__u32 untried;       /* CONNECTION_UNTRIED: such answers of its process since the one before */
 	};
 	/*
 	 * Of an accepted socket that is not followed (id 0) there is no accounting: the flags, the owner (from process

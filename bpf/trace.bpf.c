@@ -329,7 +329,7 @@ static __always_inline void fill_client_event(struct event *e, struct sock *sk, 
 		e->connection.flags = CONNECTION_CLIENT_WAITS;
 }
 
-static __always_inline void report_client(struct sock *sk, struct tcp_sock *tp, __u8 kind, __u32 status)
+static __always_inline void report_client(struct sock *sk, struct tcp_sock *tp, __u8 kind, __u32 status, __u32 untried)
 {
 	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
@@ -340,6 +340,10 @@ static __always_inline void report_client(struct sock *sk, struct tcp_sock *tp, 
 	__builtin_memset(e, 0, sizeof(*e));
 	fill_client_event(e, sk, tp, kind);
 	e->http_status = status;
+	if (untried) {
+		e->connection.flags |= CONNECTION_UNTRIED;
+		e->untried = untried;
+	}
 	event_end(e);
 }
 
@@ -355,9 +359,11 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 	__u64 actor = bpf_get_current_pid_tgid();
 	__u32 thread = (__u32)actor;
 	struct tcp_sock *tp = tcp_of(sk);
+	struct lost_exchange *lost;
 	struct event *answer;
+	__u32 status, untried;
 	__s32 since_receipt;
-	__u32 status;
+	__u64 asked_ns;
 
 	if (!tp || !READ(tp, bytes_received))
 		return 0;
@@ -365,10 +371,20 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 	since_receipt = READ(tp, lsndtime) - READ(tp, inet_conn.icsk_ack.lrcvtime);
 	if (READ(tp, bytes_sent) && (since_receipt > 0 || (!since_receipt && received_fin(sk))))
 		return 0;
-	if (may_have_lost(READ(tp, inet_conn.icsk_ack.lrcvtime)) &&
-	    take_report(actor >> 32, client_asked_ns(sk, tp, bpf_ktime_get_ns()))) {
-		report_client(sk, tp, EVENT_CLIENT_ANSWERED, message ? http_status_of(message) : 0);
-		return 0;
+	if (anybody_may_set_aside()) {
+		asked_ns = client_asked_ns(sk, tp, bpf_ktime_get_ns());
+		if (may_have_lost(READ(tp, inet_conn.icsk_ack.lrcvtime)) && take_report(actor >> 32, asked_ns)) {
+			report_client(sk, tp, EVENT_CLIENT_ANSWERED, message ? http_status_of(message) : 0, 0);
+			return 0;
+		}
+		lost = has_set_aside(actor >> 32, asked_ns);
+		status = lost && message ? http_status_of(message) : 0;
+		if (lost && (status == 502 || status == 503)) {
+			untried = take_untried(lost);
+			if (untried)
+				report_client(sk, tp, EVENT_CLIENT_ANSWERED, status, untried);
+			return 0;
+		}
 	}
 	if (!is_notable_answer(sk, tp))
 		return 0;
@@ -402,7 +418,7 @@ static __noinline int on_client_release(struct sock *sk)
 	     take_report(bpf_get_current_pid_tgid() >> 32, client_asked_ns(sk, tp, bpf_ktime_get_ns()))) ||
 	    ((state == TCP_STATE_CLOSE_WAIT || state == TCP_STATE_LAST_ACK || state == TCP_STATE_CLOSE) &&
 	     client_waits(tp)))
-		report_client(sk, tp, EVENT_CLIENT_RELEASED, 0);
+		report_client(sk, tp, EVENT_CLIENT_RELEASED, 0, 0);
 	return 0;
 }
 
@@ -495,7 +511,7 @@ static __always_inline void account_send(struct sock *sk, struct connection *c, 
 		on_notable_send(sk, message, bytes);
 }
 
-/* Out of line as well: for a second after a loss alone. */
+/* Out of line as well: for some seconds after a loss alone. */
 static __noinline int on_send_after_loss(struct connection *c, struct sock *sk, struct msghdr *message, __u64 bytes)
 {
 	struct tcp_sock *tp = tcp_of(sk);
@@ -505,12 +521,14 @@ static __noinline int on_send_after_loss(struct connection *c, struct sock *sk, 
 		return 0;
 	if (c && c->flags & CONNECTION_CLIENT)
 		tries = connection_begins_exchange(c, READ(tp, bytes_received));
-	else if (may_have_lost(READ(tp, inet_conn.icsk_ack.lrcvtime)) || answers_notably(sk))
+	else
 		on_client_send(sk, message);
 	if (c)
 		account_send(sk, c, message, bytes);
-	if (tries)
+	if (tries) {
+		note_try();
 		on_try(c, sk, bytes);
+	}
 	return 0;
 }
 
@@ -519,7 +537,7 @@ static __always_inline int on_send(struct sock *sk, struct msghdr *message, __u6
 {
 	struct connection *c = connection_of_sender(sk);
 
-	if (anybody_lost())
+	if (anybody_may_set_aside())
 		return on_send_after_loss(c, sk, message, bytes);
 	if ((!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) && answers_notably(sk))
 		on_client_send(sk, message);
@@ -558,6 +576,8 @@ static __always_inline void on_opening(struct sock *sk, __u8 old_state)
 		view_socket(&view, sk, tp, c);
 		emit(sk, tp, c, &view, EVENT_STATE, old_state, TCP_STATE_SYN_SENT);
 	}
+	if (anybody_may_set_aside())
+		note_try();
 	if (anybody_lost())
 		on_try(c, sk, 0);
 }

@@ -52,6 +52,7 @@ def exact(options, name):
             f"{TESTS}/e2e/proxies.py", *BACKENDS[name], *tools(options, line=False), "--rounds", "1",
             "--proxies", PROXIES.get((name, kernel), "nginx,haproxy"),
         ]
+        yield "no live upstreams", [f"{TESTS}/e2e/no_live_upstreams.py", *BACKENDS[name], *tools(options, line=False)]
         yield "beside cgroup", [f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3"]
 
 

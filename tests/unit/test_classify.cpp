@@ -1904,12 +1904,12 @@ TEST_CASE("an upstream that closes by RST and changes its timer is learned anew"
 
 TEST_CASE("every cause has its text, and ids read back", "[classify]")
 {
-    constexpr Cause all[] = {Cause::keepalive_race,  Cause::stale_reuse,         Cause::upstream_closed,
-                             Cause::upstream_reset,  Cause::response_cut,        Cause::path_dropped,
-                             Cause::accept_stalled,  Cause::connect_refused,     Cause::request_rejected,
-                             Cause::connect_timeout, Cause::connect_unreachable, Cause::proxy_timeout,
-                             Cause::client_abort,    Cause::closed_on_request,   Cause::server_cut_response,
-                             Cause::accept_overflow, Cause::stale_response,      Cause::handshake_failed};
+    constexpr Cause all[] = {
+        Cause::keepalive_race,   Cause::stale_reuse,       Cause::upstream_closed,     Cause::upstream_reset,
+        Cause::response_cut,     Cause::path_dropped,      Cause::accept_stalled,      Cause::connect_refused,
+        Cause::request_rejected, Cause::connect_timeout,   Cause::connect_unreachable, Cause::proxy_timeout,
+        Cause::client_abort,     Cause::closed_on_request, Cause::server_cut_response, Cause::accept_overflow,
+        Cause::stale_response,   Cause::handshake_failed,  Cause::upstream_benched};
     CHECK(cause_texts().size() == std::size(all));
     for (const Cause cause : all) {
         CAPTURE(cause);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // What became of a failed exchange, by thread and order, just inside and just outside each limit; and the docket, where
 // verdicts wait for it.
+#include <functional>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -436,6 +437,8 @@ class Court {
 public:
     explicit Court(bool tells_outcomes = true)
         : docket(tells_outcomes, [this](const Judged& judged) {
+              if (judged.benched != nullptr)
+                  on_benched(judged);
               delivered.push_back({judged.e, judged.last, judged.classification, judged.outcome});
           })
     {
@@ -469,6 +472,7 @@ public:
     [[nodiscard]] std::uint64_t unclassified() const { return counts().unclassified; }
 
     std::vector<Delivered> delivered;
+    std::function<void(const Judged&)> on_benched;
     Docket docket;
 };
 
@@ -622,6 +626,83 @@ TEST_CASE("beyond its capacity the docket lets the oldest go", "[docket]")
     CHECK(court.delivered[0].e.connection.id == 1);
     court.docket.finish();
     CHECK(court.delivered.size() == Docket::capacity + 1);
+}
+
+// ---------------------------------------------------------------------------------------------- secondary failures
+
+TEST_CASE("an error without an attempt is tied to the failure before it", "[docket][benched]")
+{
+    event failure = lost;
+    failure.connection.pid = proxy;
+    const auto untried = [&](std::uint64_t after_ns, std::uint16_t status = 502, std::uint32_t count = 1) {
+        event e = answered(4001, failure.timestamp_ns + after_ns, status);
+        e.connection.flags |= CONNECTION_UNTRIED;
+        e.untried = count;
+        return e;
+    };
+    std::vector<Benched> found;
+    std::vector<Verdict> verdicts;
+    Court court;
+    court.on_benched = [&](const Judged& judged) {
+        found.push_back(*judged.benched);
+        verdicts.push_back(*judged.classification.verdict);
+        CHECK(judged.outcome.client->port == 4001);
+        CHECK(judged.e.timestamp_ns == judged.benched->answer.timestamp_ns);
+        CHECK(judged.e.connection.id == failure.connection.id);
+    };
+    SECTION("told of before the failure has its name")
+    {
+        court.take({failure, untried(2 * ms)});
+        court.docket.advance(failure.timestamp_ns + Docket::wait_ns);
+        CHECK(found.empty());
+        court.docket.advance(failure.timestamp_ns + 2 * ms + Benches::wait_ns);
+        REQUIRE(found.size() == 1);
+        CHECK(found[0].cause == Cause::keepalive_race);
+        CHECK(verdicts[0].cause == Cause::upstream_benched);
+        CHECK(verdicts[0].certainty == Certainty::likely);
+        CHECK(court.counted(Cause::upstream_benched) == 1);
+        CHECK(court.counted(Cause::keepalive_race) == 1);
+    }
+    SECTION("a 503 may be a refusal of the proxy's own")
+    {
+        court.take({failure, untried(2 * ms, 503, 7)});
+        court.docket.finish();
+        REQUIRE(verdicts.size() == 1);
+        CHECK(verdicts[0].certainty == Certainty::possible);
+        CHECK(verdicts[0].message.find("7 clients got 503") == 0);
+    }
+    SECTION("each such error keeps the upstream aside; after a minute without, it is tied to nothing")
+    {
+        court.take({failure});
+        court.docket.advance(failure.timestamp_ns + Docket::wait_ns);
+        court.take(
+            {untried(Benches::longest_ns), untried(2 * Benches::longest_ns), untried(3 * Benches::longest_ns + 1)});
+        court.docket.finish();
+        CHECK(found.size() == 2);
+    }
+    SECTION("nothing failed in that process")
+    {
+        failure.connection.pid = proxy + 1;
+        court.take({failure, untried(ms)});
+        court.docket.finish();
+        CHECK(found.empty());
+    }
+    SECTION("nothing had failed yet")
+    {
+        event before = untried(0);
+        before.timestamp_ns--;
+        court.take({failure, before});
+        court.docket.finish();
+        CHECK(found.empty());
+    }
+    SECTION("a client's leaving sets nothing aside")
+    {
+        Benches benches([&](const Benched& benched) { found.push_back(benched); });
+        benches.note_loss(failure, Cause::client_abort);
+        benches.note_answer(untried(ms));
+        benches.finish();
+        CHECK(found.empty());
+    }
 }
 
 // ------------------------------------------------------------------------------------------ whose fault it was

@@ -240,7 +240,7 @@ TEST_CASE("what the server had read decides what its client can only guess", "[s
     {
         Verdict verdict = race(Variant::reset_unread);
         verdict.certainty = Certainty::likely;
-        corroborate(verdict, acknowledged_unanswered(), closed_unread());
+        corroborate(verdict, acknowledged_unanswered(), closed_unread(), std::nullopt);
         CHECK(verdict.cause == Cause::keepalive_race);
         CHECK(verdict.certainty == Certainty::proven);
         CHECK_THAT(verdict.message,
@@ -252,13 +252,13 @@ TEST_CASE("what the server had read decides what its client can only guess", "[s
         Verdict verdict = lost(Cause::upstream_closed);
         event e = at_server(EVENT_LOCAL_FIN);
         e.unread_bytes = 176;
-        corroborate(verdict, acknowledged_unanswered(), e);
+        corroborate(verdict, acknowledged_unanswered(), e, std::nullopt);
         CHECK(verdict.cause == Cause::keepalive_race);
         CHECK(verdict.variant == Variant::fin_lingering);
         CHECK(verdict.certainty == Certainty::proven);
 
         verdict = lost(Cause::upstream_reset);
-        corroborate(verdict, acknowledged_unanswered(), closed_unread());
+        corroborate(verdict, acknowledged_unanswered(), closed_unread(), std::nullopt);
         CHECK(verdict.variant == Variant::reset_unread);
     }
     SECTION("unread on a first request: no idle close")
@@ -267,7 +267,7 @@ TEST_CASE("what the server had read decides what its client can only guess", "[s
         event end = acknowledged_unanswered();
         end.connection.exchange = 1;
         end.connection.idle_ms = 899;
-        corroborate(verdict, end, closed_unread());
+        corroborate(verdict, end, closed_unread(), std::nullopt);
         CHECK(verdict.cause == Cause::upstream_reset);
         CHECK(verdict.certainty == Certainty::proven);
     }
@@ -276,21 +276,21 @@ TEST_CASE("what the server had read decides what its client can only guess", "[s
         Verdict verdict = lost(Cause::upstream_reset);
         event e = closed_unread();
         e.timestamp_ns = e.received_ns + 900 * ms;
-        corroborate(verdict, acknowledged_unanswered(), e);
+        corroborate(verdict, acknowledged_unanswered(), e, std::nullopt);
         CHECK(verdict.cause == Cause::upstream_reset);
         CHECK(verdict.certainty == Certainty::proven);
     }
     SECTION("a byte of it read: no more is known than before")
     {
         Verdict verdict = lost(Cause::upstream_reset);
-        corroborate(verdict, acknowledged_unanswered(), closed_unread(175));
+        corroborate(verdict, acknowledged_unanswered(), closed_unread(175), std::nullopt);
         CHECK(verdict.cause == Cause::upstream_reset);
         CHECK(verdict.certainty == Certainty::likely);
     }
     SECTION("all read, by a process that was killed")
     {
         Verdict verdict = lost(Cause::upstream_closed);
-        corroborate(verdict, acknowledged_unanswered(), killed(at_server(EVENT_LOCAL_FIN), SIGKILL));
+        corroborate(verdict, acknowledged_unanswered(), killed(at_server(EVENT_LOCAL_FIN), SIGKILL), std::nullopt);
         CHECK(verdict.cause == Cause::upstream_closed);
         CHECK(verdict.certainty == Certainty::proven);
         CHECK_THAT(verdict.message,
@@ -300,28 +300,45 @@ TEST_CASE("what the server had read decides what its client can only guess", "[s
     {
         Verdict verdict = race(Variant::fin_lingering);
         verdict.certainty = Certainty::likely;
-        corroborate(verdict, acknowledged_unanswered(), at_server(EVENT_LOCAL_FIN));
+        const IdleTimeout timeout{.ms = 5000, .lowest_ms = 5000, .highest_ms = 5010, .samples = 5};
+        corroborate(verdict, acknowledged_unanswered(), at_server(EVENT_LOCAL_FIN), timeout);
         CHECK(verdict.cause == Cause::keepalive_race);
         CHECK(verdict.certainty == Certainty::likely);
+        verdict.certainty = Certainty::possible; // near it
+        corroborate(verdict, acknowledged_unanswered(), at_server(EVENT_LOCAL_FIN), timeout);
+        CHECK(verdict.cause == Cause::keepalive_race);
+    }
+    SECTION("read, and no timeout known: what rest alone suggests does not hold")
+    {
+        Verdict verdict = race(Variant::fin_lingering);
+        verdict.certainty = Certainty::possible;
+        corroborate(verdict, acknowledged_unanswered(), at_server(EVENT_LOCAL_FIN), std::nullopt);
+        CHECK(verdict.cause == Cause::upstream_closed);
+        CHECK(verdict.variant == Variant::none);
+        CHECK(verdict.certainty == Certainty::likely);
+        verdict = race(Variant::reset_unread);
+        verdict.certainty = Certainty::possible;
+        corroborate(verdict, acknowledged_unanswered(), at_server(EVENT_LOCAL_FIN), std::nullopt);
+        CHECK(verdict.cause == Cause::upstream_reset);
     }
     SECTION("came after the close")
     {
         Verdict verdict = race(Variant::reset_closed);
         verdict.certainty = Certainty::possible;
-        corroborate(verdict, crossing(), late_segment());
+        corroborate(verdict, crossing(), late_segment(), std::nullopt);
         CHECK(verdict.certainty == Certainty::proven);
         CHECK(verdict.variant == Variant::reset_closed);
 
         verdict.certainty = Certainty::likely; // all but its last byte had come before
         event last_byte = late_segment(1);
         last_byte.received_ns = last_byte.sent_ns + ms;
-        corroborate(verdict, crossing(), last_byte);
+        corroborate(verdict, crossing(), last_byte, std::nullopt);
         CHECK(verdict.certainty == Certainty::likely);
     }
     SECTION("a part unread: that is what a refusal is")
     {
         Verdict verdict = lost(Cause::request_rejected);
-        corroborate(verdict, acknowledged_unanswered(), closed_unread(100));
+        corroborate(verdict, acknowledged_unanswered(), closed_unread(100), std::nullopt);
         CHECK(verdict.cause == Cause::request_rejected);
         CHECK(verdict.certainty == Certainty::proven);
         CHECK_THAT(verdict.message, Catch::Contains("100 bytes of it unread"));
@@ -329,7 +346,7 @@ TEST_CASE("what the server had read decides what its client can only guess", "[s
     SECTION("another cause is none of its business")
     {
         Verdict verdict = lost(Cause::path_dropped);
-        corroborate(verdict, acknowledged_unanswered(), closed_unread());
+        corroborate(verdict, acknowledged_unanswered(), closed_unread(), std::nullopt);
         CHECK(verdict.cause == Cause::path_dropped);
         CHECK(verdict.certainty == Certainty::likely);
         CHECK(verdict.message == "Lost.");
@@ -338,7 +355,7 @@ TEST_CASE("what the server had read decides what its client can only guess", "[s
     {
         Verdict verdict = lost(Cause::upstream_closed);
         verdict.incomplete = true;
-        corroborate(verdict, acknowledged_unanswered(), closed_unread());
+        corroborate(verdict, acknowledged_unanswered(), closed_unread(), std::nullopt);
         CHECK(verdict.certainty == Certainty::likely);
     }
 }

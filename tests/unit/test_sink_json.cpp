@@ -373,6 +373,17 @@ TEST_CASE("every kind of record conforms to the schema, and nothing else does")
         lines.push_back(to_line(
             verdict_record(origin, crossing_closed(), race(static_cast<Variant>(variant)), known_upstream(), "x")));
     lines.push_back(to_line(verdict_record(origin, crossing(), race(), known_upstream(), "x", retried())));
+    event answer = crossing();
+    answer.kind = EVENT_CLIENT_ANSWERED;
+    answer.timestamp_ns += 40'000'000;
+    answer.http_status = 502;
+    answer.untried = 3;
+    const Benched benched{.loss = crossing(), .cause = Cause::keepalive_race, .answer = answer};
+    const Json secondary = benched_record(origin, crossing(), benched, judge_benched(benched), "nginx", retried());
+    CHECK(secondary["finrace"]["cause"] == "upstream_benched");
+    CHECK(secondary["finrace"]["caused_by"]["connection_id"] == secondary["finrace"]["connection"]["id"]);
+    CHECK(secondary["finrace"]["evidence"]["untried_answers"] == 3);
+    lines.push_back(to_line(secondary));
     for (unsigned kind = 1; kind < EVENT_RELEASED; ++kind) {
         if (kind == EVENT_OPENED || kind == EVENT_STATE)
             continue; // nothing ends with these

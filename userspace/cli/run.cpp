@@ -59,8 +59,12 @@ public:
 
     void on_verdict(const Judged& judged) override
     {
-        put(verdict_record(origin(), judged.e, *judged.classification.verdict, judged.upstream,
-                           process_name(judged.e.connection), judged.outcome, judged.server_end));
+        const Verdict& verdict = *judged.classification.verdict;
+        const std::string name = process_name(judged.e.connection);
+        put(judged.benched != nullptr
+                ? benched_record(origin(), judged.e, *judged.benched, verdict, name, judged.outcome)
+                : verdict_record(origin(), judged.e, verdict, judged.upstream, name, judged.outcome,
+                                 judged.server_end));
         stream_.flush(); // the rest of the batch must not keep it waiting
     }
 

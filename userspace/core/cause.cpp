@@ -224,6 +224,22 @@ constexpr std::array causes{
                   "how long these requests had waited (close.after_request_ms).",
     },
     CauseText{
+        .cause = Cause::upstream_benched,
+        .title = "an error without an attempt, after a failure before",
+        .happened = "After failures (races, as a rule) the proxy set the upstream aside for some seconds, and answered "
+                    "clients with an error of its own. These are secondary: the record's caused_by names the failure "
+                    "that they follow from.",
+        .evidence = "A process that had lost an exchange answered 502 (likely) or 503 (possible: a limit of its own "
+                    "answers the same) to a client that asked after that, and had begun no request to any upstream in "
+                    "between. Sixteen a second are told of, with the number of those before. Backend trace alone sees "
+                    "that; not in a process that goes on asking other upstreams.",
+        .proxy_says =
+            "nginx: 502, \"no live upstreams while connecting to upstream\". Apache httpd: 503, \"all workers are "
+            "in error state\" (retry=60). HAProxy: 503, <NOSRV>.",
+        .remedy = "Mend the failure before. Where one failure may not cost ten seconds: nginx max_fails=0, or a larger "
+                  "max_fails with a shorter fail_timeout; Apache httpd retry=0; more than one upstream server.",
+    },
+    CauseText{
         .cause = Cause::closed_on_request,
         .title = "a server on this host closed an idle connection as a request came",
         .happened = "This host's server closed a connection that had rested, and a request of its client lay unread in "
@@ -299,6 +315,8 @@ std::string_view to_string(Cause cause)
         return "proxy_timeout";
     case Cause::client_abort:
         return "client_abort";
+    case Cause::upstream_benched:
+        return "upstream_benched";
     case Cause::closed_on_request:
         return "closed_on_request";
     case Cause::server_cut_response:

@@ -25,6 +25,7 @@ enum class Cause {
     handshake_failed,
     proxy_timeout,
     client_abort,
+    upstream_benched,
     closed_on_request,
     server_cut_response,
     accept_overflow,

@@ -24,7 +24,7 @@ void Docket::deliver(const event& e, const event& last, Classification classific
             corroborate_with_overflow(*classification.verdict, *overflow);
     if (server_end != nullptr) {
         const Cause before = classification.verdict->cause;
-        corroborate(*classification.verdict, e, *server_end);
+        corroborate(*classification.verdict, e, *server_end, upstream.idle_timeout.timeout());
         --upstream.counts.verdicts[before];
         ++upstream.counts.verdicts[classification.verdict->cause];
     }
@@ -35,12 +35,33 @@ void Docket::deliver(const event& e, const event& last, Classification classific
             named_.clear();
         named_.insert(e.connection.id);
     }
+    if (classification.verdict)
+        benches_.note_loss(e, classification.verdict->cause);
     deliver_({.e = e,
               .last = last,
               .classification = classification,
               .outcome = outcome,
               .upstream = upstream,
               .server_end = server_end});
+}
+
+void Docket::deliver_benched(const Benched& benched)
+{
+    const Classification classification{
+        .ending = Ending::verdict, .verdict = judge_benched(benched), .learned_idle_ms = std::nullopt};
+    Upstream& upstream = upstreams_.at(UpstreamKey::of(benched.loss));
+    ++upstream.counts.verdicts[classification.verdict->cause];
+    Outcome outcome;
+    outcome.client = client_of(benched.answer, classification.verdict->certainty);
+    event e = benched.loss;
+    e.timestamp_ns = benched.answer.timestamp_ns;
+    deliver_({.e = e,
+              .last = e,
+              .classification = classification,
+              .outcome = outcome,
+              .upstream = upstream,
+              .server_end = nullptr,
+              .benched = &benched});
 }
 
 void Docket::deliver_of_server(const event& e, std::optional<Verdict> verdict)
@@ -74,7 +95,10 @@ void Docket::take(const event& e)
         return;
     }
     if (e.kind >= EVENT_RELEASED) {
-        outcomes_.note(e);
+        if ((e.connection.flags & CONNECTION_UNTRIED) != 0)
+            benches_.note_answer(e);
+        else
+            outcomes_.note(e);
         return;
     }
     if ((e.connection.flags & CONNECTION_CLIENT) == 0) {
@@ -128,6 +152,7 @@ void Docket::settle(std::list<Waiting>::iterator place)
 void Docket::advance(std::uint64_t now_ns)
 {
     server_ends_.advance(now_ns);
+    benches_.advance(now_ns);
     const bool look = now_ns >= looked_ns_ + look_every_ns;
     if (look)
         looked_ns_ = now_ns;
@@ -145,6 +170,7 @@ void Docket::finish()
     while (!waiting_.empty())
         settle(waiting_.begin());
     server_ends_.finish();
+    benches_.finish();
 }
 
 } // namespace finrace

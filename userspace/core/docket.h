@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "bpf/event.h"
+#include "core/benched.h"
 #include "core/classify.h"
 #include "core/outcome.h"
 #include "core/server_end.h"
@@ -28,6 +29,7 @@ struct Judged {
     const Outcome& outcome;
     const Upstream& upstream;
     const event* server_end; ///< what its server did, if that is on this host and its end left something undone
+    const Benched* benched = nullptr; ///< of Cause::upstream_benched; `e` is the failure before, at the answer's time
 };
 
 class Docket {
@@ -41,7 +43,8 @@ public:
     /// `tells_outcomes`: whether the source makes events from EVENT_RELEASED on.
     Docket(bool tells_outcomes, Deliver deliver)
         : tells_outcomes_(tells_outcomes), deliver_(std::move(deliver)),
-          server_ends_([this](const event& e) { deliver_of_server(e, judge_server_end(e)); })
+          server_ends_([this](const event& e) { deliver_of_server(e, judge_server_end(e)); }),
+          benches_([this](const Benched& benched) { deliver_benched(benched); })
     {
     }
 
@@ -65,12 +68,14 @@ private:
     void settle(std::list<Waiting>::iterator waiting);
     void deliver(const event& e, const event& last, Classification classification, const Outcome& outcome);
     void deliver_of_server(const event& e, std::optional<Verdict> verdict);
+    void deliver_benched(const Benched& benched);
 
     bool tells_outcomes_;
     Deliver deliver_;
     Upstreams upstreams_;
     Outcomes outcomes_;
     ServerEnds server_ends_;
+    Benches benches_;
     std::list<Waiting> waiting_; ///< in the order of their events
     std::unordered_map<std::uint64_t, std::list<Waiting>::iterator> by_connection_;
     std::uint64_t looked_ns_ = 0;             ///< for what is settled

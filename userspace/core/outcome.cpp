@@ -36,6 +36,8 @@ bool same_client(const event& a, const event& b)
            std::equal(std::begin(a.peer_address), std::end(a.peer_address), std::begin(b.peer_address));
 }
 
+} // namespace
+
 Client client_of(const event& e, Certainty certainty)
 {
     Client client{.port = e.peer_port,
@@ -47,8 +49,6 @@ Client client_of(const event& e, Certainty certainty)
     std::copy(std::begin(e.peer_address), std::end(e.peer_address), client.address.begin());
     return client;
 }
-
-} // namespace
 
 /// A failed exchange whose socket was let go of.
 struct Outcomes::Loss {

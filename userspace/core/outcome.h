@@ -27,6 +27,9 @@ struct Client {
     Certainty certainty = Certainty::possible; ///< that it is this exchange's: likely by turn, possible by process
 };
 
+/// The client that an EVENT_CLIENT_ANSWERED or EVENT_CLIENT_RELEASED is about.
+Client client_of(const event& e, Certainty certainty);
+
 /// The next attempt for the same client.
 struct Retry {
     std::uint64_t connection_id;

@@ -172,7 +172,8 @@ std::optional<Verdict> judge_server_end(const event& e)
     return judge_cut(e);
 }
 
-void corroborate(Verdict& verdict, const event& client_end, const event& server_end)
+void corroborate(Verdict& verdict, const event& client_end, const event& server_end,
+                 const std::optional<IdleTimeout>& timeout)
 {
     const connection& c = client_end.connection;
     const bool race = verdict.cause == Cause::keepalive_race;
@@ -204,6 +205,14 @@ void corroborate(Verdict& verdict, const event& client_end, const event& server_
         verdict.certainty = Certainty::proven;
         verdict.message += fmt::format(" On this host, {} closed{} with {} bytes of it unread.",
                                        server_process_text(server_end), exit_text(server_end), server_end.unread_bytes);
+    } else if (race && !timeout && verdict.certainty == Certainty::possible && server_end.unread_bytes == 0 &&
+               waits_for_answer(server_end)) {
+        verdict.cause = verdict.variant == Variant::fin_lingering ? Cause::upstream_closed : Cause::upstream_reset;
+        verdict.variant = Variant::none;
+        verdict.certainty = Certainty::likely; // an event loop may read what it drops
+        verdict.message =
+            fmt::format("On this host, {} closed{} when it had read the request, {} ms after it had come.",
+                        server_process_text(server_end), exit_text(server_end), lay_ms);
     } else if (loss && server_end.unread_bytes == 0 && waits_for_answer(server_end)) {
         verdict.certainty = Certainty::proven;
         verdict.message += fmt::format(" On this host, {} closed{} when it had read the request.",

@@ -26,8 +26,9 @@ bool is_server_end(const event& e);
 std::optional<Verdict> judge_server_end(const event& e);
 
 /// What the server's end adds to the verdict of its client's: what only its process knows proves, or corrects, what
-/// the client's side of the connection leaves open.
-void corroborate(Verdict& verdict, const event& client_end, const event& server_end);
+/// the client's side of the connection leaves open. `timeout`: the upstream's, if it has been learned.
+void corroborate(Verdict& verdict, const event& client_end, const event& server_end,
+                 const std::optional<IdleTimeout>& timeout);
 
 /// How long the connection had rested before the request that met its close, in milliseconds; 0 if not known.
 std::uint64_t rest_before_request_ms(const event& server_end);

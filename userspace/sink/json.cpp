@@ -262,6 +262,31 @@ Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict
     return record;
 }
 
+Json benched_record(const Origin& origin, const event& loss, const Benched& benched, const Verdict& verdict,
+                    std::string_view process_name, const Outcome& outcome)
+{
+    Json record = begin_record(origin, loss.timestamp_ns, "finrace.verdict");
+    add_process(record, loss.connection, process_name);
+    add_network(record, loss);
+    Json& finrace = record["finrace"];
+    finrace["schema"] = record_schema;
+    finrace["cause"] = to_string(verdict.cause);
+    finrace["certainty"] = to_string(verdict.certainty);
+    finrace["side"] = "client";
+    finrace["message"] = verdict.message;
+    finrace["connection"] = connection_identity(loss);
+    finrace["caused_by"] = {{"cause", to_string(benched.cause)},
+                            {"connection_id", fmt::format("{:x}", loss.connection.id)},
+                            {"before_ms", milliseconds_between(benched.loss.timestamp_ns, loss.timestamp_ns)}};
+    add_outcome(record, outcome);
+    finrace["evidence"] = {{"event", kind_name(benched.answer.kind)},
+                           {"state", state_name(benched.answer.new_state)},
+                           {"retransmits", benched.answer.retransmits},
+                           {"untried_answers", benched.answer.untried}};
+    add_losses(finrace, loss.connection, verdict.incomplete);
+    return record;
+}
+
 Json connection_record(const Origin& origin, const event& e, std::span<const StateStep> states,
                        std::string_view process_name)
 {

@@ -16,6 +16,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "bpf/event.h"
+#include "core/benched.h"
 #include "core/classify.h"
 #include "core/outcome.h"
 #include "core/upstream.h"
@@ -38,6 +39,10 @@ struct Origin {
 /// `process_name`: the owner's name where the event carries none.
 Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict, const Upstream& upstream,
                     std::string_view process_name, const Outcome& outcome = {}, const event* server_end = nullptr);
+
+/// A secondary failure (Cause::upstream_benched). `loss`: the failure before, at the answer's time.
+Json benched_record(const Origin& origin, const event& loss, const Benched& benched, const Verdict& verdict,
+                    std::string_view process_name, const Outcome& outcome);
 
 /// One whole connection, from its last event (EVENT_CLOSED or EVENT_OPEN_FAILED).
 Json connection_record(const Origin& origin, const event& e, std::span<const StateStep> states,

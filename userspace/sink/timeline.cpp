@@ -268,8 +268,9 @@ std::string outcome_text(const Outcome& outcome)
 std::string timeline(const Sighting& sighting, const WallClock& clock, const Paint& paint, std::size_t width)
 {
     std::string text = head(sighting, clock, paint) + "\n  " + whereabouts(sighting) + "\n";
+    const bool secondary = sighting.verdict.cause == Cause::upstream_benched; // its story has been told before
     const Story story(sighting);
-    for (const Moment& moment : story.moments()) {
+    for (const Moment& moment : secondary ? std::vector<Moment>{} : story.moments()) {
         const std::string time = moment.whole_ms ? fmt::format("{:>+10.0f}    ", moment.ms)
                                                  : fmt::format("{:>+14.3f}", moment.ms == 0 ? 0.0 : moment.ms);
         text += fmt::format("  {} ms  {}  ", paint.dim(time), paint.cyan(moment.arrow));
