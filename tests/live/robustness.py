@@ -847,6 +847,58 @@ def test_who_closed_and_how(options):
 # ---- where records go ----------------------------------------------------------------------------------------------------
 
 
+def in_child(work):
+    """Runs it in a forked process, and waits for that."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    must(os.waitpid(child, 0)[1] == 0, "the child failed")
+
+
+def test_moved_sockets(options):
+    """A connection that one process opens and another uses: a forked one, or one that was handed it (SCM_RIGHTS).
+
+    The exchange's end is judged as ever; the process named is the one that opened the connection.
+    """
+    with network() as net, Finrace(options) as finrace:
+        inherited, handed = Pair(net), Pair(net)
+        for pair in (inherited, handed):
+            pair.exchange()
+
+        def use_inherited():
+            inherited.client.sendall(REQUEST)
+
+        here, there = socket.socketpair()
+        socket.send_fds(here, [b"x"], [handed.client.fileno()])
+
+        def use_handed():
+            handed.client.close()
+            _, descriptors, _, _ = socket.recv_fds(there, 1, 1)
+            with socket.socket(fileno=descriptors[0]) as moved:
+                moved.sendall(REQUEST)
+
+        for pair, use in ((inherited, use_inherited), (handed, use_handed)):
+            in_child(use)
+            read_all(pair.server, len(REQUEST))
+            pair.server.close()
+            must(pair.client.recv(1) == b"", "the client read a byte")
+        finrace.wait_verdicts(net, 2)
+        finrace.stop()
+        found = {one.ends: one for one in finrace.verdicts(net)}
+        must(set(found) == {inherited.ends, handed.ends}, lambda: f"verdicts: {[one.verdict for one in found.values()]}")
+        for one in found.values():
+            # trace sees the server's end as well.
+            must(one.verdict == f"upstream_closed/{'likely' if options.backend == 'cgroup' else 'proven'}", one.verdict)
+            must(one.at("finrace.connection.exchange") == 2, lambda: f"{json.dumps(one)}")
+            must(one.at("finrace.request.bytes") == len(REQUEST), lambda: f"{json.dumps(one)}")
+            must(one.at("process.pid") in (None, os.getpid()), lambda: f"not the process that opened it: {json.dumps(one)}")
+            must(one.at("process.pid") or options.backend == "cgroup", "no process")
+
+
 def test_slow_reader(options):
     """A pipe that nobody reads does not stall it: what finds no room is dropped and counted, nothing is lost in the kernel."""
     reader, writer = os.pipe()
@@ -1051,7 +1103,7 @@ def test_no_cgroup_root(options):
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_told_to_end_in_a_flood, test_log_rotation,
     test_accept_queue_full,
-    test_two_at_once, test_process_names,
+    test_two_at_once, test_process_names, test_moved_sockets,
     test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,
     test_churn_at_start, test_start_stop, test_many_connections,
 ]
