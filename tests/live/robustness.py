@@ -891,8 +891,8 @@ def test_moved_sockets(options):
         found = {one.ends: one for one in finrace.verdicts(net)}
         must(set(found) == {inherited.ends, handed.ends}, lambda: f"verdicts: {[one.verdict for one in found.values()]}")
         for one in found.values():
-            # trace sees the server's end as well.
-            must(one.verdict == f"upstream_closed/{'likely' if options.backend == 'cgroup' else 'proven'}", one.verdict)
+            # trace may see the server's end as well: not if it answered and was asked anew within a tick.
+            must(one.at("finrace.cause") == "upstream_closed", one.verdict)
             must(one.at("finrace.connection.exchange") == 2, lambda: f"{json.dumps(one)}")
             must(one.at("finrace.request.bytes") == len(REQUEST), lambda: f"{json.dumps(one)}")
             must(one.at("process.pid") in (None, os.getpid()), lambda: f"not the process that opened it: {json.dumps(one)}")
