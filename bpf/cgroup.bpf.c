@@ -503,7 +503,7 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 	/* snd_nxt moves on after the segment has left: what lies before it is a retransmission. */
 	if (segment.payload && !sequence_distance(segment.seq, tp->snd_nxt)) {
 		view.send_next = segment.seq;
-		connection_notable_send(c, &view, first_four_of(skb, &segment));
+		connection_notable_send(c, &view, first_four_of(skb, &segment), segment.payload);
 		view.send_next += segment.payload;
 		if (connection_requests_after_fin(c, segment.seq, segment.payload)) {
 			c->state = sk->state;

@@ -260,6 +260,7 @@ FINRACE_INLINE int is_tls_record(__u32 first)
 	return type >= 20 && type <= 24 && (first >> 16 & 0xff) == 3 && (first >> 8 & 0xff) <= 4;
 }
 
+#define TLS_ALERT 21
 #define TLS_HANDSHAKE 22
 #define TLS_APPLICATION_DATA 23
 
@@ -319,36 +320,6 @@ FINRACE_INLINE void connection_recognise(struct connection *c, __u32 first)
 FINRACE_INLINE int connection_asks_what(const struct connection *c, __u64 bytes_received)
 {
 	return c->flags & CONNECTION_HANDSHAKE || connection_begins_exchange(c, bytes_received);
-}
-
-/*
- * A send that is no plain one: the first of a new exchange, or more of it. `first`: its first four bytes, the first of
- * them in the highest place, 0 if they could not be read. What belongs to TLS's handshake is all one exchange with the
- * first request.
- */
-FINRACE_INLINE void connection_notable_send(struct connection *c, const struct socket_view *view, __u32 first)
-{
-	int begins = connection_begins_exchange(c, view->bytes_received);
-	__u8 type = (__u8)(first >> 24);
-
-	if (!connection_asks_what(c, view->bytes_received)) {
-		connection_continue(c, view->now_ns);
-		return;
-	}
-	connection_recognise(c, first);
-	if (c->flags & CONNECTION_HANDSHAKE) {
-		/* A segment, unlike a write, may begin within a record. */
-		if (is_tls_record(first) ? type == TLS_APPLICATION_DATA : begins) {
-			c->flags &= ~CONNECTION_HANDSHAKE;
-		} else if (!begins) {
-			connection_continue(c, view->now_ns);
-			return;
-		}
-		c->exchange = 0;
-	} else if (!c->exchange && !(c->flags & CONNECTION_ADOPTED) && is_tls_record(first) && type == TLS_HANDSHAKE) {
-		c->flags |= CONNECTION_HANDSHAKE;
-	}
-	connection_begin_exchange(c, view);
 }
 
 /* Payload came in at `tick` (jiffies): for a source whose kernel does not tell afterwards. */
@@ -521,6 +492,44 @@ FINRACE_INLINE void connection_local_close(struct connection *c, const struct so
 			c->flags |= CONNECTION_CLOSED_UNACKED;
 	}
 	c->flags |= how;
+}
+
+/*
+ * A send that is no plain one: the first of a new exchange, or more of it. `first`: its first four bytes, the first of
+ * them in the highest place, 0 if they could not be read; `bytes`: its size. What belongs to TLS's handshake is all one
+ * exchange with the first request. An alert there is this host's end of it; TLS 1.3 hides it in a record of application
+ * data that is too short for a request.
+ */
+FINRACE_INLINE void connection_notable_send(struct connection *c, const struct socket_view *view, __u32 first,
+					    __u64 bytes)
+{
+	int begins = connection_begins_exchange(c, view->bytes_received);
+	__u8 type = (__u8)(first >> 24);
+
+	if (!connection_asks_what(c, view->bytes_received)) {
+		connection_continue(c, view->now_ns);
+		return;
+	}
+	connection_recognise(c, first);
+	if (c->flags & CONNECTION_HANDSHAKE) {
+		if (is_tls_record(first) &&
+		    (type == TLS_ALERT || (type == TLS_APPLICATION_DATA && bytes <= FINRACE_TLS_FAREWELL_BYTES))) {
+			connection_local_close(c, view, 0);
+			connection_continue(c, view->now_ns);
+			return;
+		}
+		/* A segment, unlike a write, may begin within a record. */
+		if (is_tls_record(first) ? type == TLS_APPLICATION_DATA : begins) {
+			c->flags &= ~CONNECTION_HANDSHAKE;
+		} else if (!begins) {
+			connection_continue(c, view->now_ns);
+			return;
+		}
+		c->exchange = 0;
+	} else if (!c->exchange && !(c->flags & CONNECTION_ADOPTED) && is_tls_record(first) && type == TLS_HANDSHAKE) {
+		c->flags |= CONNECTION_HANDSHAKE;
+	}
+	connection_begin_exchange(c, view);
 }
 
 /*

@@ -481,7 +481,7 @@ static __noinline int on_notable_send(struct sock *sk, struct msghdr *message, _
 	view.send_next = READ(tp, write_seq);
 	view.acknowledged = 0;
 	view.retransmits = 0;
-	connection_notable_send(c, &view, connection_asks_what(c, received) ? first_four_of(message) : 0);
+	connection_notable_send(c, &view, connection_asks_what(c, received) ? first_four_of(message) : 0, bytes);
 	if (!c->pid)
 		set_owner(c);
 	if (connection_requests_after_fin(c, view.send_next, bytes)) {

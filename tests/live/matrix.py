@@ -52,6 +52,8 @@ def exact(options, name):
             f"{TESTS}/e2e/proxies.py", *BACKENDS[name], *tools(options, line=False), "--rounds", "1",
             "--proxies", PROXIES.get((name, kernel), "nginx,haproxy"),
         ]
+        if (name, kernel) in PROXIES or kernel == "5.10":
+            yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *BACKENDS[name], *tools(options, line=False)]
         yield "no live upstreams", [f"{TESTS}/e2e/no_live_upstreams.py", *BACKENDS[name], *tools(options, line=False)]
         yield "beside cgroup", [f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3"]
 

@@ -351,7 +351,7 @@ private:
     void notable_send(std::uint32_t bytes)
     {
         socket_view v = view();
-        connection_notable_send(&c, &v, first_bytes);
+        connection_notable_send(&c, &v, first_bytes, bytes);
         v.send_next += bytes;
         if (connection_requests_after_fin(&c, write_seq_, bytes))
             emit(EVENT_SENT_AFTER_FIN, state_, state_, v);

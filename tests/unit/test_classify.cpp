@@ -973,10 +973,29 @@ TEST_CASE("TLS: what comes before the first request is no exchange", "[classify]
         s.local_fin_acknowledged();
         check(s, Ending::idle_close_by_local);
     }
+    SECTION("an alert of this host's: the upstream's close follows from it")
+    {
+        if (GENERATE(false, true)) { // TLS 1.3 hides its type
+            s.first_bytes = tls_data;
+            s.send(FINRACE_TLS_FAREWELL_BYTES);
+        } else {
+            s.first_bytes = 0x15030300;
+            s.send(7);
+        }
+        CHECK(s.c.exchange == 1);
+        s.fin();
+        CHECK(!classify(s.last(), unlearned).verdict);
+        check(s, Ending::idle_close_by_local);
+    }
     SECTION("this host hangs up on it, and its client gets an error")
     {
         Outcome outcome;
         outcome.client = Client{.answered = true, .status = 502, .certainty = Certainty::likely};
+        if (GENERATE(false, true)) {
+            s.first_bytes = tls_data;
+            s.send(24);
+            s.fin();
+        }
         s.close();
         REQUIRE(s.last().kind == EVENT_LOCAL_FIN);
         CHECK(depends_on_outcome(s.last()));
@@ -1004,6 +1023,11 @@ TEST_CASE("HTTP/2: what crosses a close may be no request, and what came no answ
     read.wait_ms(400);
     read.fin();
     check(read, {Cause::upstream_closed, Variant::none, Certainty::possible});
+    DrivenSocket acknowledged = window;
+    acknowledged.request(26); // two WINDOW_UPDATEs
+    acknowledged.wait_ms(5000);
+    acknowledged.fin();
+    check(acknowledged, Ending::idle_close_by_peer);
     window.request(2 * FINRACE_TLS_FAREWELL_BYTES);
     window.close();
     window.local_fin_acknowledged();

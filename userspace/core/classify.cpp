@@ -149,11 +149,13 @@ struct Evidence {
         return !is_reused(c) && (end_ns(e) - c.opened_ns) / ns_per_ms <= 2 * rtt_ms * handshakes + loop_slack_ms;
     }
 
-    /// A request is under way. A write of no bytes, or one that failed, asked nothing; nor does a handshake's end.
+    /// A request is under way. A write of no bytes, or one that failed, asked nothing; nor does a handshake's end, nor
+    /// what is known to be too short.
     [[nodiscard]] bool asked() const
     {
         return c.exchange > 0 && (e.request_bytes > 0 || has(c, CONNECTION_ADOPTED_IN_EXCHANGE)) &&
-               !(in_handshake() && c.received_before > 0);
+               !(in_handshake() && c.received_before > 0) &&
+               !((speaks(PROTOCOL_TLS) || speaks(PROTOCOL_HTTP2)) && asks_farewell());
     }
 
     [[nodiscard]] bool unanswered() const { return asked() && e.response_bytes == 0; }
