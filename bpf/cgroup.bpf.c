@@ -510,6 +510,10 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 			emit_packet(sk, c, &view, EVENT_SENT_AFTER_FIN, sk->src_port);
 		}
 	}
+	/* In SYN_SENT an RST answers a stranger's ACK, as from TIME_WAIT at the peer, and the SYN goes on (RFC
+	 * 9293 3.10.7.3). It has been this socket's since Linux 6.13. */
+	if (segment.flags & TCP_FLAG_BIT_RST && c->state == TCP_STATE_SYN_SENT)
+		return 0;
 	if (segment.flags & TCP_FLAG_BIT_RST) {
 		__u16 port = source_port(skb);
 

@@ -206,7 +206,8 @@ FINRACE_INLINE int connection_requests_after_fin(const struct connection *c, __u
 
 /*
  * The send of a healthy connection in use: tells the accounting in a few loads and stores. Returns 0, and does nothing,
- * for all else: a first request, one after a FIN, one after rest. `ticks` is how long ago payload last came in, as
+ * for all else: a first request, one after a FIN, one after rest, or what may be the rest of a large request that was
+ * answered before its end (413 and kin). `ticks` is how long ago payload last came in, as
  * exact as the kernel keeps that time; one is no rest. `now_ns` may be as old as that.
  */
 FINRACE_INLINE int connection_plain_send(struct connection *c, __u64 now_ns, __u64 ticks, __u64 bytes_received,
@@ -216,6 +217,8 @@ FINRACE_INLINE int connection_plain_send(struct connection *c, __u64 now_ns, __u
 
 	if (!exchange || ticks > 1 ||
 	    c->flags & (CONNECTION_PEER_FIN | CONNECTION_ADOPTED_IN_EXCHANGE | CONNECTION_HANDSHAKE))
+		return 0;
+	if (bytes_received != c->received_before && send_next - c->request_seq > FINRACE_ONE_FLIGHT_BYTES)
 		return 0;
 	c->last_byte_ns = now_ns;
 	if (bytes_received == c->received_before)
@@ -300,6 +303,16 @@ FINRACE_INLINE __u32 protocol_of(__u32 first)
 FINRACE_INLINE __u32 connection_protocol(const struct connection *c)
 {
 	return (c->flags & CONNECTION_PROTOCOL) >> CONNECTION_PROTOCOL_SHIFT;
+}
+
+/*
+ * Whether what follows the beginning of an answer is more of its request: a large one of HTTP/1, and no method of a new
+ * one. What could not be read is a file, then, not a head.
+ */
+FINRACE_INLINE int connection_continues_request(const struct connection *c, __u32 send_next, __u32 first)
+{
+	return c->exchange && connection_protocol(c) == PROTOCOL_HTTP1 && protocol_of(first) != PROTOCOL_HTTP1 &&
+	       send_next - c->request_seq > FINRACE_ONE_FLIGHT_BYTES;
 }
 
 /*
@@ -506,7 +519,7 @@ FINRACE_INLINE void connection_notable_send(struct connection *c, const struct s
 	int begins = connection_begins_exchange(c, view->bytes_received);
 	__u8 type = (__u8)(first >> 24);
 
-	if (!connection_asks_what(c, view->bytes_received)) {
+	if (!connection_asks_what(c, view->bytes_received) || connection_continues_request(c, view->send_next, first)) {
 		connection_continue(c, view->now_ns);
 		return;
 	}

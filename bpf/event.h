@@ -28,6 +28,9 @@ extern "C" {
  */
 #define FINRACE_TLS_FAREWELL_BYTES 31
 
+/* RFC 6928's initial window in full-size segments: what a sender may have under way before any acknowledgement. */
+#define FINRACE_ONE_FLIGHT_BYTES (10 * 1460)
+
 #define FINRACE_COMM_LEN 16 /* TASK_COMM_LEN, include/linux/sched.h */
 
 /* RFC 9293 states as the kernel numbers them, include/net/tcp_states.h; part of its ABI through INET_DIAG. */

@@ -434,7 +434,12 @@ TEST_CASE("a FIN that acknowledges all, at the upstream's timer or elsewhere", "
     check(closed_after(5051, 100), closed_reused, upstream);
     // Within the race window.
     check(closed_after(4900, 100), lingering, upstream);
-    check(closed_after(4900, 101), closed_reused, upstream);
+    check(closed_after(4900, 101), near, upstream);
+    // Beyond it, a request that lay unread up to the timer itself, if it waited for less than half of that.
+    check(closed_after(4829, 101), near, upstream);
+    check(closed_after(4828, 101), closed_reused, upstream);
+    check(closed_after(2500, 2500), near, upstream);
+    check(closed_after(2499, 2501), closed_reused, upstream);
 
     SECTION("a timer with a spread")
     {
@@ -462,7 +467,9 @@ TEST_CASE("a FIN that acknowledges all, at the upstream's timer or elsewhere", "
         check(far(4849, 0), near, upstream);
         check(far(4769, 0), closed_reused, upstream);
         check(far(4850, 180), lingering, upstream);
-        check(far(4850, 181), closed_reused, upstream);
+        check(far(4850, 181), near, upstream);
+        check(far(4669, 181), near, upstream);
+        check(far(4668, 181), closed_reused, upstream);
     }
     SECTION("the timer not learned: possible after a rest that a timer may have, else not")
     {
@@ -531,7 +538,8 @@ TEST_CASE("an RST that acknowledges all: unread at the timer, or aborted", "[cla
     check(reset_after(5150, 0), with(unread, Certainty::possible), upstream);
     check(reset_after(5151, 0), reset_reused, upstream);
     check(reset_after(4900, 100), unread, upstream);
-    check(reset_after(4900, 101), reset_reused, upstream);
+    check(reset_after(4900, 101), with(unread, Certainty::possible), upstream);
+    check(reset_after(2499, 2501), reset_reused, upstream);
     check(reset_after(900, 0), with(unread, Certainty::possible));
     check(reset_after(899, 0), reset_reused);
     check(reset_after(4950, 0, one_flight + 1), unread, upstream);
@@ -1285,6 +1293,16 @@ TEST_CASE("this host gives up a request under way", "[classify]")
             },
             std::nullopt);
     }
+    SECTION("shutdown(), and nothing is ever acknowledged")
+    {
+        check_both(
+            [](DrivenSocket& one) {
+                one.shutdown();
+                one.wait_ms(5000);
+                one.times_out();
+            },
+            gave_up);
+    }
     SECTION("abort")
     {
         // Older than the tracer, cgroup sees that RST leave; else the state comes first.
@@ -1508,16 +1526,26 @@ TEST_CASE("connections that don't open", "[classify]")
         trace.open_fails(false, static_cast<std::uint16_t>(error));
         check(trace, {Cause::connect_unreachable, Variant::none,
                       error == ECONNREFUSED ? Certainty::likely : Certainty::proven});
-        // cgroup sees no error, but who ended it, and when: later it may have been the retransmissions' own end.
+        // cgroup sees no error, but who ended it, and when: later it may have been the retransmissions' own end, or a
+        // process that disconnected.
         cgroup.retransmits = trace.retransmits;
-        const bool soon = GENERATE(true, false);
-        if (soon)
-            cgroup.now_ns -= 1; // 1500 ms after the SYN until here
         cgroup.open_fails(false, static_cast<std::uint16_t>(error));
-        if (cgroup.retransmits == 0 || (cgroup.retransmits == 1 && soon))
+        if (cgroup.retransmits == 0)
             check(cgroup, {Cause::connect_unreachable, Variant::none, Certainty::possible});
         else
             check(cgroup, Ending::unclassified);
+    }
+    SECTION("disconnected by its process (HAProxy's shutdown()), after a SYN's retransmission or before")
+    {
+        trace.retransmits = GENERATE(0U, 1U);
+        trace.open_fails(false, 0);
+        if (trace.retransmits == 0)
+            check(trace, Ending::unclassified);
+        else
+            check(trace, gave_up);
+        cgroup.retransmits = 1; // an ICMP error looks the same
+        cgroup.open_fails(false, 0);
+        check(cgroup, Ending::unclassified);
     }
     SECTION("disconnected by this host")
     {

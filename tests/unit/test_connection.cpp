@@ -200,6 +200,42 @@ TEST_CASE("what a connection speaks", "[connection]")
     }
 }
 
+TEST_CASE("the rest of a large request that was answered before its end is no new one", "[connection]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    DrivenSocket s(backend);
+    const bool later = GENERATE(false, true); // the answer has rested for a tick, or not
+    s.first_bytes = 0x504f5354;               // "POST"
+    s.open();
+    s.request(200);
+    const auto body = GENERATE(FINRACE_ONE_FLIGHT_BYTES - 200, FINRACE_ONE_FLIGHT_BYTES - 199);
+    s.first_bytes = 0x78787878;
+    s.send(body);
+    s.receive(100, 200U); // 413
+    if (later)
+        s.wait_ms(50);
+    s.send(1000);
+    const bool large = 200 + body > FINRACE_ONE_FLIGHT_BYTES;
+    CHECK(s.c.exchange == (large ? 1U : 2U));
+    CHECK(connection_request_bytes(&s.c, s.write_seq()) == (large ? 1200U + body : 1000U));
+    CHECK(connection_response_bytes(&s.c, s.received()) == (large ? 100U : 0U));
+    if (!large)
+        return;
+    SECTION("a file's bytes can't be read")
+    {
+        s.first_bytes = 0;
+        s.send(1000);
+        CHECK(s.c.exchange == 1);
+    }
+    SECTION("then a new request")
+    {
+        s.first_bytes = 0x47455420;
+        s.request(100);
+        CHECK(s.c.exchange == 2);
+        CHECK(connection_request_bytes(&s.c, s.write_seq()) == 100);
+    }
+}
+
 TEST_CASE("a TLS handshake in segments that begin within a record", "[connection]")
 {
     DrivenSocket s(Backend::cgroup);

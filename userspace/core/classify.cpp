@@ -229,14 +229,12 @@ Classification judge_open_failed(const Evidence& evidence)
                        e.socket_error == ECONNREFUSED ? Certainty::likely : Certainty::proven, // an RST's error as well
                        fmt::format("An ICMP error answered the SYN{}: {}.", waited,
                                    std::generic_category().message(e.socket_error)));
-    // Neither an RST nor the process ended it, nor, this soon after a SYN had left, the retransmissions' end: the
-    // second leaves after 1 s, the third after 2 or 3 (RFC 6298 5.5, net.ipv4.tcp_syn_linear_timeouts). A user timeout,
-    // or a disconnect() of another kind, may have.
-    const bool by_kernel =
+    // Neither an RST nor close() ended it. Before the second SYN, which leaves after 1 s (RFC 6298 5.5), hardly
+    // anything but an ICMP error does; a process may with connect(AF_UNSPEC), or shutdown() as HAProxy has it, which
+    // both disconnect: then there is no error yet (tcp_disconnect()).
+    const bool not_closed =
         (e.observed & OBSERVED_CLOSE_CALL) != 0 && !has(c, CONNECTION_SOCKET_CLOSED | waiting_resets);
-    const bool soon = e.retransmits == 0 ||
-                      (e.retransmits == 1 && c.opened_ns != 0 && e.timestamp_ns - c.opened_ns < 1500 * ns_per_ms);
-    if (!error_seen && by_kernel && soon)
+    if (!error_seen && not_closed && e.retransmits == 0)
         return verdict(evidence, Cause::connect_unreachable, Variant::none, Certainty::possible,
                        fmt::format("This host's kernel gave the SYN up{}, as an ICMP error makes it do.", waited));
     if (e.retransmits == 0)
@@ -244,8 +242,8 @@ Classification judge_open_failed(const Evidence& evidence)
     if (error_seen && e.socket_error == ETIMEDOUT)
         return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::proven,
                        fmt::format("No answer to the SYN and its {} retransmissions{}.", e.retransmits, waited));
-    // The process closed its socket. Without that knowledge an ICMP error looks the same.
-    if (has(c, CONNECTION_SOCKET_CLOSED) && (!error_seen || e.socket_error == 0))
+    // The process closed its socket, or disconnected it. Where errors are not seen, ICMP's look like the latter.
+    if ((has(c, CONNECTION_SOCKET_CLOSED) || error_seen) && (!error_seen || e.socket_error == 0))
         return verdict(evidence, Cause::connect_timeout, Variant::gave_up, Certainty::proven,
                        fmt::format("No answer to the SYN and its {} retransmission{}{}, when this host's process gave "
                                    "up.",
@@ -345,24 +343,24 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
     const char* segment = race == Variant::fin_lingering ? "FIN" : "RST";
     const bool rested = evidence.rested();
 
-    if (rested && evidence.in_race_window()) {
-        const auto nearness = evidence.nearness_to_timeout(evidence.rested_ms());
-        if (nearness != Evidence::Nearness::far) {
-            const bool at = nearness == Evidence::Nearness::at;
-            return verdict(
-                evidence, Cause::keepalive_race, race, at ? Certainty::likely : Certainty::possible,
-                fmt::format("The upstream's {} came {} after the request; the connection had been {}, {} its idle "
-                            "timeout of {} ms: its kernel had the request, its application {} never read it.",
-                            segment, evidence.after_text(), evidence.idle_text(), at ? "up to" : "near",
-                            evidence.timeout->ms, at ? "probably" : "perhaps"));
-        }
-        if (!evidence.timeout && c.idle_ms >= shortest_idle_timer_ms)
-            return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
-                           fmt::format("The upstream's {} came {} after the request; the connection had been {}: an "
-                                       "idle close, if this upstream's idle timeout (not learned yet) is about as "
-                                       "long.",
-                                       segment, evidence.after_text(), evidence.idle_text()));
+    const auto nearness = rested ? evidence.nearness_to_timeout(evidence.rested_ms()) : Evidence::Nearness::far;
+    // A server that is short of workers may leave a request unread for longer than a race's window, until its timer
+    // fires: Apache httpd does.
+    const bool late = nearness == Evidence::Nearness::at && 2 * std::uint64_t{c.idle_ms} >= evidence.timeout->ms;
+    if (late || (nearness != Evidence::Nearness::far && evidence.in_race_window())) {
+        const bool at = nearness == Evidence::Nearness::at && evidence.in_race_window();
+        return verdict(
+            evidence, Cause::keepalive_race, race, at ? Certainty::likely : Certainty::possible,
+            fmt::format("The upstream's {} came {} after the request; the connection had been {}, {} its idle "
+                        "timeout of {} ms: its kernel had the request, its application {} never read it.",
+                        segment, evidence.after_text(), evidence.idle_text(), at ? "up to" : "near",
+                        evidence.timeout->ms, at ? "probably" : "perhaps"));
     }
+    if (rested && evidence.in_race_window() && !evidence.timeout && c.idle_ms >= shortest_idle_timer_ms)
+        return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
+                       fmt::format("The upstream's {} came {} after the request; the connection had been {}: an "
+                                   "idle close, if this upstream's idle timeout (not learned yet) is about as long.",
+                                   segment, evidence.after_text(), evidence.idle_text()));
     // How long it had rested before a request older than the tracer is not known.
     const bool may_be_race = has(c, CONNECTION_ADOPTED_IN_EXCHANGE) && evidence.in_race_window();
     return verdict(
@@ -572,10 +570,15 @@ bool is_harmless(Ending ending)
            ending == Ending::complete_close;
 }
 
-/// This host closed first, on silence: what its process did not wait for any longer is no accident of its own.
+/// This host closed first, on silence: what its process did not wait for any longer is no accident of its own. After
+/// shutdown() that shows in the end alone: nothing had been acknowledged even then.
 std::optional<Classification> judge_local_silence(const Evidence& evidence)
 {
-    return has(evidence.c, CONNECTION_CLOSED_UNACKED) ? judge_silence(evidence, Variant::gave_up) : std::nullopt;
+    const event& e = evidence.e;
+    const bool never = e.kind == EVENT_CLOSED && evidence.unanswered() && e.unacked_bytes >= e.request_bytes &&
+                       !has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE);
+    return never || has(evidence.c, CONNECTION_CLOSED_UNACKED) ? judge_silence(evidence, Variant::gave_up)
+                                                               : std::nullopt;
 }
 
 /// This host closed first. Why it did not wait for the answer shows in what the client behind the request got.
@@ -644,8 +647,9 @@ Classification judge_closed(const Evidence& evidence, const Outcome& outcome)
     if (unanswered && kernel_gave_up(e))
         return judge_given_up(evidence);
     if (has(c, CONNECTION_LOCAL_FIRST)) {
-        if (auto silence = judge_local_silence(evidence))
-            return has(c, CONNECTION_LOCAL_FIN) && !lost(EVENT_LOCAL_FIN) ? Classification{} : *std::move(silence);
+        const bool told = has(c, CONNECTION_CLOSED_UNACKED) && has(c, CONNECTION_LOCAL_FIN) && !lost(EVENT_LOCAL_FIN);
+        if (auto silence = judge_local_silence(evidence); silence && !outcome.named)
+            return told ? Classification{} : *std::move(silence);
         return judge_local_close(evidence, outcome);
     }
     if (has(c, CONNECTION_SENT_AFTER_FIN)) {

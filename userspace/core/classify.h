@@ -19,8 +19,7 @@ namespace finrace {
 /// exchange, an earlier RST cuts the response.
 inline constexpr std::uint32_t shortest_idle_timer_ms = 900;
 
-/// RFC 6928's initial window in full-size segments: what a sender may have under way before any acknowledgement.
-inline constexpr std::uint32_t one_flight_bytes = 10 * 1460;
+inline constexpr std::uint32_t one_flight_bytes = FINRACE_ONE_FLIGHT_BYTES;
 
 /// How a connection's end is to be counted.
 enum class Ending {
