@@ -878,6 +878,30 @@ TEST_CASE("an answer that the close leaves no request for", "[classify]")
         check(answered(get, 90, 100, false), response_cut);
 }
 
+TEST_CASE("this host closes on such an answer before it has the FIN behind it", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    const auto closed_on = [&](std::uint32_t first, std::uint32_t response, std::uint32_t acknowledged) {
+        DrivenSocket s(backend);
+        s.first_bytes = first;
+        s.open();
+        s.request(100);
+        s.receive(1000);
+        s.wait_ms(5000);
+        s.request(100);
+        s.receive(response, acknowledged);
+        s.close();
+        s.fin(acknowledged);
+        s.local_fin_acknowledged();
+        return s;
+    };
+    check(closed_on(get, 90, 0), stale_response);
+    check(closed_on(get, 90, 1), Ending::idle_close_by_local);
+    check(closed_on(get, 90, 100), Ending::idle_close_by_local);
+    check(closed_on(0, FINRACE_TLS_FAREWELL_BYTES, 0), fin_crossed);
+    check(closed_on(0, FINRACE_TLS_FAREWELL_BYTES + 1, 0), with(stale_response, Certainty::likely));
+}
+
 TEST_CASE("what an upstream says as it turns a new connection away is no stale answer", "[classify]")
 {
     DrivenSocket s;

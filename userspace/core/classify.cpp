@@ -636,6 +636,24 @@ Classification judge_given_up(const Evidence& evidence)
                     evidence.after_text()));
 }
 
+/// This host closed on what it took for an answer (a 408, TLS's farewell) before it had the FIN behind that. A close
+/// that acknowledges none of the request was decided on before it came, whoever was first here.
+std::optional<Classification> judge_answer_before_request(const Evidence& evidence)
+{
+    const event& e = evidence.e;
+    const connection& c = evidence.c;
+    const bool by_fin = has(c, CONNECTION_PEER_FIN);
+    if (!by_fin && !(has(c, CONNECTION_PEER_RESET) && has(c, CONNECTION_RESET_HAS_ACK)))
+        return std::nullopt;
+    const std::uint32_t unacked = by_fin ? c.fin_unacked : c.reset_unacked;
+    if (e.response_bytes == 0 || e.request_bytes == 0 || unacked < e.request_bytes || evidence.asks_farewell() ||
+        has(c, CONNECTION_EARLIER_UNACKED | CONNECTION_ADOPTED_IN_EXCHANGE))
+        return std::nullopt;
+    if (!evidence.speaks(PROTOCOL_HTTP1) && e.response_bytes <= FINRACE_TLS_FAREWELL_BYTES)
+        return judge_crossing(evidence, unacked, by_fin ? Variant::fin_crossed : Variant::reset_crossed);
+    return judge_stale_response(evidence, by_fin ? "FIN" : "RST");
+}
+
 /// The last event: counts what was harmless, and decides what lost events would have decided.
 Classification judge_closed(const Evidence& evidence, const Outcome& outcome)
 {
@@ -647,6 +665,8 @@ Classification judge_closed(const Evidence& evidence, const Outcome& outcome)
     if (unanswered && kernel_gave_up(e))
         return judge_given_up(evidence);
     if (has(c, CONNECTION_LOCAL_FIRST)) {
+        if (auto crossed = judge_answer_before_request(evidence))
+            return *std::move(crossed);
         const bool told = has(c, CONNECTION_CLOSED_UNACKED) && has(c, CONNECTION_LOCAL_FIN) && !lost(EVENT_LOCAL_FIN);
         if (auto silence = judge_local_silence(evidence); silence && !outcome.named)
             return told ? Classification{} : *std::move(silence);
