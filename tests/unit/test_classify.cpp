@@ -1084,6 +1084,20 @@ TEST_CASE("an RST after the response's first byte, or before", "[classify]")
         s.reset({.acknowledges = 100U});
         check(s, response_cut);
     }
+    SECTION("few bytes in answer to a large request: a 413")
+    {
+        constexpr Expected early{Cause::request_rejected, Variant::early_answer, Certainty::possible};
+        const auto answered = [](std::uint32_t request, std::uint32_t response) {
+            DrivenSocket large = requested(200, request);
+            large.wait_ms(20);
+            large.receive(response);
+            large.reset({.acknowledges = request});
+            return large;
+        };
+        check(answered(one_flight + 1, 1459), early);
+        check(answered(one_flight + 1, 1460), response_cut);
+        check(answered(one_flight, 1459), response_cut);
+    }
     SECTION("bare, or its header unseen: the same")
     {
         s.receive(1);

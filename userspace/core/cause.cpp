@@ -108,9 +108,11 @@ constexpr std::array causes{
         .title = "closed while the request was still being sent",
         .happened = "The upstream ended the connection with a part of the request still to come: it did not want the "
                     "rest.",
-        .evidence = "A FIN or RST that acknowledges a part of a request larger than one flight (14,600 bytes), with no "
-                    "answer. Variant early_answer: response bytes came first (possible). An upstream that dies in the "
-                    "middle of an upload looks the same.",
+        .evidence =
+            "A FIN or RST that acknowledges a part of a request larger than one flight (14,600 bytes), with no "
+            "answer. Variant early_answer: response bytes came first (possible); so few of them before an RST (less "
+            "than a segment) count as well where all had been acknowledged. An upstream that dies in the middle "
+            "of an upload looks the same.",
         .proxy_says =
             "413, or another answer that came early, if the proxy reads it before its write fails; else nginx: "
             "502, \"writev() failed (32: Broken pipe)\" or \"(104: Connection reset by peer)\".",

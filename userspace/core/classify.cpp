@@ -27,6 +27,9 @@ constexpr std::uint32_t close_with_response_ms = 100;
 /// The least that any path carries whole without a thought of its MTU (RFC 9293 3.7.1).
 constexpr std::uint32_t one_segment_bytes = 536;
 
+/// What Ethernet's MTU leaves of a segment.
+constexpr std::uint32_t full_segment_bytes = 1460;
+
 /// A request that goes without an acknowledgement for so long is due to have been retransmitted: RFC 6298's initial
 /// timeout.
 constexpr std::uint32_t silence_ms = 1000;
@@ -494,6 +497,12 @@ Classification judge_peer_reset(const Evidence& evidence)
             // Older than the tracer, or so near to the upstream's timer that a path which stood still may explain it.
             if (c.exchange == 0 || (evidence.timeout && 2 * c.fin_idle_ms >= evidence.timeout->ms))
                 return unclassified();
+            // Few bytes in answer to a large request, whose rest lies unread as the upstream closes: a 413.
+            if (e.request_bytes > one_flight_bytes && e.response_bytes < full_segment_bytes)
+                return verdict(evidence, Cause::request_rejected, Variant::early_answer, Certainty::possible,
+                               fmt::format("The upstream reset the connection {} ms after {} bytes of an answer to a "
+                                           "request of {} bytes: it had not read all of that, or died.",
+                                           c.fin_idle_ms, e.response_bytes, e.request_bytes));
             return verdict(evidence, Cause::response_cut, Variant::none, Certainty::likely,
                            fmt::format("The upstream reset the connection {} ms after {} bytes of the response.",
                                        c.fin_idle_ms, e.response_bytes));
