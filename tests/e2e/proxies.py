@@ -19,127 +19,19 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "live"))
 from harness import (  # noqa: E402
     Finrace, LIMIT, Net, add_options, check_schema, die_with_parent, main, must, need, wait_for,
 )
+import reverse_proxies  # noqa: E402
+from reverse_proxies import KINDS  # noqa: E402
 
 PATIENCE = 1.0  # seconds that each proxy waits for its upstream
 ABORT_AFTER = 0.3  # seconds that an impatient client waits once its request is with the upstream
-
-NGINX = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err; user root;
-events {{ worker_connections 256; }}
-http {{
-    access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
-    uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-    upstream pool {{ server {address}:{upstream} max_fails=0; keepalive 16; }}
-    server {{
-        listen {address}:{port};
-        location / {{
-            proxy_pass http://pool; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_read_timeout {patience}s;
-        }}
-    }}
-}}
-"""
-HAPROXY = """
-global
-    nbthread 2
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server {patience}s
-    option abortonclose
-frontend clients
-    bind {address}:{port}
-    default_backend pool
-backend pool
-    http-reuse always
-    server one {address}:{upstream}
-"""
-APACHE = """
-ServerRoot /etc/apache2
-ServerName proxy
-PidFile {folder}/apache.pid
-DefaultRuntimeDir {folder}
-ErrorLog {folder}/apache.err
-Listen {address}:{port}
-LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
-LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
-LoadModule proxy_module /usr/lib/apache2/modules/mod_proxy.so
-LoadModule proxy_http_module /usr/lib/apache2/modules/mod_proxy_http.so
-User www-data
-Group www-data
-StartServers 1
-ServerLimit 1
-ThreadsPerChild 16
-MaxRequestWorkers 16
-ProxyPass / http://{address}:{upstream}/ timeout={patience} connectiontimeout=5
-"""
-LIGHTTPD = """
-server.modules = ("mod_proxy")
-server.bind = "{address}"
-server.port = {port}
-server.document-root = "/var/empty"
-server.errorlog = "{folder}/lighttpd.err"
-proxy.server = ("" => (("host" => "{address}", "port" => {upstream}, "read-timeout" => {patience})))
-"""
-VARNISH = """
-vcl 4.1;
-backend pool {{ .host = "{address}"; .port = "{upstream}"; .first_byte_timeout = {patience}s; }}
-sub vcl_recv {{ return (pass); }}
-"""
-CADDY = """
-{{
-    admin off
-    auto_https off
-}}
-http://:{port} {{
-    bind {address}
-    reverse_proxy {address}:{upstream} {{
-        transport http {{
-            response_header_timeout {patience}s
-        }}
-    }}
-}}
-"""
-NODE = """
-const http = require('http');
-const agent = new http.Agent({{ keepAlive: true }});
-http.createServer((request, response) => {{
-    const up = http.request({{ host: '{address}', port: {upstream}, path: request.url, agent, timeout: {patience} * 1000 }},
-                            (answer) => {{ response.writeHead(answer.statusCode); answer.pipe(response); }});
-    let late = false;
-    up.on('timeout', () => {{ late = true; up.destroy(); }});
-    up.on('error', () => {{ if (!response.destroyed) {{ response.writeHead(late ? 504 : 502); response.end('failed'); }} }});
-    response.on('close', () => {{ if (!response.writableEnded) up.destroy(); }});
-    request.pipe(up);
-}}).listen({port}, '{address}');
-"""
-
-
-@dataclass
-class Kind:
-    package: str
-    program: str
-    configuration: str
-    arguments: list
-    environment: dict = field(default_factory=dict)
-
-
-KINDS = {
-    "nginx": Kind("nginx-light", "nginx", NGINX, ["-e", "{folder}/start.err", "-c", "{file}"]),
-    "haproxy": Kind("haproxy", "haproxy", HAPROXY, ["-db", "-f", "{file}"]),
-    "apache": Kind("apache2", "apache2", APACHE, ["-DFOREGROUND", "-f", "{file}"]),
-    "lighttpd": Kind("lighttpd", "lighttpd", LIGHTTPD, ["-D", "-f", "{file}"]),
-    "varnish": Kind("varnish", "varnishd", VARNISH,
-                    ["-F", "-j", "none", "-n", "{folder}/varnish", "-a", "{address}:{port}", "-f", "{file}"]),
-    "caddy": Kind("caddy", "caddy", CADDY, ["run", "--config", "{file}", "--adapter", "caddyfile"], {"HOME": "{folder}"}),
-    "node": Kind("nodejs", "node", NODE, ["{file}"]),
-}
+# Those that retry, answer and let go as docs/design.md has it.
+PROXIES = ("nginx", "haproxy", "apache", "lighttpd", "varnish", "caddy", "node")
 
 
 # ---- the upstream, a process of its own
@@ -283,18 +175,14 @@ class Stage:
         wait_for(connects, f"{self.name} or its upstream to listen on {port}; see {self.folder}", 180)
 
     def __enter__(self):
-        values = {"folder": self.folder, "address": self.address, "port": self.port, "upstream": self.upstream,
-                  "patience": int(PATIENCE)}
-        path = values["file"] = os.path.join(self.folder, "configuration")
-        with open(path, "w", encoding="ascii") as file:
-            file.write(self.kind.configuration.format(**values))
+        arguments, environment, _ = reverse_proxies.write(self.kind, self.folder, self.address, self.port,
+                                                          [(self.address, self.upstream)], PATIENCE, connect=5)
         with open(self.log, "w", encoding="ascii"):
             pass
         self.server = self.start([sys.executable, os.path.abspath(__file__), "--serve", self.address, str(self.upstream),
                                   self.log])
         self.listens(self.upstream)
-        self.start([need(self.kind.program, self.kind.package), *(one.format(**values) for one in self.kind.arguments)],
-                   {name: value.format(**values) for name, value in self.kind.environment.items()})
+        self.start([need(self.kind.program, self.kind.package), *arguments], environment)
         self.listens(self.port)
         self.finrace = Finrace(self.options, "--upstream", f"{self.address}:{self.upstream}")
         return self
@@ -436,7 +324,7 @@ def test(options, results):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
     add_options(parser)
-    parser.add_argument("--proxies", default=",".join(KINDS), help="of " + ", ".join(KINDS))
+    parser.add_argument("--proxies", default=",".join(PROXIES), help="of " + ", ".join(KINDS))
     parser.add_argument("--rounds", type=int, default=3, help="of all failures")
     parser.add_argument("--only", default="*", help="tests by name, with * and ?")
     options = parser.parse_args()

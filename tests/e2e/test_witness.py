@@ -9,8 +9,10 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 import proxy_lab  # noqa: E402
+import truth  # noqa: E402
 import wire  # noqa: E402
 from proxy_lab import Exchange, Verdict  # noqa: E402
+from reverse_proxies import Said  # noqa: E402
 
 PROXY, SERVER, PORT = bytes([10, 77, 0, 1]), bytes([10, 77, 0, 2]), 8000
 REQUEST = b"POST / HTTP/1.1\r\nX-Request-Id: %s\r\n\r\n"
@@ -115,6 +117,289 @@ class WireTest(unittest.TestCase):
         script.LOCAL_ISN = 77
         script.open()
         self.assertEqual(len(script.connections()), 2)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nX-App: 1\r\n%s\r\n"
+
+
+class Conversation(unittest.TestCase):
+    """Writes requests and answers; `out` and `back` are the next sequence numbers of both directions."""
+
+    def setUp(self):
+        self.script = Script().open()
+        self.out = self.back = 1
+
+    def send(self, data, after=0.01):
+        self.script.add(True, wire.ACK, self.out, self.back, data, after)
+        self.out += len(data)
+        return self
+
+    def reply(self, data, after=0.01):
+        self.script.add(False, wire.ACK, self.back, self.out, data, after)
+        self.back += len(data)
+        return self
+
+    def end(self, flags, outgoing=False, unacked=0, after=0.01):
+        own, other = (self.out, self.back) if outgoing else (self.back, self.out)
+        self.script.add(outgoing, flags, own, other - unacked, after=after)
+        return self
+
+    def request(self, name, body=b"", declared=None, **more):
+        head = (b"POST / HTTP/1.1\r\nX-Request-Id: %s\r\nContent-Length: %d\r\n\r\n"
+                % (name, len(body) if declared is None else declared))
+        self.size = len(head) + len(body)
+        return self.send(head + body, **more)
+
+    def exchanged(self):
+        return self.request(b"first").reply(HEAD % b"Content-Length: 2\r\n" + b"ok")
+
+
+class AttemptTest(Conversation):
+    def last(self):
+        found = wire.attempts(self.script.connections()[0])
+        return found[-1] if found else None
+
+    def kind(self):
+        return self.last().kind
+
+    def test_answered_by_length_by_chunks_and_by_close(self):
+        self.exchanged()
+        self.assertEqual((self.kind(), self.last().status, self.last().early), ("answered", 200, False))
+        self.request(b"second", after=1).reply(HEAD % b"Transfer-Encoding: chunked\r\n" + b"2\r\nok\r\n")
+        self.assertEqual((self.kind(), self.last().number), ("open", 2))
+        self.reply(b"0\r\n\r\n")
+        self.assertEqual(self.kind(), "answered")
+        self.request(b"third").reply(HEAD % b"" + b"ok")
+        self.assertEqual(self.kind(), "open")
+        self.assertEqual(self.end(wire.FIN | wire.ACK).kind(), "answered")
+
+    def test_interim_answer_and_head_in_two_segments(self):
+        self.request(b"first").reply(b"HTTP/1.1 100 Continue\r\n\r\n").reply((HEAD % b"Content-Length: 2\r\n")[:9])
+        self.assertEqual(self.kind(), "open")
+        self.reply((HEAD % b"Content-Length: 2\r\n")[9:] + b"ok")
+        self.assertEqual((self.kind(), self.last().status), ("answered", 200))
+
+    def test_cut(self):
+        for flags, kind in ((wire.FIN | wire.ACK, "cut_by_fin"), (wire.RST | wire.ACK, "cut_by_reset"),
+                            (wire.RST, "cut_by_reset")):
+            self.setUp()
+            self.exchanged().request(b"second").reply(HEAD % b"Content-Length: 3\r\n" + b"ok")
+            self.assertEqual(self.end(flags).kind(), kind)
+
+    def test_closes_by_the_peer(self):
+        for flags, unacked, kind in ((wire.FIN | wire.ACK, 0, "fin_acknowledged"), (wire.FIN | wire.ACK, 1, "crossed_partly"),
+                                     (wire.FIN | wire.ACK, 1000, "crossed"), (wire.RST | wire.ACK, 0, "reset_unread"),
+                                     (wire.RST | wire.ACK, 1000, "reset_crossed"), (wire.RST, 0, "reset_bare")):
+            self.setUp()
+            self.exchanged().request(b"second", after=1)
+            self.assertEqual(self.end(flags, unacked=min(unacked, self.size)).kind(), kind, (flags, unacked))
+            self.assertAlmostEqual(self.last().idle, 1.0, places=3)
+            self.assertAlmostEqual(self.last().rested, 1.01, places=3)
+            self.assertFalse(self.last().fresh)
+
+    def test_bare_reset_after_an_acknowledgement_is_another_thing(self):
+        self.exchanged().request(b"second").reply(b"").end(wire.RST)
+        self.assertEqual(self.kind(), "reset_late")
+
+    def test_stale(self):
+        self.exchanged().end(wire.FIN | wire.ACK, after=1)
+        self.back += 1  # the FIN
+        self.assertEqual(self.request(b"second", after=0.001).kind(), "stale")
+        self.setUp()
+        self.exchanged().end(wire.FIN | wire.ACK, after=1)
+        self.assertEqual(self.request(b"second", after=0.001).kind(), "crossed")
+
+    def test_the_proxy_lets_go(self):
+        self.exchanged().request(b"second").reply(b"").end(wire.FIN | wire.ACK, outgoing=True)
+        self.assertEqual(self.kind(), "given_up")
+        self.reply(HEAD % b"Content-Length: 2\r\n" + b"ok")  # too late
+        self.assertEqual(self.kind(), "given_up")
+        self.setUp()
+        self.exchanged().request(b"second").reply(HEAD % b"Content-Length: 3\r\n" + b"ok").end(wire.RST, outgoing=True)
+        self.assertEqual(self.kind(), "answer_given_up")
+
+    def test_silence(self):
+        self.exchanged().request(b"second", after=1)
+        head = self.out
+        for _ in range(3):
+            self.script.add(True, wire.ACK, self.out - 10, self.back, b"x" * 10, 0.5)
+        self.assertEqual(self.end(wire.FIN | wire.ACK, outgoing=True).kind(), "silent")
+        self.assertEqual(self.out, head)
+        self.setUp()
+        self.exchanged().request(b"second", after=1).end(wire.FIN | wire.ACK, outgoing=True, after=0.9)
+        self.assertEqual(self.kind(), "given_up")
+
+    def test_answer_before_the_request_s_end(self):
+        large = b"x" * 3 * wire.ONE_FLIGHT
+        self.request(b"first", large, declared=2 * len(large)).reply(HEAD % b"Content-Length: 2\r\n" + b"no")
+        self.assertEqual((self.kind(), self.last().early), ("answered", True))
+        self.setUp()
+        self.request(b"first", large, declared=2 * len(large)).end(wire.RST | wire.ACK, unacked=10)
+        self.assertEqual(self.kind(), "rejected")
+
+    def test_the_next_request_in_place_of_the_rest(self):
+        self.request(b"first", b"x" * 1000, declared=5000).reply(HEAD % b"Content-Length: 2\r\n" + b"no")
+        self.request(b"second").reply((HEAD % b"Content-Length: 2\r\n").replace(b"200", b"400") + b"no")
+        found = wire.attempts(self.script.connections()[0])
+        self.assertEqual([(one.id, one.kind, one.status, one.early) for one in found],
+                         [("first", "answered", 200, True), ("second", "answered", 400, False)])
+
+    def test_bytes_that_had_come_before(self):
+        self.exchanged().reply(HEAD % b"Content-Length: 2\r\n" + b"ok").request(b"second")
+        self.assertEqual(self.kind(), "unsolicited")
+
+    def test_retransmission_and_disorder(self):
+        self.request(b"first")
+        answer = HEAD % b"Content-Length: 4\r\n" + b"okok"
+        self.script.add(False, wire.ACK, self.back + len(answer) - 2, self.out, answer[-2:])
+        for _ in range(2):
+            self.script.add(False, wire.ACK, self.back, self.out, answer[:-2])
+        self.assertEqual((self.kind(), len(wire.attempts(self.script.connections()[0]))), ("answered", 1))
+
+    def test_a_port_whose_last_connection_is_not_forgotten(self):
+        script = Script().add(True, wire.SYN).add(False, wire.ACK, 7000, 5000).add(True, wire.RST, 5000)
+        script.add(True, wire.SYN, after=1).add(False, wire.SYN | wire.ACK, ack=1).add(True, wire.ACK, 1, 1)
+        self.script = script
+        self.assertEqual(self.request(b"first").reply(HEAD % b"Content-Length: 2\r\n" + b"ok").kind(), "answered")
+
+    def test_opening(self):
+        def opening(script):
+            return wire.opening(script.connections()[0])
+
+        self.assertEqual(opening(Script().open()), "established")
+        self.assertEqual(opening(Script().add(True, wire.SYN)), "unanswered")
+        twice = Script().add(True, wire.SYN).add(True, wire.SYN, after=1)
+        self.assertEqual((len(twice.connections()), twice.connections()[0].syns), (1, 2))
+        script = Script().add(True, wire.SYN)
+        script.PEER_ISN = 0
+        self.assertEqual(opening(script.add(False, wire.RST | wire.ACK, ack=2)), "unanswered")
+        self.assertEqual(opening(script.add(False, wire.RST | wire.ACK, ack=1)), "refused")
+
+
+class TruthTest(Conversation):
+    """What an attempt may be called, and that a wrong, missing or extra verdict is counted."""
+
+    class Record(dict):
+        def __init__(self, cause, variant=None, certainty="likely", when=100.1, port=40000):
+            super().__init__(cause=cause, variant=variant, certainty=certainty, message="")
+            self.time, self.local, self.peer = when, ("10.77.0.1", port), ("10.77.0.2", PORT)
+            self.verdict = "/".join(part for part in (cause, variant, certainty) if part)
+
+        def at(self, path, default=None):
+            return self.get(path.rpartition(".")[2], default)
+
+    def tally(self, *verdicts, status=502, application=False, began=None, backend="cgroup", said=(), left=0.0, violent=(),
+              calls_off=False):
+        ask = truth.Ask("second", "one", "POST", "/ok/second", 100.0, 110.0, status, application, True, left)
+        lines = [{"event": "begin", "id": "second", "time": began}] if began else []
+        joined = truth.Truth([ask], self.script.connections(), lines, list(said), backend=backend, keep_alive=1.0,
+                             logs_begin=True, late=0.0, patience=2.0, violent=violent, calls_off=calls_off)
+        tallies = {"one": truth.Tally()}
+        truth.judge(joined, list(verdicts), tallies, lambda _: "one")
+        return tallies["one"]
+
+    def found(self, *verdicts, **more):
+        tally = self.tally(*verdicts, **more)
+        return {name: getattr(tally, name) for name in ("failures", "wrong", "missed", "on_success", "unexplained", "truth")
+                if getattr(tally, name)}
+
+    def record(self, *arguments, **more):
+        return self.Record(*arguments, when=self.script.time, **more)
+
+    def test_crossed(self):
+        self.exchanged().request(b"second", after=1).end(wire.FIN | wire.ACK, unacked=self.size)
+        self.assertEqual(self.found(self.record("keepalive_race", "fin_crossed", "proven")), {"failures": 1})
+        self.assertEqual(self.found(), {"failures": 1, "missed": 1})
+        for wrong in (self.record("keepalive_race", "fin_lingering"), self.record("upstream_closed"),
+                      self.record("stale_reuse")):
+            self.assertEqual(self.found(wrong), {"failures": 1, "wrong": 1})
+        right = self.record("keepalive_race", "fin_crossed", "proven")
+        self.assertEqual(self.found(right, right), {"failures": 1, "wrong": 1})
+        self.assertEqual(self.found(right, self.record("keepalive_race", "fin_crossed", port=40001)),
+                         {"failures": 1, "wrong": 1})
+
+    def test_an_acknowledged_request_by_timer_and_handler(self):
+        race, closed = ("keepalive_race", "fin_lingering"), ("upstream_closed",)
+        self.exchanged().request(b"second", after=1).end(wire.FIN | wire.ACK)
+        self.assertEqual(self.found(self.record(*race)), {"failures": 1})
+        self.assertEqual(self.found(self.record(*closed)), {"failures": 1, "wrong": 1})
+        began = self.script.time - 0.005
+        self.assertEqual(self.found(self.record(*race), began=began), {"failures": 1, "wrong": 1})
+        self.assertEqual(self.found(self.record(*closed, None, "proven"), began=began), {"failures": 1})
+        self.assertEqual(self.found(self.record(*closed), violent=("one",)), {"failures": 1})
+        self.assertEqual(self.found(self.record(*closed, None, "proven"), violent=("one",)), {"failures": 1, "wrong": 1})
+        self.setUp()
+        self.exchanged().request(b"second", after=0.8).end(wire.FIN | wire.ACK, after=0.2)
+        # A timer runs on over a request that busy workers have not read (httpd).
+        self.assertEqual(self.found(self.record(*closed)), {"failures": 1, "wrong": 1})
+        self.setUp()
+        self.exchanged().request(b"second", after=0.5).end(wire.FIN | wire.ACK)
+        for name in (race, closed):
+            self.assertEqual(self.found(self.record(*name)), {"failures": 1})
+        self.assertEqual(self.found(self.record(*closed, None, "proven")), {"failures": 1, "wrong": 1})
+
+    def test_a_success(self):
+        self.exchanged().request(b"second").reply(HEAD % b"Content-Length: 2\r\n" + b"ok")
+        self.assertEqual(self.found(status=200, application=True), {})
+        self.assertEqual(self.found(self.record("upstream_closed"), status=200, application=True), {"on_success": 1})
+        # The proxy failed what the wire calls answered.
+        self.assertEqual(self.found(), {"unexplained": 1})
+        said = [("second", Said(0, 504, "timeout", ""))]
+        self.assertEqual(self.found(said=said), {"unexplained": 1})
+        self.setUp()
+        self.exchanged().request(b"second").reply(HEAD % b"Content-Length: 2\r\n" + b"ok", after=3)
+        self.assertEqual(self.found(said=said, status=504), {})
+
+    def test_a_failure_that_the_client_does_not_know_of(self):
+        self.exchanged().request(b"second", after=1).end(wire.FIN | wire.ACK, unacked=self.size)
+        self.assertEqual(self.found(self.record("keepalive_race", "fin_crossed"), status=200, application=True),
+                         {"failures": 1, "truth": 1})
+
+    def test_let_go(self):
+        self.exchanged().request(b"second").reply(b"").end(wire.FIN | wire.ACK, outgoing=True)
+        tally = self.tally()
+        self.assertEqual((tally.unclassified, tally.lowest, tally.highest, tally.problem()), (1, 1, 1, None))
+        tally.counted = 0
+        self.assertIn("unclassified", tally.problem())
+        self.assertEqual(self.found(self.record("proxy_timeout"), backend="trace"), {"failures": 1})
+        self.assertEqual(self.found(self.record("proxy_timeout")), {"failures": 1, "wrong": 1})
+        left = self.script.time - 0.005
+        self.assertEqual(self.found(self.record("client_abort"), backend="trace", left=left), {"failures": 1})
+        self.assertEqual(self.found(self.record("proxy_timeout"), backend="trace", left=left), {"failures": 1, "wrong": 1})
+
+    def test_let_go_behind_bytes_that_nobody_acknowledged(self):
+        self.exchanged().request(b"second", after=1).reply(b"", after=30).end(wire.FIN | wire.ACK, outgoing=True)
+        self.assertEqual(self.tally().kinds, {"silent": 1})  # its client was answered before
+        self.setUp()
+        self.exchanged().request(b"second", after=1).reply(b"").end(wire.FIN | wire.ACK, outgoing=True, after=30)
+        self.assertEqual(self.tally().kinds, {"given_up": 1})
+
+    def test_a_cut_answer(self):
+        self.exchanged().request(b"second").reply(HEAD % b"Content-Length: 3\r\n" + b"ok").end(wire.FIN | wire.ACK)
+        self.assertEqual(self.tally(status=200, application=True).unobservable, 1)
+        self.assertEqual(self.found(self.record("response_cut")), {"failures": 1, "wrong": 1})
+        self.setUp()
+        self.exchanged().request(b"second").reply(HEAD % b"Content-Length: 3\r\n" + b"ok").end(wire.RST | wire.ACK)
+        self.assertEqual(self.found(self.record("response_cut")), {"failures": 1})
+        self.assertEqual(self.found(), {"failures": 1, "missed": 1})
+
+    def test_refused_and_its_explanation(self):
+        self.script = Script()
+        self.script.PEER_ISN = 0
+        self.script.add(True, wire.SYN).add(False, wire.RST | wire.ACK, ack=1)
+        self.assertEqual(self.found(self.record("connect_refused", certainty="proven")), {"failures": 1})
+        self.assertEqual(self.found(), {"failures": 1, "missed": 1})
+        self.assertEqual((self.found(calls_off=True), self.tally(calls_off=True).unobservable), ({"failures": 1}, 1))
+        self.script = Script()
+        self.assertEqual(self.found(), {"unexplained": 1})
+        self.assertEqual(self.found(said=[("second", Said(0, 502, "benched", "no live upstreams"))]), {})
+        self.assertEqual(self.found(said=[("second", Said(0, 502, "other", "502"))]), {"unexplained": 1})
+
+    def test_a_witness_that_speaks_of_something_else(self):
+        self.exchanged().request(b"second", after=1).end(wire.FIN | wire.ACK, unacked=self.size)
+        right = self.record("keepalive_race", "fin_crossed", "proven")
+        self.assertEqual(self.found(right, said=[("second", Said(0, 502, "upstream", ""))]), {"failures": 1})
+        self.assertEqual(self.found(right, said=[("second", Said(0, 504, "timeout", ""))]), {"failures": 1, "truth": 1})
 
 
 def failure(port=40000, time=100.0, kind="crossed", after=0.01, rested=1.0, ended=0.0):

@@ -33,6 +33,7 @@ SLOW_ODDITIES = ODDITIES + ",signals,churn at start,start stop,many connections"
 SLOW_ON = ("fentry", "6.12")
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node"}
+PROVEN_ON = ("fentry", "6.1")
 LIMIT = 600  # seconds, of each command
 
 
@@ -54,6 +55,11 @@ def exact(options, name):
         ]
         if (name, kernel) in PROXIES or kernel == "5.10":
             yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *BACKENDS[name], *tools(options, line=False)]
+        if (name, kernel) == PROVEN_ON:
+            yield "the proving ground, a part", [
+                f"{TESTS}/e2e/prove.py", *BACKENDS[name], *tools(options), "--pairs", "nginx+uvicorn", "--timers", "short",
+                "--exchanges", "60",
+            ]
         yield "no live upstreams", [f"{TESTS}/e2e/no_live_upstreams.py", *BACKENDS[name], *tools(options, line=False)]
         yield "beside cgroup", [f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3"]
 
