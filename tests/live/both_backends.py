@@ -7,6 +7,8 @@ one must be a verdict of the other, alike in every field, but for
   what cgroup can't observe   absent there, and only there: the process (on some kernels), the network namespace's number,
                               how much the process left unread, the socket's error, what became of the request, what
                               the upstream's own process did (both ends of the lab's connections are on this host)
+  what others do meanwhile    a verdict of trace's waits for its outcome, half a second at most: by then more may be known
+                              of the upstream
   times                       each backend reads the clock for itself: within a few ticks
   what follows from that      cgroup says less: a smaller size (FOLLOWS), a lower certainty, a shorter sentence
   the sentence                its numbers of milliseconds may differ as the times do
@@ -57,6 +59,10 @@ FOLLOWS = {
 }
 # What the upstream's own process did makes trace surer, and its sentence longer.
 FOLLOWS_SERVER_END = ("finrace.certainty", "finrace.message")
+LEARNED_MEANWHILE = {
+    "finrace.upstream.samples": lambda trace, cgroup: cgroup <= trace,
+    "finrace.reason": lambda trace, cgroup: cgroup == "unknown",
+}
 CERTAINTIES = ("possible", "likely", "proven")
 # Times that come from the last byte, which the kernel notes to a tick.
 NOTED = (
@@ -151,6 +157,8 @@ class Comparison:
             difference.note("less by cgroup", not less, example)
         elif path in OWN:
             difference.note("its own", False, example)
+        elif path in LEARNED_MEANWHILE:
+            difference.note("less by cgroup", not LEARNED_MEANWHILE[path](ours, theirs), example)
         elif path == "finrace.message":
             difference.note("other numbers", wordless(ours) != wordless(theirs), example)
         elif path.endswith("_ms") and isinstance(ours, (int, float)):
