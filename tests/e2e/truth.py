@@ -276,6 +276,8 @@ class Truth:
             return "an early answer lost under the client's own body", None
         if any(attempt.early and attempt.reset_after for attempt in attempts):
             return "an early answer lost to the reset behind it", None
+        if "upstream" in whats and any(attempt.early for attempt in attempts):
+            return "an early answer that the proxy did not take, with its request still to be sent", None
         if "timeout" in whats and any(attempt.kind == "answered" and attempt.ended - attempt.time >= self.patience
                                       for attempt in attempts):
             return "an answer too late", None  # the proxy gives up without letting go of the upstream
