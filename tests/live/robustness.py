@@ -847,18 +847,6 @@ def test_who_closed_and_how(options):
 # ---- where records go ----------------------------------------------------------------------------------------------------
 
 
-def in_child(work):
-    """Runs it in a forked process, and waits for that."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    must(os.waitpid(child, 0)[1] == 0, "the child failed")
-
-
 def test_moved_sockets(options):
     """A connection that one process opens and another uses: a forked one, or one that was handed it (SCM_RIGHTS).
 
@@ -882,8 +870,8 @@ def test_moved_sockets(options):
                 moved.sendall(REQUEST)
 
         for pair, use in ((inherited, use_inherited), (handed, use_handed)):
-            in_child(use)
-            read_all(pair.server, len(REQUEST))
+            with in_child(use):
+                read_all(pair.server, len(REQUEST))
             pair.server.close()
             must(pair.client.recv(1) == b"", "the client read a byte")
         finrace.wait_verdicts(net, 2)
