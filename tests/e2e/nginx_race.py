@@ -167,21 +167,26 @@ def judge_server_side(checks: Checks, lab: Lab, failures, records) -> None:
     found = records.named("finrace.verdict")
     clients = [verdict for verdict in found if verdict.get("finrace.side") != "server"]
     checks(not clients, "the server's side alone was asked for", f"{len(clients)} of the client's", map(str, clients))
-    named = {}
-    for verdict in found:
-        local, peer = verdict.connection[:2], verdict.connection[2:]
-        if local == (lab.address, lab.port):
-            named.setdefault((*peer, *local), []).append(verdict)
     print("  server side: " + ("; ".join(f"{count} x {text}" for text, count in Counter(map(str, found)).most_common()) or "-"))
+    # By connection and time: an upstream connection's port may come again within a run.
+    pairs, unnamed, extra = proxy_lab.match([failure for failure in failures if failure.evidence],
+                                            [FromUpstream(verdict.record) for verdict in found])
     due = [failure for failure in failures if failure.evidence and failure.evidence.kind in SERVER_SEES]
-    missing = [failure for failure in due
-               if [verdict.get("finrace.cause") for verdict in named.get(failure.connection, [])] != ["closed_on_request"]]
-    checks(not missing, "the upstream's side names each that it could see", f"{len(due) - len(missing)} of {len(due)}",
-           [f"{list(map(str, named.get(failure.connection, [])))}: {describe(failure)}" for failure in missing])
-    failed = {failure.connection for failure in failures}
-    extra = [verdict for connection, verdicts in named.items() for verdict in verdicts if connection not in failed]
-    elsewhere = sum(map(len, named.values())) != len(found) - len(clients)
-    checks(not extra and not elsewhere, "and no other", f"{len(found)} in all", map(str, extra or found))
+    missing = [failure for failure in due if failure in unnamed]
+    wrong = [(failure, verdict) for failure, verdict in pairs if verdict.get("finrace.cause") != "closed_on_request"]
+    checks(not missing and not wrong, "the upstream's side names each that it could see", f"{len(due) - len(missing)} of {len(due)}",
+           [f"no verdict for {describe(failure)}" for failure in missing]
+           + [f"{verdict}: {describe(failure)}" for failure, verdict in wrong])
+    checks(not extra, "and no other", f"{len(found)} in all", map(str, extra))
+
+
+class FromUpstream(Verdict):
+    """A verdict of the upstream's side, its connection as the proxy sees it."""
+
+    @property
+    def connection(self) -> tuple:
+        local_address, local_port, peer_address, peer_port = super().connection
+        return (peer_address, peer_port, local_address, local_port)
 
 
 def positive(text: str) -> int:
