@@ -306,10 +306,11 @@ class Finrace:
         start = len(self.lines)
         return wait_for(lambda: next(iter(self.records("finrace.health", start)), None), "a health record", limit)
 
-    def wait_verdicts(self, net, count, limit=LIMIT):
+    def wait_verdicts(self, net, count, limit=LIMIT, among=lambda verdict: True):
+        """All verdicts, once there are as many among those that count."""
         def enough():
             found = self.verdicts(net)
-            return found if len(found) >= count else None
+            return found if sum(map(among, found)) >= count else None
 
         return wait_for(enough, lambda: f"{count} verdicts; there are {[one.verdict for one in self.verdicts(net)][:20]}",
                         limit)

@@ -647,7 +647,8 @@ def test_accept_queue_full(options):
         for client in clients:
             client.close()
         trace = options.backend == "trace"
-        found = finrace.wait_verdicts(net, len(due) + trace)
+        # The listener's come each second that it overflows, as many as the machine is slow.
+        found = finrace.wait_verdicts(net, len(due), among=lambda one: one.client)
         stalls = [one for one in found if one.client]
         certainty = "proven" if trace else "likely"
         must({one.verdict for one in stalls} == {f"accept_stalled/gave_up/{certainty}"}, f"{[one.verdict for one in found]}")
