@@ -98,21 +98,10 @@ struct Evidence {
     /// TLS, before a request could be sent.
     [[nodiscard]] bool in_handshake() const { return has(c, CONNECTION_HANDSHAKE); }
 
-    /// How near to this upstream's idle timeout its close came. One at the timeout is its timer's; a busy host's timer
-    /// may be as late as `near`.
-    enum class Nearness { far, near, at };
+    /// Of a close after so long a rest to this upstream's idle timeout.
     [[nodiscard]] Nearness nearness_to_timeout(std::uint64_t rested_ms) const
     {
-        if (!timeout)
-            return Nearness::far;
-        const std::uint64_t off = rested_ms < timeout->lowest_ms    ? timeout->lowest_ms - rested_ms
-                                  : rested_ms > timeout->highest_ms ? rested_ms - timeout->highest_ms
-                                                                    : 0;
-        // On a path that stands still the round-trip time says little: never so much that any rest would do.
-        const std::uint64_t most = timeout->ms / 4;
-        if (off <= std::min(timeout->ms / 100 + 2 * rtt_ms + 20, most))
-            return Nearness::at;
-        return off <= std::min(timeout->ms / 50 + 2 * rtt_ms + 50, most) ? Nearness::near : Nearness::far;
+        return timeout ? timeout->nearness(rested_ms, rtt_ms) : Nearness::far;
     }
 
     [[nodiscard]] std::uint64_t rested_ms() const { return c.idle_ms + after_ms; }
@@ -346,12 +335,12 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
     const char* segment = race == Variant::fin_lingering ? "FIN" : "RST";
     const bool rested = evidence.rested();
 
-    const auto nearness = rested ? evidence.nearness_to_timeout(evidence.rested_ms()) : Evidence::Nearness::far;
+    const auto nearness = rested ? evidence.nearness_to_timeout(evidence.rested_ms()) : Nearness::far;
     // A server that is short of workers may leave a request unread for longer than a race's window, until its timer
     // fires: Apache httpd does.
-    const bool late = nearness == Evidence::Nearness::at && 2 * std::uint64_t{c.idle_ms} >= evidence.timeout->ms;
-    if (late || (nearness != Evidence::Nearness::far && evidence.in_race_window())) {
-        const bool at = nearness == Evidence::Nearness::at && evidence.in_race_window();
+    const bool late = nearness == Nearness::at && 2 * std::uint64_t{c.idle_ms} >= evidence.timeout->ms;
+    if (late || (nearness != Nearness::far && evidence.in_race_window())) {
+        const bool at = nearness == Nearness::at && evidence.in_race_window();
         return verdict(
             evidence, Cause::keepalive_race, race, at ? Certainty::likely : Certainty::possible,
             fmt::format("The upstream's {} came {} after the request; the connection had been {}, {} its idle "
@@ -491,7 +480,7 @@ Classification judge_peer_reset(const Evidence& evidence)
             return judge_stale_response(evidence, "RST");
         if (unacked > 0)
             return judge_rejected(evidence, unacked, "RST");
-        if (evidence.nearness_to_timeout(c.fin_idle_ms) != Evidence::Nearness::far)
+        if (evidence.nearness_to_timeout(c.fin_idle_ms) != Nearness::far)
             return harmless(Ending::idle_close_by_peer, c.fin_idle_ms);
         if (c.fin_idle_ms < shortest_idle_timer_ms) {
             // Older than the tracer, or so near to the upstream's timer that a path which stood still may explain it.

@@ -31,13 +31,6 @@ std::uint64_t distance(std::uint64_t a, std::uint64_t b)
     return a > b ? a - b : b - a;
 }
 
-/// As the classifier has it: one per cent, and what a busy host's timer may be late.
-bool at_timeout(std::uint64_t rested_ms, const IdleTimeout& timeout, std::uint64_t rtt_ms)
-{
-    const std::uint64_t slack = timeout.ms / 50 + 2 * rtt_ms + 50;
-    return rested_ms + slack >= timeout.lowest_ms && rested_ms <= timeout.highest_ms + slack;
-}
-
 } // namespace
 
 std::string_view to_string(Reason reason)
@@ -88,7 +81,8 @@ void CloseHistory::note(const event& e)
 Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& timeout) const
 {
     const Close close = close_of(e);
-    if (timeout && at_timeout(close.rested_ms, *timeout, e.srtt_us / 1000))
+    const std::uint64_t rtt_ms = e.srtt_us / 1000;
+    if (timeout && timeout->nearness(close.rested_ms, rtt_ms) != Nearness::far)
         return Reason::idle_timer;
 
     std::size_t together = 1;
@@ -110,7 +104,7 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
             limited += other.served == close.served ? 1 : 0;
         }
         if (timeout && other.at_ns + lately_ns >= close.at_ns && other.rested_ms < timeout->lowest_ms &&
-            !at_timeout(other.rested_ms, *timeout, e.srtt_us / 1000))
+            timeout->nearness(other.rested_ms, rtt_ms) == Nearness::far)
             ++early;
     }
     // Connections that were opened together reach their timer together as well.

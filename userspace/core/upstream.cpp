@@ -34,6 +34,18 @@ std::uint32_t widest_hole(std::span<const std::uint32_t> sorted)
 
 } // namespace
 
+Nearness IdleTimeout::nearness(std::uint64_t rested_ms, std::uint64_t rtt_ms) const
+{
+    const std::uint64_t off = rested_ms < lowest_ms    ? lowest_ms - rested_ms
+                              : rested_ms > highest_ms ? rested_ms - highest_ms
+                                                       : 0;
+    // On a path that stands still the round-trip time says little: never so much that any rest would do.
+    const std::uint64_t most = ms / 4;
+    if (off <= std::min<std::uint64_t>(ms / 100 + 2 * rtt_ms + 20, most))
+        return Nearness::at;
+    return off <= std::min<std::uint64_t>(ms / 50 + 2 * rtt_ms + 50, most) ? Nearness::near : Nearness::far;
+}
+
 void IdleTimeoutLearner::learn(std::uint32_t idle_ms)
 {
     if (samples_.size() < capacity) {

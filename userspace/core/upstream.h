@@ -32,6 +32,10 @@ struct UpstreamKeyHash {
     std::size_t operator()(const UpstreamKey& key) const noexcept;
 };
 
+/// How near to an upstream's idle timeout a close came. One at the timeout is its timer's; a busy host's timer may be
+/// as late as `near`.
+enum class Nearness { far, near, at };
+
 /// An upstream's idle timeout as learned.
 struct IdleTimeout {
     std::uint32_t ms;
@@ -40,6 +44,8 @@ struct IdleTimeout {
     std::uint32_t samples;    ///< in the cluster
 
     [[nodiscard]] std::uint32_t spread_ms() const { return highest_ms - lowest_ms; }
+    /// Of a close after so long a rest, seen from a round-trip time away.
+    [[nodiscard]] Nearness nearness(std::uint64_t rested_ms, std::uint64_t rtt_ms) const;
 };
 
 /// Learns one upstream's idle timeout from idle times at close. Keeps the newest 128.
