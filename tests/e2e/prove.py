@@ -824,12 +824,12 @@ def test(options, results):
     try:
         for number, pairing in enumerate(chosen):
             rows.append((pairing.name, run_pairing(options, line, pairing, number, results)))
+            if options.table:  # at once: a run of hours may be ended before its time
+                Path(options.table).write_text(table(rows) + "\n", encoding="utf-8")
     finally:
         line.close()
         if rows:
             print("\n" + table(rows) + "\n", flush=True)
-            if options.table:
-                Path(options.table).write_text(table(rows) + "\n", encoding="utf-8")
 
 
 def parse():
