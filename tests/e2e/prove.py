@@ -849,7 +849,7 @@ def parse():
     options.accidents = options.accidents.split(",") if options.accidents else None
     if options.list:
         for name, pairing in pairings().items():
-            print(f"{name:34} {' '.join(one.name for one in accidents_of(pairing, options))}")
+            print(f"{name:38}  {' '.join(one.name for one in accidents_of(pairing, options))}")
         print()
         for one in ACCIDENTS.values():
             print(f"{one.name:14} {one.text}")
