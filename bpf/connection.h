@@ -500,9 +500,10 @@ FINRACE_INLINE void connection_local_close(struct connection *c, const struct so
 		if (!(c->flags & (CONNECTION_PEER_FIN | CONNECTION_PEER_RESET)))
 			c->flags |= CONNECTION_LOCAL_FIRST;
 		/* A window of zero, whose probes are no retransmissions, is no silence. */
-		if ((c->flags & CONNECTION_SOCKET_CLOSED || how == CONNECTION_LOCAL_RESET) && view->retransmits &&
-		    connection_all_unacked(c, view->send_next, view->acknowledged))
-			c->flags |= CONNECTION_CLOSED_UNACKED;
+		if (view->retransmits && connection_all_unacked(c, view->send_next, view->acknowledged))
+			c->flags |= c->flags & CONNECTION_SOCKET_CLOSED || how == CONNECTION_LOCAL_RESET ?
+					    CONNECTION_CLOSED_UNACKED :
+					    CONNECTION_SHUTDOWN_UNACKED;
 	}
 	c->flags |= how;
 }

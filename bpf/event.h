@@ -110,6 +110,8 @@ enum connection_flag {
 	CONNECTION_HANDSHAKE = 1 << 28,
 	/* EVENT_CLIENT_ANSWERED: with an error, and its process has tried no upstream since the client asked. */
 	CONNECTION_UNTRIED = 1 << 29,
+	/* The same as CONNECTION_CLOSED_UNACKED at a shutdown(), after which its process may go on waiting. */
+	CONNECTION_SHUTDOWN_UNACKED = 1 << 30,
 };
 
 /* What the client of a connection speaks, by the first bytes that it sent. */

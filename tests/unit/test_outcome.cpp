@@ -709,7 +709,7 @@ TEST_CASE("an error without an attempt is tied to the failure before it", "[dock
 
 TEST_CASE("proxy_timeout and client_abort, and what is neither", "[outcome][classify]")
 {
-    const event end = local_close();
+    event end = local_close();
     const Upstream upstream;
     const auto judged = [&](const std::vector<event>& steps) {
         std::vector<event> all{released(end, end.timestamp_ns)};
@@ -744,6 +744,17 @@ TEST_CASE("proxy_timeout and client_abort, and what is neither", "[outcome][clas
     dropped.new_state = TCP_STATE_ESTABLISHED;
     CHECK(!judged({dropped}).verdict);
     CHECK(!judged({}).verdict);
+
+    SECTION("after shutdown(), with nothing acknowledged: the path's, once the client was told so")
+    {
+        end.connection.flags &= ~static_cast<std::uint32_t>(CONNECTION_SOCKET_CLOSED);
+        end.connection.flags |= CONNECTION_SHUTDOWN_UNACKED;
+        end.unacked_bytes = end.request_bytes;
+        end.retransmits = 3;
+        is(judged({answered(4000, next, 503)}), Cause::path_dropped, Certainty::likely);
+        is(judged({let_go(4000, next, CONNECTION_CLIENT_WAITS)}), Cause::client_abort, Certainty::likely);
+        CHECK(!judged({}).verdict); // it may wait still
+    }
 
     // An exchange that had begun to be answered, and one that was the farewell of TLS, do not depend on it.
     event answered_already = end;

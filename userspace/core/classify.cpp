@@ -569,14 +569,21 @@ bool is_harmless(Ending ending)
 }
 
 /// This host closed first, on silence: what its process did not wait for any longer is no accident of its own. After
-/// shutdown() that shows in the end alone: nothing had been acknowledged even then.
-std::optional<Classification> judge_local_silence(const Evidence& evidence)
+/// shutdown() it may wait still; that shows in the end, by an answer, or by what its client was told meanwhile.
+std::optional<Classification> judge_local_silence(const Evidence& evidence, bool over)
 {
     const event& e = evidence.e;
-    const bool never = e.kind == EVENT_CLOSED && evidence.unanswered() && e.unacked_bytes >= e.request_bytes &&
-                       !has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE);
-    return never || has(evidence.c, CONNECTION_CLOSED_UNACKED) ? judge_silence(evidence, Variant::gave_up)
-                                                               : std::nullopt;
+    if (has(evidence.c, CONNECTION_CLOSED_UNACKED))
+        return judge_silence(evidence, Variant::gave_up);
+    if (!over || !evidence.unanswered() || has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE))
+        return std::nullopt;
+    const bool never = e.unacked_bytes >= e.request_bytes;
+    if (!never && !has(evidence.c, CONNECTION_SHUTDOWN_UNACKED))
+        return std::nullopt;
+    auto silence = judge_silence(evidence, Variant::gave_up);
+    if (silence && !never)
+        silence->verdict->certainty = Certainty::possible;
+    return silence;
 }
 
 /// This host closed first. Why it did not wait for the answer shows in what the client behind the request got.
@@ -607,6 +614,8 @@ Classification judge_local_close(const Evidence& evidence, const Outcome& outcom
                                    evidence.after_text(), client.status));
     // A 200 may be another attempt's, or come out of a cache.
     const bool error = client.status == 0 || client.status >= 500;
+    if (auto silence = judge_local_silence(evidence, error))
+        return *std::move(silence);
     return verdict(evidence, Cause::proxy_timeout, Variant::none, error ? client.certainty : Certainty::possible,
                    fmt::format("This host stopped waiting for the upstream {} after the request and answered the "
                                "client itself{}.",
@@ -666,7 +675,7 @@ Classification judge_closed(const Evidence& evidence, const Outcome& outcome)
         if (auto crossed = judge_answer_before_request(evidence))
             return *std::move(crossed);
         const bool told = has(c, CONNECTION_CLOSED_UNACKED) && has(c, CONNECTION_LOCAL_FIN) && !lost(EVENT_LOCAL_FIN);
-        if (auto silence = judge_local_silence(evidence); silence && !outcome.named)
+        if (auto silence = judge_local_silence(evidence, true); silence && !outcome.named)
             return told ? Classification{} : *std::move(silence);
         return judge_local_close(evidence, outcome);
     }
@@ -757,7 +766,7 @@ Classification classify(const event& e, const Upstream& upstream, const Outcome&
     case EVENT_LOCAL_FIN: {
         if (!has(e.connection, CONNECTION_LOCAL_FIRST))
             return {};
-        if (auto silence = judge_local_silence(evidence))
+        if (auto silence = judge_local_silence(evidence, false))
             return *std::move(silence);
         Classification result = judge_local_close(evidence, outcome);
         if (!result.verdict)
