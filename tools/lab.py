@@ -727,7 +727,7 @@ def race_reset_closed(run):
     with run.black_hole("right-to-left"):
         until(timer)
         run.server_ends("reset")
-        until(timer + run.delay)
+        until(run.truth["server_closed_at"] + run.delay)
     until(timer + (4 + run.number % 4) * run.delay // 2)
     run.check(run.client_state() == TCP_ESTABLISHED, "the server's RST was not lost")
     run.send(run.request())

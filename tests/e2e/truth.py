@@ -63,6 +63,8 @@ def near_timer(rested, keep_alive, late):
 def expect(attempt, began, at_timer, ask, backend):
     """`began`: whether the application's handler had this attempt's request; None if that is not known. `at_timer`: the
     server's idle timer explains the end."""
+    # A kernel that closes for a dead process sends no FIN where a byte lay unread: such a process had read its request.
+    killed = ask is not None and ask.accident == "crash"
     kind = attempt.kind
     taken = CLOSED if not attempt.reset else RESET
     if kind in ("answered", "open"):
@@ -86,7 +88,8 @@ def expect(attempt, began, at_timer, ask, backend):
             return Expected([race], why="the handler had not begun, at the idle timer")
         if attempt.fresh:
             return Expected([(taken, "")], why="the handler had not begun; no idle close meets a connection just opened")
-        return Expected([race, (taken, "")], unproven=(taken,), why="the handler had not begun, perhaps not by the idle timer")
+        return Expected([race, (taken, "")], unproven=() if killed and kind == "fin_acknowledged" else (taken,),
+                        why="the handler had not begun, perhaps not by the idle timer")
     if kind == "reset_bare":
         return Expected([(RESET, "")] if attempt.fresh else [(RACE, "reset_closed")])
     if kind == "reset_late":
@@ -205,8 +208,10 @@ class Truth:
 
     @staticmethod
     def hidden_end(ask, attempt):
-        """Behind bytes that nobody acknowledges no FIN shows: when the proxy let go is known by what it told its client."""
-        if (ask and attempt.kind in ("given_up", "answer_given_up") and not ask.application and not ask.left and
+        """Behind bytes that nobody acknowledges no FIN shows: when the proxy let go is known by what it told its client.
+
+        An answer may yet come, to a socket that is gone."""
+        if (ask and attempt.kind in ("given_up", "answer_given_up", "answered") and not ask.application and not ask.left and
                 attempt.acknowledged > ask.done >= attempt.time + wire.SILENCE):
             attempt.kind = "silent"
             attempt.text += f"; nothing acknowledged when its client was answered, after {(ask.done - attempt.time) * 1e3:.0f} ms"
