@@ -4,7 +4,8 @@
 An emulated machine is ten to twenty times slower than a native one, so the tests are in two groups:
 
   exact  for a machine whose clock counts instructions (scripts/vm --paced). Nothing is late there, however busy the host is:
-         all that depends on times, races between a request and a timer first of all.
+         all that depends on times, races between a request and a timer first of all. What takes long and hardly depends on
+         the kernel runs with each backend on one kernel, with --whole on all.
   smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer.
 
 The last line counts the tests of all commands.
@@ -26,6 +27,8 @@ BACKENDS = {
     "cgroup": ["--backend", "cgroup"],
 }
 UPSTREAMS = [("uvicorn", "4"), ("uvicorn", "6"), ("local-uvicorn", "4"), ("lingering", "4"), ("reset", "4")]
+EVERY_UPSTREAM_ON = {("fentry", "6.1"), ("kprobe", "5.10"), ("cgroup", "6.12")}
+BOTH_BACKENDS_ON = {("fentry", "6.1"), ("fentry", "6.12"), ("kprobe", "5.10")}
 # Of the robustness tests those whose outcome depends on the kernel and the backend; and those that attach and list again
 # and again, which takes minutes in an emulated machine: once, where the tables grow and every hook is there.
 ODDITIES = "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,two at once,accept queue full"
@@ -34,34 +37,37 @@ SLOW_ON = ("fentry", "6.12")
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node"}
 PROVEN_ON = ("fentry", "6.1")
+PEERS_ON = ("fentry", "5.10")
 LIMIT = 600  # seconds, of each command
 
 
 def exact(options, name):
+    kernel = ".".join(os.uname().release.split(".")[:2])
+    here = (name, kernel)
     backend = [*BACKENDS[name], *tools(options)]
     yield "race lab", [f"{HERE}/lab_check.py", *backend, "--runs", str(options.runs)]
-    for upstream, family in UPSTREAMS:
+    for upstream, family in UPSTREAMS if options.whole or here in EVERY_UPSTREAM_ON else UPSTREAMS[:1]:
         yield f"nginx and {upstream}{' over IPv6' if family == '6' else ''}", [
             f"{TESTS}/e2e/nginx_race.py", *backend, "--upstream", upstream, "--family", family, "--requests", str(options.requests),
         ]
-    if name == "fentry":
+    if here == PEERS_ON or (options.whole and name == "fentry"):
         finrace_alone = [*BACKENDS[name], *tools(options, line=False)]
         yield "beside tcplife and tcpstates", [f"{HERE}/compare_tcplife.py", *finrace_alone]
     if name != "cgroup":
-        kernel = ".".join(os.uname().release.split(".")[:2])
         yield "proxies", [
             f"{TESTS}/e2e/proxies.py", *BACKENDS[name], *tools(options, line=False), "--rounds", "1",
-            "--proxies", PROXIES.get((name, kernel), "nginx,haproxy"),
+            "--proxies", PROXIES.get(here, "nginx,haproxy"),
         ]
-        if (name, kernel) in PROXIES or kernel == "5.10":
+        if here in PROXIES or kernel == "5.10":
             yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *BACKENDS[name], *tools(options, line=False)]
-        if (name, kernel) == PROVEN_ON:
+        if here == PROVEN_ON:
             yield "the proving ground, a part", [
                 f"{TESTS}/e2e/prove.py", *BACKENDS[name], *tools(options), "--pairs", "nginx+uvicorn", "--timers", "short",
                 "--exchanges", "60",
             ]
         yield "no live upstreams", [f"{TESTS}/e2e/no_live_upstreams.py", *BACKENDS[name], *tools(options, line=False)]
-        yield "beside cgroup", [f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3"]
+        if options.whole or here in BOTH_BACKENDS_ON:
+            yield "beside cgroup", [f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3"]
 
 
 def smp(options, name):
@@ -115,7 +121,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
     parser.add_argument("--backends", default=",".join(BACKENDS), help="of fentry, kprobe, cgroup (default: all)")
     parser.add_argument("group", choices=("exact", "smp"))
-    parser.add_argument("--runs", type=int, default=20, help="of each of the lab's scenarios")
+    parser.add_argument("--whole", action="store_true", help="every command on every kernel and with every backend")
+    parser.add_argument("--runs", type=int, default=10, help="of each of the lab's scenarios")
     parser.add_argument("--requests", type=int, default=300, help="near the timer, through nginx")
     parser.add_argument("--only", default="", help="only commands with this word in their title")
     parser.add_argument("--build", default=os.path.join(os.path.dirname(TESTS), "build"), help="folder with the binaries")
