@@ -289,14 +289,14 @@ class TruthTest(Conversation):
             return self.get(path.rpartition(".")[2], default)
 
     def tally(self, *verdicts, status=502, application=False, began=None, backend="cgroup", said=(), left=0.0, violent=(),
-              calls_off=False):
-        ask = truth.Ask("second", "one", "POST", "/ok/second", 100.0, 110.0, status, application, True, left)
+              calls_off=False, accident="one"):
+        ask = truth.Ask("second", accident, "POST", "/ok/second", 100.0, 110.0, status, application, True, left)
         lines = [{"event": "begin", "id": "second", "time": began}] if began else []
         joined = truth.Truth([ask], self.script.connections(), lines, list(said), backend=backend, keep_alive=1.0,
                              logs_begin=True, late=0.0, patience=2.0, violent=violent, calls_off=calls_off)
-        tallies = {"one": truth.Tally()}
-        truth.judge(joined, list(verdicts), tallies, lambda _: "one")
-        return tallies["one"]
+        tallies = {accident: truth.Tally()}
+        truth.judge(joined, list(verdicts), tallies, lambda _: accident)
+        return tallies[accident]
 
     def found(self, *verdicts, **more):
         tally = self.tally(*verdicts, **more)
@@ -373,6 +373,22 @@ class TruthTest(Conversation):
         self.setUp()
         self.exchanged().request(b"second", after=1).reply(b"").end(wire.FIN | wire.ACK, outgoing=True, after=30)
         self.assertEqual(self.tally().kinds, {"given_up": 1})
+        self.setUp()
+        self.exchanged().request(b"second", after=1).reply(HEAD % b"Content-Length: 2\r\n" + b"ok", after=30)
+        self.assertEqual(self.tally(status=504).kinds, {"silent": 1})
+        self.assertEqual(self.tally(status=200, application=True).kinds, {})
+
+    def test_a_killed_process_had_read_what_it_left_no_byte_of(self):
+        self.exchanged().request(b"second", after=0.5).end(wire.FIN | wire.ACK)
+        closed = self.record("upstream_closed", certainty="proven")
+        self.assertEqual(self.found(closed), {"failures": 1, "wrong": 1})
+        self.assertEqual(self.found(closed, accident="crash"), {"failures": 1})
+
+    def test_a_connection_called_off(self):
+        self.script = Script()
+        self.script.add(True, wire.SYN).add(False, wire.SYN | wire.ACK, ack=1).add(True, wire.RST)
+        self.assertEqual((self.tally(calls_off=True).lowest, self.tally(calls_off=True).highest), (0, 1))
+        self.assertEqual(self.tally().highest, 0)
 
     def test_a_cut_answer(self):
         self.exchanged().request(b"second").reply(HEAD % b"Content-Length: 3\r\n" + b"ok").end(wire.FIN | wire.ACK)

@@ -48,6 +48,7 @@ class Expected:
     demanded: bool = True  # a verdict must come
     unproven: tuple = ()  # causes that may not be called proven here
     unclassified: bool = False  # no verdict, and counted as such
+    countable: bool = False  # no verdict, and perhaps counted as unclassified
     unobservable: bool = False  # TCP doesn't tell, or the wire never saw it
     why: str = ""
 
@@ -364,7 +365,9 @@ def judge(truth, verdicts, tallies, accident_at):
             if opening == "refused" and truth.calls_off:
                 expected.demanded, expected.unobservable = False, True
         elif last is None:
-            expected, accident, what = Expected([], demanded=False), accident_at(connection.opened), "unused"
+            # Called off: the SYN-ACK met no socket any more.
+            called_off = truth.calls_off and any(one.outgoing and one.flags & wire.RST for one in connection.segments)
+            expected, accident, what = Expected([], demanded=False, countable=called_off), accident_at(connection.opened), "unused"
         else:
             expected, accident, what = truth.expected(last), _accident(truth, last, accident_at), last.kind
         _hold(tallies[accident], connection, last, what, expected, found, opening != "established" or (
@@ -435,7 +438,7 @@ def _hold(tally, connection, attempt, what, expected, found, failed, truth):
             tally.unclassified += 1
             tally.lowest += 1
             tally.highest += 1
-        elif failed or expected.allowed:
+        elif failed or expected.allowed or expected.countable:
             tally.highest += 1
         return
     if len(found) > 1:
