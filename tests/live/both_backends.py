@@ -184,8 +184,8 @@ class Comparison:
         trace, cgroup = (self.verdicts[name] for name in ("trace", "cgroup"))
         problems = []
         for ends in sorted({*trace, *cgroup}):
-            ours, theirs = ([one.verdict for one in side.get(ends, []) if one.at("finrace.cause") not in BY_ITS_CLIENT]
-                            for side in (trace, cgroup))
+            ours = [one.verdict for one in trace.get(ends, []) if one.at("finrace.cause") not in BY_ITS_CLIENT]
+            theirs = [one.verdict for one in cgroup.get(ends, [])]
             if len(ours) != len(theirs):
                 problems.append(f"{self.where(ends)}: trace {ours or 'nothing'}, cgroup {theirs or 'nothing'}")
         must(trace, "trace said nothing at all")
@@ -217,12 +217,13 @@ class Comparison:
         unlike = []
         for port in sorted(ours):
             one, other = (side[port].at("finrace.upstream." + path) for side in (ours, theirs))
-            by_client = ours[port].at("finrace.upstream.verdicts", {}).keys() & set(BY_ITS_CLIENT)
-            if path == "verdicts":
-                one = {cause: count for cause, count in (one or {}).items() if cause not in by_client} or None
-            if path == "unclassified" and by_client:
-                one += sum(ours[port].at(f"finrace.upstream.verdicts.{cause}") for cause in by_client)
-            if one != other and (one or other):
+            verdicts = dict(ours[port].at("finrace.upstream.verdicts", {}))
+            by_client = sum(verdicts.pop(cause, 0) for cause in BY_ITS_CLIENT)
+            if by_client and path == "verdicts":
+                one = verdicts
+            elif by_client and path == "unclassified":
+                one += by_client
+            if one != other:
                 unlike.append(f"{names.get(port)}: trace {one}, cgroup {other}")
         must(not unlike, lambda: f"{len(unlike)} of {len(ours)} upstreams:\n            " + "\n            ".join(unlike[:EXAMPLES]))
 
