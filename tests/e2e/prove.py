@@ -459,6 +459,7 @@ class Stage:
                              backend=self.options.backend, keep_alive=self.keep_alive if self.kind.persists else None,
                              logs_begin=self.kind.logs_begin, late=self.kind.late, patience=PATIENCE,
                              violent=[one.name for one in ACCIDENTS.values() if one.violent],
+                             killing=[one.name for one in ACCIDENTS.values() if one.kills],
                              calls_off=self.proxy_kind.calls_off, disconnects=self.proxy_kind.disconnects)
         verdicts = [one for one in self.finrace.verdicts() if one.client and one.local[0] == self.line.left_address
                     and one.peer[1] in self.ports]
@@ -487,6 +488,7 @@ class Accident:
     default: bool = True  # for every pairing
     renews: bool = False  # leaves a server with other settings behind
     violent: bool = False  # ends servers' connections, idle ones as well, at any time
+    kills: bool = False  # the servers' processes, which close nothing themselves
     limit: float = 300.0
 
 
@@ -556,7 +558,7 @@ async def idle(stage, count):
         await asyncio.gather(*(one(number, low, high) for number in range(CROWD)))
 
 
-@accident("a worker dies: killed from outside, and by its own hand", needs=("crash",), violent=True)
+@accident("a worker dies: killed from outside, and by its own hand", needs=("crash",), violent=True, kills=True)
 async def crash(stage, _):
     async def kill():
         await stage.blocking(stage.server.kill_worker)

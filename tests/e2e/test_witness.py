@@ -289,14 +289,15 @@ class TruthTest(Conversation):
             return self.get(path.rpartition(".")[2], default)
 
     def tally(self, *verdicts, status=502, application=False, began=None, backend="cgroup", said=(), left=0.0, violent=(),
-              calls_off=False, accident="one"):
-        ask = truth.Ask("second", accident, "POST", "/ok/second", 100.0, 110.0, status, application, True, left)
+              calls_off=False, killing=()):
+        ask = truth.Ask("second", "one", "POST", "/ok/second", 100.0, 110.0, status, application, True, left)
         lines = [{"event": "begin", "id": "second", "time": began}] if began else []
         joined = truth.Truth([ask], self.script.connections(), lines, list(said), backend=backend, keep_alive=1.0,
-                             logs_begin=True, late=0.0, patience=2.0, violent=violent, calls_off=calls_off)
-        tallies = {accident: truth.Tally()}
-        truth.judge(joined, list(verdicts), tallies, lambda _: accident)
-        return tallies[accident]
+                             logs_begin=True, late=0.0, patience=2.0, violent=violent, calls_off=calls_off,
+                             killing=killing)
+        tallies = {"one": truth.Tally()}
+        truth.judge(joined, list(verdicts), tallies, lambda _: "one")
+        return tallies["one"]
 
     def found(self, *verdicts, **more):
         tally = self.tally(*verdicts, **more)
@@ -382,7 +383,7 @@ class TruthTest(Conversation):
         self.exchanged().request(b"second", after=0.5).end(wire.FIN | wire.ACK)
         closed = self.record("upstream_closed", certainty="proven")
         self.assertEqual(self.found(closed), {"failures": 1, "wrong": 1})
-        self.assertEqual(self.found(closed, accident="crash"), {"failures": 1})
+        self.assertEqual(self.found(closed, killing=("one",)), {"failures": 1})
 
     def test_a_connection_called_off(self):
         self.script = Script()

@@ -61,11 +61,10 @@ def near_timer(rested, keep_alive, late):
     return keep_alive is not None and keep_alive - SLACK <= rested <= keep_alive * 1.02 + late + SLACK
 
 
-def expect(attempt, began, at_timer, ask, backend):
+def expect(attempt, began, at_timer, ask, backend, killed=False):
     """`began`: whether the application's handler had this attempt's request; None if that is not known. `at_timer`: the
-    server's idle timer explains the end."""
-    # A kernel that closes for a dead process sends no FIN where a byte lay unread: such a process had read its request.
-    killed = ask is not None and ask.accident == "crash"
+    server's idle timer explains the end. `killed`: so does its process's death; the kernel that closes for it sends no FIN
+    where a byte lay unread, so that such a process had read its request."""
     kind = attempt.kind
     taken = CLOSED if not attempt.reset else RESET
     if kind in ("answered", "open"):
@@ -177,12 +176,12 @@ class Truth:
     """All that is known of one stage, without finrace."""
 
     def __init__(self, asks, connections, application, said, *, backend, keep_alive, logs_begin, late, patience, violent=(),
-                 calls_off=False, disconnects=False):
+                 killing=(), calls_off=False, disconnects=False):
         """`application`: its log's lines; `said`: (request id or "", reverse_proxies.Said); `violent`: accidents that end
-        idle connections in other ways than by the timer."""
+        idle connections in other ways than by the timer; `killing`: those that kill the server's process."""
         self.asks = {ask.id: ask for ask in asks}
         self.backend, self.keep_alive, self.logs_begin = backend, keep_alive, logs_begin
-        self.late, self.patience, self.violent = late, patience, violent
+        self.late, self.patience, self.violent, self.killing = late, patience, violent, killing
         self.calls_off, self.disconnects = calls_off, disconnects
         self.connections = connections
         self.attempts = {}
@@ -228,7 +227,8 @@ class Truth:
     def expected(self, attempt):
         ask = self.asks.get(attempt.id)
         at_timer = near_timer(attempt.rested, self.keep_alive, self.late) and not (ask and ask.accident in self.violent)
-        return expect(attempt, self.began(attempt), at_timer, ask, self.backend)
+        killed = ask is not None and ask.accident in self.killing
+        return expect(attempt, self.began(attempt), at_timer, ask, self.backend, killed)
 
     # -- the proxy's own failures
 
