@@ -89,6 +89,13 @@ constexpr unsigned flags[] = {
     CONNECTION_PROCESS_ENDS,
 };
 
+/// Above the two bits of CONNECTION_PROTOCOL.
+constexpr unsigned later_flags[] = {
+    CONNECTION_HANDSHAKE,
+    CONNECTION_UNTRIED,
+    CONNECTION_SHUTDOWN_UNACKED,
+};
+
 constexpr unsigned observed_bits[] = {
     OBSERVED_PROCESS,      OBSERVED_SYSCALL_TIME, OBSERVED_SEND_QUEUE, OBSERVED_RESET_HEADER,
     OBSERVED_SOCKET_ERROR, OBSERVED_UNREAD,       OBSERVED_NETNS,      OBSERVED_CLOSE_CALL,
@@ -96,10 +103,10 @@ constexpr unsigned observed_bits[] = {
 
 /// Single bits, in order and without a gap: a new one is added here, and none means two things.
 template <std::size_t N>
-constexpr bool are_the_first_bits(const unsigned (&bits)[N])
+constexpr bool are_bits_from(unsigned first, const unsigned (&bits)[N])
 {
     for (std::size_t i = 0; i < N; ++i)
-        if (bits[i] != 1U << i)
+        if (bits[i] != first << i)
             return false;
     return true;
 }
@@ -113,9 +120,11 @@ constexpr bool count_from_one(const unsigned (&values)[N])
     return true;
 }
 
-static_assert(are_the_first_bits(flags));
-static_assert(are_the_first_bits(observed_bits));
-static_assert(fits<decltype(connection::flags)>(flags[std::size(flags) - 1]));
+static_assert(are_bits_from(1, flags));
+static_assert(CONNECTION_PROTOCOL == (flags[std::size(flags) - 1] << 1 | flags[std::size(flags) - 1] << 2));
+static_assert(are_bits_from(flags[std::size(flags) - 1] << 3, later_flags));
+static_assert(are_bits_from(1, observed_bits));
+static_assert(fits<decltype(connection::flags)>(later_flags[std::size(later_flags) - 1]));
 static_assert(fits<decltype(event::observed)>(observed_bits[std::size(observed_bits) - 1]));
 static_assert(count_from_one(states));
 static_assert(fits<decltype(connection::state)>(states[std::size(states) - 1]));
