@@ -71,13 +71,36 @@ static __always_inline struct event *cgroup_event_begin(struct connection *c, co
 	if (!e)
 		return NULL;
 	/* What is kept there until then is for the kernel alone. */
-	if (!(c->flags & CONNECTION_PEER_FIN))
+	if (!(c->flags & CONNECTION_PEER_FIN)) {
 		e->connection.peer_fin_ns = 0;
+		e->connection.fin_unacked = 0;
+	}
 	if (!(c->flags & CONNECTION_PEER_RESET)) {
 		e->connection.peer_reset_ns = 0;
 		e->connection.reset_unacked = 0;
 	}
 	return e;
+}
+
+/*
+ * The sequence number after what has been sent, without this host's FIN. One that is due, as the state tells, may have
+ * to wait, as behind a request that is being retransmitted; snd_nxt counts it only after it has left
+ * (tcp_event_new_data_sent()), and the peer's may arrive in between.
+ */
+static __always_inline __u32 send_next(const struct connection *c, __u32 snd_nxt)
+{
+	if (!(c->flags & CONNECTION_LOCAL_FIN_LEFT))
+		return snd_nxt;
+	if (c->flags & CONNECTION_PEER_FIN)
+		return snd_nxt - 1;
+	return sequence_distance(c->local_fin_seq, snd_nxt) ? c->local_fin_seq : snd_nxt;
+}
+
+static __always_inline void note_local_fin(struct connection *c, __u32 seq)
+{
+	c->flags |= CONNECTION_LOCAL_FIN_LEFT;
+	if (!(c->flags & CONNECTION_PEER_FIN))
+		c->local_fin_seq = seq;
 }
 
 /* ------------------------------------------------------------------ sock_ops: states */
@@ -91,7 +114,7 @@ static __always_inline void view_sock_ops(struct socket_view *view, struct bpf_s
 	view->last_receive_ns = last_receive_ns(c, view->now_ns);
 	/* tcp_rcv_nxt_update() counts the FIN's sequence number among the bytes. */
 	view->bytes_received = received - (received && fin_counted ? 1 : 0);
-	view->send_next = ctx->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
+	view->send_next = send_next(c, ctx->snd_nxt);
 	view->acknowledged = ctx->snd_una;
 	view->retransmits = ctx->total_retrans;
 	view->segment_bytes = 0;
@@ -121,7 +144,7 @@ static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct conne
 	acked = ctx->bytes_acked;
 	if (acked && (c->flags & CONNECTION_CLIENT))
 		acked--;
-	if (acked && kind != EVENT_LOCAL_FIN && (c->flags & CONNECTION_LOCAL_FIN) && ctx->snd_una == ctx->snd_nxt)
+	if (acked && c->flags & CONNECTION_LOCAL_FIN_LEFT && ctx->snd_una == ctx->snd_nxt)
 		acked--;
 	e->bytes_sent = acked;
 	e->srtt_us = ctx->srtt_us >> 3;
@@ -318,7 +341,7 @@ static __always_inline void view_tcp(struct socket_view *view, struct bpf_tcp_so
 	view->now_ns = now_ns;
 	view->last_receive_ns = last_receive_ns(c, now_ns);
 	view->bytes_received = received - (received && c->flags & CONNECTION_PEER_FIN ? 1 : 0);
-	view->send_next = tp->snd_nxt - (c->flags & CONNECTION_LOCAL_FIN ? 1 : 0);
+	view->send_next = send_next(c, tp->snd_nxt);
 	view->acknowledged = tp->snd_una;
 	view->retransmits = tp->total_retrans;
 	view->segment_bytes = 0;
@@ -401,7 +424,11 @@ static __noinline struct connection *adopt(struct __sk_buff *skb)
 	view.acknowledged = tp->snd_una;
 	if (adoptable->flags & CONNECTION_PEER_FIN && view.bytes_received)
 		view.bytes_received--;
+	if (adoptable->flags & CONNECTION_LOCAL_FIN)
+		view.send_next--;
 	connection_adopt(c, next_connection_id(), &view, adoptable->last_send_ns, adoptable->flags, sk->state);
+	if (adoptable->flags & CONNECTION_LOCAL_FIN)
+		note_local_fin(c, view.send_next);
 	c->pid = adoptable->pid;
 	follow_port(sk->src_port);
 	__sync_fetch_and_add(&connections_adopted, 1);
@@ -510,6 +537,8 @@ static __noinline int on_notable_egress(struct __sk_buff *skb)
 			emit_packet(sk, c, &view, EVENT_SENT_AFTER_FIN, sk->src_port);
 		}
 	}
+	if (segment.flags & TCP_FLAG_BIT_FIN)
+		note_local_fin(c, segment.seq + segment.payload);
 	/* In SYN_SENT an RST answers a stranger's ACK, as from TIME_WAIT at the peer, and the SYN goes on (RFC
 	 * 9293 3.10.7.3). It has been this socket's since Linux 6.13. */
 	if (segment.flags & TCP_FLAG_BIT_RST && c->state == TCP_STATE_SYN_SENT)
