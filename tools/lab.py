@@ -503,6 +503,12 @@ class Run:
         if not good:
             raise Slip(why)
 
+    def becomes(self, true, otherwise):
+        deadline = now_ns() + int(PATIENCE * 1e9)
+        while not true() and now_ns() < deadline:
+            time.sleep(0.001)
+        self.check(true(), otherwise)
+
     def client_state(self):
         return TcpInfo(self.client).state
 
@@ -591,7 +597,7 @@ class Run:
         finally:
             self.drop("none", self.client_port)
 
-    def into_silence(self, patience):
+    def into_silence(self, patience, ends=None):
         """A request into a black hole, until the client's patience or its kernel's has an end."""
         self.exchange(1 + self.number % 2)
         self.idle(LONG_IDLE)
@@ -601,7 +607,7 @@ class Run:
             self.client_ends("timeout", patience=patience)
             self.check_acked(before)
             self.check(TcpInfo(self.client).total_retransmits > 1, "the request was not retransmitted")
-            self.client.close()
+            (ends or self.client.close)()
 
     def finish(self):
         for sock in (self.client, self.server):
@@ -791,10 +797,7 @@ def stale_reuse(run):
     run.exchange(1 + run.number % 2)
     until(run.idle_timer())
     run.server_ends("fin")
-    for _ in range(1000):
-        if run.client_state() == TCP_CLOSE_WAIT:
-            break
-        time.sleep(0.001)
+    run.becomes(lambda: run.client_state() == TCP_CLOSE_WAIT, "the FIN had not arrived")
     run.idle((0.005, 0.05, 0.3)[run.number % 3])
     run.check(run.client_state() == TCP_CLOSE_WAIT, "the FIN had not arrived")
     run.send(run.request())
@@ -917,6 +920,17 @@ def silence_until_client_gives_up(run):
     """The path has dropped the connection; the client closes after 1.3 s."""
     run.open()
     run.into_silence(1.3)
+
+
+@scenario(cause("path_dropped", "gave_up"), line=True)
+def silence_until_client_shuts_down(run):
+    """The client gives up by shutdown(), as Varnish does; the path heals before its close(), or after."""
+    run.open()
+    run.into_silence(1.3, ends=lambda: run.client.shutdown(socket.SHUT_RDWR))
+    if run.number % 2:
+        run.client.close()
+    run.becomes(lambda: unread_bytes(run.server) > 0, "the path did not heal")
+    run.client.close()
 
 
 @scenario(cause("path_dropped", certainty="likely"), line=True)

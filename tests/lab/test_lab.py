@@ -390,6 +390,7 @@ CHECKS = {
     "cut_by_reset": lambda near, far: cut(near, far, 1000),
     "cut_one_byte": lambda near, far: cut(near, far, 1),
     "silence_until_client_gives_up": silent,
+    "silence_until_client_shuts_down": silent,
     "silence_until_kernel_gives_up": silent,
     "silence_until_bare_reset": lambda near, far: (silent(near, far), near.bare_reset()),
     "silence_after_acknowledgement": probed,
