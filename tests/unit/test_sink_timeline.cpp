@@ -160,11 +160,12 @@ TEST_CASE("no story needs more than ten lines, and none breaks the terminal")
         e.response_bytes = 1;
         Sighting one = sighting(e, e);
         one.process_name = "\x1b[2J\xff\n";
+        one.verdict.message = "On this host, \x1b[2J[7] closed."; // a server's name
         const std::string text = show(one);
         CHECK(std::count(text.begin(), text.end(), '\n') <= 10);
         CHECK(text.find('\x1b') == std::string::npos);
         CHECK(text.find('\xff') == std::string::npos);
-        CHECK_THAT(text, Catch::Contains("?[2J??[1234]"));
+        CHECK_THAT(text, Catch::Contains("?[2J??[1234]") && Catch::Contains("On this host, ?[2J[7] closed."));
     }
     CHECK_THAT(show(sighting(crossing(), crossing()), true), Catch::Contains("\x1b[1;31mkeepalive_race\x1b[0m"));
 }

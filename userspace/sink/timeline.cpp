@@ -276,7 +276,7 @@ std::string timeline(const Sighting& sighting, const WallClock& clock, const Pai
         text += fmt::format("  {} ms  {}  ", paint.dim(time), paint.cyan(moment.arrow));
         text += moment.shows.empty() ? moment.what + "\n" : fmt::format("{:<8}  {}\n", moment.what, moment.shows);
     }
-    for (const std::string& line : wrap(sighting.verdict.message, width - 2))
+    for (const std::string& line : wrap(printable(sighting.verdict.message), width - 2))
         text += "  " + paint.bold(line) + "\n";
     for (const std::string& line : wrap(outcome_text(sighting.outcome), width - 2))
         text += "  " + line + "\n";
