@@ -271,6 +271,14 @@ TEST_CASE("what the server had read decides what its client can only guess", "[s
         CHECK(verdict.cause == Cause::upstream_reset);
         CHECK(verdict.certainty == Certainty::proven);
     }
+    SECTION("unread, by a process that was killed: no timer's close")
+    {
+        Verdict verdict = lost(Cause::upstream_reset);
+        corroborate(verdict, acknowledged_unanswered(), killed(closed_unread(), SIGKILL), std::nullopt);
+        CHECK(verdict.cause == Cause::upstream_reset);
+        CHECK(verdict.certainty == Certainty::proven);
+        CHECK_THAT(verdict.message, Catch::Contains("killed by signal 9, with all 176 bytes unread"));
+    }
     SECTION("unread for long: the server stood still")
     {
         Verdict verdict = lost(Cause::upstream_reset);

@@ -192,6 +192,23 @@ TEST_CASE("the answer is not kept beyond the next sample", "[upstream]")
     CHECK(!learner.timeout());
 }
 
+TEST_CASE("upstreams on loopback are one network namespace's each", "[upstream]")
+{
+    const auto in = [](std::uint32_t netns, std::uint8_t first, std::uint8_t last, std::uint8_t family = 4) {
+        event e = event_of(1, 80, family);
+        std::fill(std::begin(e.peer_address), std::end(e.peer_address), std::uint8_t{0});
+        e.peer_address[0] = first;
+        e.peer_address[family == 4 ? 3 : 15] = last;
+        e.netns = netns;
+        return UpstreamKey::of(e);
+    };
+    CHECK(in(1, 127, 1) != in(2, 127, 1));
+    CHECK(in(1, 127, 1) == in(1, 127, 1));
+    CHECK(in(1, 0, 1, 6) != in(2, 0, 1, 6));
+    CHECK(in(1, 0, 2, 6) == in(2, 0, 2, 6));
+    CHECK(in(1, 10, 1) == in(2, 10, 1)); // the same host, as far as routing goes
+}
+
 TEST_CASE("the grouping key is address, port and family", "[upstream]")
 {
     Upstreams upstreams;

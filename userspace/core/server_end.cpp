@@ -25,16 +25,6 @@ std::uint64_t ms_between(std::uint64_t from_ns, std::uint64_t to_ns)
     return from_ns != 0 && to_ns > from_ns ? (to_ns - from_ns) / ns_per_ms : 0;
 }
 
-/// This host's end of the connection.
-UpstreamKey local_key(const event& e)
-{
-    UpstreamKey key;
-    std::copy(std::begin(e.local_address), std::end(e.local_address), key.address.begin());
-    key.port = e.local_port;
-    key.family = e.family;
-    return key;
-}
-
 bool waits_for_answer(const event& e)
 {
     return e.received_ns > e.sent_ns;
@@ -191,7 +181,9 @@ void corroborate(Verdict& verdict, const event& client_end, const event& server_
     const std::uint64_t lay_ms = ms_between(server_end.received_ns, server_end.timestamp_ns);
     if (server_end.unread_bytes >= client_end.request_bytes) {
         const bool rested = is_reused(c) || c.idle_ms >= shortest_idle_timer_ms;
-        if (loss && rested && lay_ms < shortest_idle_timer_ms) {
+        const std::optional<Exit> exit = exit_of(server_end);
+        const bool killed = exit && exit->by_signal; // its kernel closed for it, whatever it was about to do
+        if (loss && rested && lay_ms < shortest_idle_timer_ms && !killed) {
             verdict.cause = Cause::keepalive_race;
             verdict.variant = resets(server_end) ? Variant::reset_unread : Variant::fin_lingering;
         } else if (!race && !loss) {
@@ -232,17 +224,15 @@ void corroborate_with_overflow(Verdict& verdict, const event& overflow)
 std::size_t ServerEnds::PairHash::operator()(const Pair& pair) const noexcept
 {
     const UpstreamKeyHash hash;
-    return hash(pair.client) * 31 + hash(pair.server) + pair.netns;
+    return hash(pair.client) * 31 + hash(pair.server);
 }
 
 ServerEnds::Pair ServerEnds::pair_of(const event& e)
 {
-    const UpstreamKey local = local_key(e);
+    const UpstreamKey local = UpstreamKey::local_of(e);
     const UpstreamKey peer = UpstreamKey::of(e);
-    constexpr std::array<std::uint8_t, 16> loopback_6{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
-    const bool loopback = e.family == 6 ? local.address == loopback_6 : local.address[0] == 127;
     const bool client = has(e, CONNECTION_CLIENT);
-    return {.client = client ? local : peer, .server = client ? peer : local, .netns = loopback ? e.netns : 0};
+    return {.client = client ? local : peer, .server = client ? peer : local};
 }
 
 void ServerEnds::drop_oldest()
@@ -302,7 +292,7 @@ void ServerEnds::note_overflow(const event& overflow)
             judge_overflow_of(before);
         overflows_.clear();
     }
-    Overflow& listener = overflows_[local_key(overflow)];
+    Overflow& listener = overflows_[UpstreamKey::local_of(overflow)];
     const std::uint32_t before = listener.e.turned_away;
     listener.e = overflow;
     listener.e.turned_away += before;

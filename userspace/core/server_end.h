@@ -77,7 +77,6 @@ private:
     struct Pair {
         UpstreamKey client;
         UpstreamKey server;
-        std::uint32_t netns; ///< of loopback addresses, which every network namespace has; else 0
         bool operator==(const Pair&) const = default;
     };
     struct PairHash {

@@ -7,19 +7,37 @@
 
 namespace finrace {
 
+namespace {
+
+UpstreamKey key_of(const std::uint8_t (&address)[16], std::uint16_t port, const event& e)
+{
+    constexpr std::array<std::uint8_t, 16> loopback_6{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+    UpstreamKey key;
+    std::copy(std::begin(address), std::end(address), key.address.begin());
+    key.port = port;
+    key.family = e.family;
+    if (e.family == 6 ? key.address == loopback_6 : address[0] == 127)
+        key.netns = e.netns;
+    return key;
+}
+
+} // namespace
+
 UpstreamKey UpstreamKey::of(const event& e)
 {
-    UpstreamKey key;
-    std::copy(std::begin(e.peer_address), std::end(e.peer_address), key.address.begin());
-    key.port = e.peer_port;
-    key.family = e.family;
-    return key;
+    return key_of(e.peer_address, e.peer_port, e);
+}
+
+UpstreamKey UpstreamKey::local_of(const event& e)
+{
+    return key_of(e.local_address, e.local_port, e);
 }
 
 std::size_t UpstreamKeyHash::operator()(const UpstreamKey& key) const noexcept
 {
     const std::string_view bytes(reinterpret_cast<const char*>(key.address.data()), key.address.size());
-    return std::hash<std::string_view>{}(bytes) ^ (std::size_t{key.port} << 16U) ^ key.family;
+    return std::hash<std::string_view>{}(bytes) ^ (std::size_t{key.port} << 16U) ^ key.family ^
+           (std::size_t{key.netns} << 32U);
 }
 
 namespace {

@@ -23,8 +23,10 @@ struct UpstreamKey {
     std::array<std::uint8_t, 16> address{}; ///< network order; IPv4 in the first four bytes
     std::uint16_t port = 0;
     std::uint8_t family = 4;
+    std::uint32_t netns = 0; ///< of loopback addresses, which every network namespace has; 0 where that is not known
 
-    static UpstreamKey of(const event& e);
+    static UpstreamKey of(const event& e);       ///< the peer's end of its connection
+    static UpstreamKey local_of(const event& e); ///< this host's
     auto operator<=>(const UpstreamKey&) const = default;
 };
 

@@ -350,6 +350,8 @@ Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const Ups
     Json& of_upstream = finrace["upstream"];
     if (key == nullptr)
         of_upstream["other"] = true;
+    else if (key->netns != 0)
+        of_upstream["netns"] = key->netns;
     of_upstream["longest_reused_idle_ms"] = upstream.longest_reused_idle_ms;
     of_upstream["connections"] = {
         {"opened", counts.opened}, {"open_failed", counts.open_failed}, {"closed", counts.closed}};
