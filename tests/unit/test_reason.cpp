@@ -90,6 +90,15 @@ TEST_CASE("a number of requests", "[reason]")
     CHECK(reason_among(others, raced, std::nullopt) == Reason::request_limit); // 5 of 6
     others.push_back(closed(22, 6500, 5, 9));
     CHECK(reason_among(others, raced, std::nullopt) == Reason::unknown); // 5 of 7
+    // A crowd that reaches it at one instant is no restart; nor is a restart of what had served alike such a limit.
+    others.resize(4);
+    others.push_back(closed(30, 9000, 5, 9));
+    others.push_back(closed(31, 9000, 700, 8));
+    CHECK(reason_among(others, raced, five_seconds) == Reason::request_limit);
+    std::vector<event> crowd;
+    for (std::uint64_t i = 0; i < 6; ++i)
+        crowd.push_back(closed(10 + i, 9000, 5, 10));
+    CHECK(reason_among(crowd, raced, five_seconds) == Reason::restart);
     // Connections used once each say nothing of a limit.
     std::vector<event> single;
     for (std::uint64_t i = 0; i < 6; ++i)

@@ -94,12 +94,14 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
     for (const Close& other : closes_) {
         if (other.connection_id == close.connection_id)
             continue;
-        if (distance(other.at_ns, close.at_ns) <= one_instant_ns) {
+        const bool at_once = distance(other.at_ns, close.at_ns) <= one_instant_ns;
+        if (at_once) {
             ++together;
             shortest = std::min(shortest, other.rested_ms);
             longest = std::max(longest, other.rested_ms);
         }
-        if (other.served != 0) {
+        // What ended at one instant, and had served alike, may have begun alike.
+        if (other.served != 0 && !at_once) {
             ++counted;
             limited += other.served == close.served ? 1 : 0;
         }
@@ -109,10 +111,10 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
     }
     // Connections that were opened together reach their timer together as well.
     const bool rested_alike = longest - shortest <= one_instant_ns / ns_per_ms;
-    if (together >= crowd && (timeout || !rested_alike))
-        return Reason::restart;
     if (close.served > 1 && limited >= limited_connections && limited * 100 >= counted * limited_percent)
         return Reason::request_limit;
+    if (together >= crowd && (timeout || !rested_alike))
+        return Reason::restart;
     if (timeout && close.rested_ms < timeout->lowest_ms && early >= crowd)
         return Reason::early_purge;
     return Reason::unknown;
