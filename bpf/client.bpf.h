@@ -14,6 +14,8 @@
 
 #define REPORTS_FOR_A_LOSS 16
 #define ASIDE_SECONDS 10 /* nginx: fail_timeout; Apache httpd's retry (60 s) is as long for who is asked on */
+#define ASIDE_MOST_NS (61000 * FINRACE_NS_PER_MS) /* Apache httpd's, the longest by default */
+#define TRIES_OF_RECOVERY 16                      /* so many without another loss: it goes on asking */
 #define UNTRIED_A_SECOND 16
 #define DELAYED_ACK_NS (30 * FINRACE_NS_PER_MS) /* the first is sent later */
 
@@ -24,6 +26,7 @@ struct lost_exchange {
 	__s64 reports_left;
 	__u64 noticed_ns;    /* when the latest of them was lost */
 	__u64 tried_ns;      /* when the process last began a request, or a connection for one, since then */
+	__u64 tries;         /* how often it did */
 	__u64 aside_until;   /* jiffies */
 	__u64 untried_until; /* of untried_left */
 	__u32 untried_left;
@@ -131,8 +134,10 @@ static __always_inline void note_try(void)
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
 	struct lost_exchange *lost = bpf_map_lookup_elem(&lost_exchanges, &pid);
 
-	if (lost)
+	if (lost) {
 		lost->tried_ns = bpf_ktime_get_ns();
+		__sync_fetch_and_add(&lost->tries, 1);
+	}
 }
 
 /* Whether `pid`, which answers a client that asked at `asked_ns`, has lost an exchange before and tried nothing since.
@@ -141,7 +146,9 @@ static __always_inline struct lost_exchange *has_set_aside(__u32 pid, __u64 aske
 {
 	struct lost_exchange *lost = bpf_map_lookup_elem(&lost_exchanges, &pid);
 
-	if (!lost || bpf_jiffies64() >= lost->aside_until || asked_ns <= lost->noticed_ns || asked_ns <= lost->tried_ns)
+	if (!lost || bpf_jiffies64() >= lost->aside_until || asked_ns <= lost->noticed_ns ||
+	    asked_ns <= lost->tried_ns || lost->tries > TRIES_OF_RECOVERY ||
+	    asked_ns > lost->noticed_ns + ASIDE_MOST_NS)
 		return NULL;
 	return lost;
 }

@@ -37,9 +37,9 @@ void Benches::note_loss(const event& e, Cause cause)
         return;
     if (losses_.size() >= capacity && losses_.count(process) == 0)
         losses_.erase(std::min_element(losses_.begin(), losses_.end(), [](const auto& a, const auto& b) {
-            return a.second.newest_ns < b.second.newest_ns;
+            return a.second.e.timestamp_ns < b.second.e.timestamp_ns;
         }));
-    losses_.insert_or_assign(process, Loss{.e = e, .cause = cause, .newest_ns = e.timestamp_ns});
+    losses_.insert_or_assign(process, Loss{.e = e, .cause = cause});
 }
 
 void Benches::note_answer(const event& e)
@@ -56,10 +56,9 @@ void Benches::judge_oldest()
     const auto found = losses_.find(answer.connection.pid);
     if (found == losses_.end())
         return;
-    Loss& loss = found->second;
-    if (answer.timestamp_ns < loss.e.timestamp_ns || answer.timestamp_ns - loss.newest_ns > longest_ns)
+    const Loss& loss = found->second;
+    if (answer.timestamp_ns < loss.e.timestamp_ns || answer.timestamp_ns - loss.e.timestamp_ns > longest_ns)
         return;
-    loss.newest_ns = std::max<std::uint64_t>(loss.newest_ns, answer.timestamp_ns);
     deliver_({.loss = loss.e, .cause = loss.cause, .answer = answer});
 }
 

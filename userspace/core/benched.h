@@ -46,7 +46,6 @@ private:
     struct Loss {
         event e;
         Cause cause;
-        std::uint64_t newest_ns; ///< of the failure, or of the errors that followed from it
     };
     void judge_oldest();
 
