@@ -117,14 +117,17 @@ static __always_inline void connection_forget(struct sock *sk)
 }
 #endif
 
-/* Ports that a network namespace has listened on: tells of a connection that is not followed who opened it. */
+/*
+ * Ports that a network namespace has listened on: tells of a connection that is not followed who opened it. Where more
+ * are than there is room for, those that are asked for stay.
+ */
 struct listening_port {
 	__u32 netns;
 	__u32 port;
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct listening_port);
 	__type(value, __u8);
