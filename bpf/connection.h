@@ -168,6 +168,11 @@ FINRACE_INLINE void connection_adopt(struct connection *c, __u64 id, const struc
 	}
 }
 
+FINRACE_INLINE __u32 connection_protocol(const struct connection *c)
+{
+	return (c->flags & CONNECTION_PROTOCOL) >> CONNECTION_PROTOCOL_SHIFT;
+}
+
 /* Whether a send now begins a new exchange: it is the first, or it follows received bytes. */
 FINRACE_INLINE int connection_begins_exchange(const struct connection *c, __u64 bytes_received)
 {
@@ -193,15 +198,15 @@ FINRACE_INLINE void connection_begin_exchange(struct connection *c, const struct
 }
 
 /*
- * Whether what is sent after the peer's FIN becomes a request by `bytes` more, written at sequence number `seq`: more
- * than a TLS farewell. True once for each request.
+ * Whether what is sent after the peer's FIN becomes a request by `bytes` more, written at sequence number `seq`: HTTP/1,
+ * or more than a TLS farewell. True once for each request.
  */
 FINRACE_INLINE int connection_requests_after_fin(const struct connection *c, __u32 seq, __u64 bytes)
 {
+	__u32 no_request = connection_protocol(c) == PROTOCOL_HTTP1 ? 0 : FINRACE_TLS_FAREWELL_BYTES;
 	__u32 before = seq - c->request_seq;
 
-	return c->flags & CONNECTION_SENT_AFTER_FIN && before <= FINRACE_TLS_FAREWELL_BYTES &&
-	       before + bytes > FINRACE_TLS_FAREWELL_BYTES;
+	return c->flags & CONNECTION_SENT_AFTER_FIN && before <= no_request && before + bytes > no_request;
 }
 
 /*
@@ -300,19 +305,15 @@ FINRACE_INLINE __u32 protocol_of(__u32 first)
 	}
 }
 
-FINRACE_INLINE __u32 connection_protocol(const struct connection *c)
-{
-	return (c->flags & CONNECTION_PROTOCOL) >> CONNECTION_PROTOCOL_SHIFT;
-}
-
 /*
  * Whether what follows the beginning of an answer is more of its request: a large one of HTTP/1, and no method of a new
- * one. What could not be read is a file, then, not a head.
+ * one. What could not be read is a file, then, not a head. After the peer's FIN a small one's as well: its body, after
+ * an answer that did not wait for that.
  */
 FINRACE_INLINE int connection_continues_request(const struct connection *c, __u32 send_next, __u32 first)
 {
 	return c->exchange && connection_protocol(c) == PROTOCOL_HTTP1 && protocol_of(first) != PROTOCOL_HTTP1 &&
-	       send_next - c->request_seq > FINRACE_ONE_FLIGHT_BYTES;
+	       (send_next - c->request_seq > FINRACE_ONE_FLIGHT_BYTES || (first && c->flags & CONNECTION_PEER_FIN));
 }
 
 /*

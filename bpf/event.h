@@ -24,7 +24,7 @@ extern "C" {
 
 /*
  * The longest close_notify alert of TLS in use: 31 bytes by TLS 1.2 with AES-GCM (RFC 5246 6.2, RFC 5288 3), 24 by
- * TLS 1.3 (RFC 8446 5.2). No proxy's request is as short.
+ * TLS 1.3 (RFC 8446 5.2). Where TLS is not ruled out, no request is as short.
  */
 #define FINRACE_TLS_FAREWELL_BYTES 31
 

@@ -1131,6 +1131,27 @@ def pipelined_answered(run):
 
 
 @scenario(None)
+def body_after_answer(run):
+    """The server answers a request's head with 413 and closes; the client writes the small body all the same."""
+    run.open()
+    run.exchange(run.number % 2)
+    request = run.request()
+    head = request.index(b"\r\n\r\n") + 4
+    answer = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    run.send(request[:head])
+    run.server_read(head)
+    run.answer(answer)
+    run.server_ends("fin")
+    run.client_read(len(answer))
+    run.becomes(lambda: run.client_state() == TCP_CLOSE_WAIT, "the FIN had not arrived")
+    run.idle((0.0, 0.02, 0.3)[run.number % 3])
+    run.send(request[head:])
+    run.client_ends("eof", "EPIPE", "ECONNRESET")
+    run.truth["client_saw"] = "response"
+    run.linger()
+
+
+@scenario(None)
 def response_one_byte_then_fin(run):
     """A response of one byte, then FIN: nothing known to be wrong."""
     run.open()

@@ -355,6 +355,13 @@ def answered(near, far, least, who):
     must(near.answer_bytes() >= least, f"{near.answer_bytes()} bytes of the answer")
 
 
+def late_body(near, far):
+    fin = near.find("server", FIN)[0][0]
+    sent = [index for index, (side, _, _, _, size) in enumerate(near.all) if side == "client" and size]
+    must(sent[-1] > fin, "the body left before the FIN came")
+    must(near.answer_bytes() > 0, "no answer")
+
+
 def idle_reset(near, far):
     near.no_server_fin()
     near.acking_reset(near.request_end)
@@ -403,6 +410,7 @@ CHECKS = {
     "body_10mb_interrupted": interrupted,
     "half_closed_answered": half_closed,
     "pipelined_answered": lambda near, far: answered(near, far, 100, "client"),
+    "body_after_answer": late_body,
     "response_one_byte_then_fin": lambda near, far: answered(near, far, 1, "server"),
     "idle_close": lambda near, far: answered(near, far, 50, "server"),
     "idle_close_reset": idle_reset,

@@ -34,6 +34,9 @@ constexpr std::uint32_t full_segment_bytes = 1460;
 /// timeout.
 constexpr std::uint32_t silence_ms = 1000;
 
+/// "GET / HTTP/1.1" and two line ends: RFC 9112 3.
+constexpr std::uint32_t shortest_http1_request_bytes = 18;
+
 /// RSTs that were seen as packets and that the socket did not take: what ended it may have been one of them.
 constexpr std::uint32_t waiting_resets = CONNECTION_RESET_WITH_ACK_WAITS | CONNECTION_BARE_RESET_WAITS;
 
@@ -115,10 +118,19 @@ struct Evidence {
     [[nodiscard]] bool ends_near_timeout() const { return nearness_to_timeout(rested_ms()) != Nearness::far; }
 
     /// So few bytes on a used connection may be TLS's farewell, or HTTP/2's (RFC 9113 6.5, 6.7 to 6.9): no request.
+    /// HTTP/1 has none; less than a request line may be the end of an earlier request's body.
     [[nodiscard]] bool asks_farewell() const
     {
-        const std::uint32_t most = FINRACE_TLS_FAREWELL_BYTES * (speaks(PROTOCOL_HTTP2) ? 2 : 1);
+        const std::uint32_t most = speaks(PROTOCOL_HTTP1)   ? shortest_http1_request_bytes - 1
+                                   : speaks(PROTOCOL_HTTP2) ? 2 * FINRACE_TLS_FAREWELL_BYTES
+                                                            : FINRACE_TLS_FAREWELL_BYTES;
         return is_reused(c) && e.request_bytes <= most;
+    }
+
+    /// HTTP/2 within TLS looks like HTTP/1 there: so few bytes may be frames that ask nothing (PING, WINDOW_UPDATE).
+    [[nodiscard]] bool may_ask_nothing() const
+    {
+        return speaks(PROTOCOL_TLS) && is_reused(c) && e.request_bytes <= 2 * FINRACE_TLS_FAREWELL_BYTES;
     }
 
     /// The upstream's last words, just before its close, were so few that they may be such a farewell: no answer.
@@ -180,6 +192,8 @@ Classification verdict(const Evidence& evidence, Cause cause, Variant variant, C
         const bool crossed = variant == Variant::fin_crossed || variant == Variant::reset_crossed;
         certainty = crossed && certainty != Certainty::possible ? Certainty::likely : Certainty::possible;
     }
+    if (evidence.may_ask_nothing())
+        certainty = Certainty::possible;
     const bool began_before_us =
         has(c, CONNECTION_ADOPTED_IN_EXCHANGE) || (cause == Cause::stale_reuse && c.peer_fin_ns == 0);
     return {
@@ -243,23 +257,29 @@ Classification judge_open_failed(const Evidence& evidence)
     return unclassified();
 }
 
-/// A FIN or RST with a part of the request still to come: of one that fits one flight, that part was on its way.
-Classification judge_rejected(const Evidence& evidence, std::uint32_t unacked, const char* segment)
+/// A FIN or RST that acknowledges a part of the request.
+Classification judge_part_taken(const Evidence& evidence, std::uint32_t unacked, const char* segment)
 {
     const event& e = evidence.e;
-    if (unacked == 0 || unacked >= e.request_bytes || e.request_bytes <= one_flight_bytes ||
-        has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE))
+    if (unacked == 0 || unacked >= e.request_bytes || has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE))
         return unclassified();
     const bool answered = e.response_bytes > 0;
     // An idle close may have met the request's beginning; and what came may be no answer (HTTP/2's WINDOW_UPDATE).
-    const bool may_be_other = answered || (evidence.rested() && evidence.in_race_window() &&
-                                           (!evidence.timeout || evidence.ends_near_timeout()));
+    const bool may_be_other =
+        answered || e.request_bytes <= one_flight_bytes ||
+        (evidence.rested() && evidence.in_race_window() && (!evidence.timeout || evidence.ends_near_timeout()));
     return verdict(evidence, Cause::request_rejected, answered ? Variant::early_answer : Variant::none,
                    may_be_other ? Certainty::possible : Certainty::likely,
                    fmt::format("The upstream's {} came {} after the request began and leaves {} of its {} bytes "
                                "unacknowledged{}.",
                                segment, evidence.after_text(), unacked, e.request_bytes,
                                answered ? "; it had answered already" : ""));
+}
+
+/// The same with a part of the request still to come: of one that fits one flight, that part was on its way.
+Classification judge_rejected(const Evidence& evidence, std::uint32_t unacked, const char* segment)
+{
+    return evidence.e.request_bytes > one_flight_bytes ? judge_part_taken(evidence, unacked, segment) : unclassified();
 }
 
 /// Nothing of the request was acknowledged for so long that it was retransmitted, in vain.
@@ -320,7 +340,17 @@ Classification judge_crossing(const Evidence& evidence, std::uint32_t unacked, V
     }
     if (!whole && !evidence.in_race_window())
         return unclassified();
-    return verdict(evidence, Cause::keepalive_race, variant, whole ? Certainty::proven : Certainty::likely,
+    // An idle timer that fires between two segments of one flight is a rare thing; an application that ends what it has
+    // read the head of is none.
+    const bool adopted = has(evidence.c, CONNECTION_ADOPTED_IN_EXCHANGE);
+    const bool at_rest = evidence.rested() && (evidence.timeout ? evidence.ends_near_timeout()
+                                                                : evidence.c.idle_ms >= shortest_idle_timer_ms);
+    if (!whole && !at_rest && !adopted)
+        return judge_part_taken(evidence, unacked, segment);
+    return verdict(evidence, Cause::keepalive_race, variant,
+                   whole                         ? Certainty::proven
+                   : evidence.timeout || adopted ? Certainty::likely
+                                                 : Certainty::possible,
                    fmt::format("The upstream closed this connection, {}{}, while the request was on its way: its {} "
                                "came {} after the request and acknowledges {} of {} request bytes.",
                                evidence.idle_text(), evidence.timeout_text(), segment, evidence.after_text(),
@@ -351,7 +381,8 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
     if (rested && evidence.in_race_window() && !evidence.timeout && c.idle_ms >= shortest_idle_timer_ms)
         return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
                        fmt::format("The upstream's {} came {} after the request; the connection had been {}: an "
-                                   "idle close, if this upstream's idle timeout (not learned yet) is about as long.",
+                                   "idle close, if this upstream's idle timeout (not learned yet) is about as long; "
+                                   "else its application closed, or died.",
                                    segment, evidence.after_text(), evidence.idle_text()));
     // How long it had rested before a request older than the tracer is not known.
     const bool may_be_race = has(c, CONNECTION_ADOPTED_IN_EXCHANGE) && evidence.in_race_window();
@@ -535,7 +566,8 @@ Classification judge_sent_after_fin(const Evidence& evidence)
     const double age_ms = static_cast<double>(c.request_ns - c.peer_fin_ns) / 1e6;
     // A FIN right after a response may have met a request that was answered before its end; this would be its rest.
     // Two alerts (JSSE), or HTTP/2's GOAWAY and one, are as short.
-    const bool maybe_farewell = evidence.e.request_bytes <= 2 * FINRACE_TLS_FAREWELL_BYTES;
+    const bool maybe_farewell =
+        !evidence.speaks(PROTOCOL_HTTP1) && evidence.e.request_bytes <= 2 * FINRACE_TLS_FAREWELL_BYTES;
     const bool with_response = is_reused(c) && c.fin_idle_ms < close_with_response_ms;
     if (c.peer_fin_ns != 0 && evidence.fresh())
         return verdict(evidence, Cause::upstream_closed, Variant::on_accept,
@@ -682,7 +714,7 @@ Classification judge_closed(const Evidence& evidence, const Outcome& outcome)
     if (has(c, CONNECTION_SENT_AFTER_FIN)) {
         if (c.fin_unacked > 0) // as judge_peer_fin() has it; the exchange has moved on since
             return lost(EVENT_PEER_FIN) ? unclassified() : Classification{};
-        if (e.request_bytes > FINRACE_TLS_FAREWELL_BYTES) // else no request at all
+        if (evidence.speaks(PROTOCOL_HTTP1) || e.request_bytes > FINRACE_TLS_FAREWELL_BYTES) // else no request at all
             return lost(EVENT_SENT_AFTER_FIN) ? judge_sent_after_fin(evidence) : Classification{};
         Classification at_fin = close_after_response(c);
         if (!lost(EVENT_PEER_FIN))
