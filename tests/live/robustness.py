@@ -664,7 +664,7 @@ def test_accept_queue_full(options):
 
 
 def test_log_rotation(options):
-    """SIGHUP: the output file is opened anew, and no record is lost or torn; without a file it is the end."""
+    """SIGHUP or SIGUSR1: the output file is opened anew, and no record is lost or torn; without a file it is the end."""
     path = os.path.join(options.folder, "rotated.jsonl")
     with network() as net:
         listener = listen(net)
@@ -675,7 +675,7 @@ def test_log_rotation(options):
                 wait_for(lambda: os.path.exists(path) and b"finrace.verdict" in read_file(path), "the verdict")
                 os.rename(path, f"{path}.{turn}")
                 due.append(unanswered(net, listener))  # into the file that was moved, or the new one
-                finrace.send(signal.SIGHUP)
+                finrace.send((signal.SIGHUP, signal.SIGUSR1)[turn % 2])
                 wait_for(lambda: os.path.exists(path), "a new file")
             os.rename(path, f"{path}.3")
             os.mkdir(path)
@@ -1050,6 +1050,10 @@ def test_refusals(options):
             done = run_finrace(options, ["run", "--attach", one["attach"]])
             if done.returncode != 2 or "backend trace" not in done.stderr or "--backend cgroup" not in done.stderr:
                 wrong.append(f"finrace run --attach {one['attach']}: exit {done.returncode}, stderr {done.stderr[:400]!r}")
+    if not any(one["works"] for one in backends if one["backend"] == "trace"):
+        done = run_finrace(options, ["run", "--side", "server"])
+        if done.returncode != 2 or "doesn't tell what servers do" not in done.stderr:
+            wrong.append(f"finrace run --side server without trace: exit {done.returncode}, stderr {done.stderr[:400]!r}")
     must(not wrong, lambda: f"{len(wrong)} of {len(REFUSALS)}:\n          " + "\n          ".join(wrong))
 
 

@@ -63,12 +63,16 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick)
     sigaddset(&stop, SIGINT);
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGHUP);
+    sigaddset(&stop, SIGUSR1);
     struct sigaction hangup {};
     hangup_ignored_ = ::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler == SIG_IGN;
     ::sigprocmask(SIG_BLOCK, &stop, nullptr);
     signals_ = opened(::signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd()");
 
     source_ = std::make_unique<LiveSource>(options.live);
+    if (options.filter.side == Side::server && source_->backend() == "cgroup")
+        throw UsageError("--side server: backend cgroup, the one that works here, doesn't tell what servers do; "
+                         "`finrace doctor` says what keeps backend trace from it");
     docket_.emplace(source_->tells_outcomes(), [this](const Judged& judged) { on_judged(judged); });
     say_warnings();
     for (const Hook& hook : source_->hooks())
@@ -133,6 +137,10 @@ bool LiveLoop::goes_on_after_signal()
     signalfd_siginfo signal{};
     if (::read(signals_.get(), &signal, sizeof(signal)) != sizeof(signal))
         return true;
+    if (signal.ssi_signo == SIGUSR1) { // what nginx opens its logs anew on: nobody means the end by it
+        listener_->on_hangup();
+        return true;
+    }
     return signal.ssi_signo == SIGHUP && (listener_->on_hangup() || hangup_ignored_);
 }
 

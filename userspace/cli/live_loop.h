@@ -43,7 +43,7 @@ public:
 
 class LiveLoop {
 public:
-    /// Blocks SIGINT, SIGTERM and SIGHUP, attaches, and says so on standard error. Throws
+    /// Blocks SIGINT, SIGTERM, SIGHUP and SIGUSR1, attaches, and says so on standard error. Throws
     /// SetupError or UsageError.
     LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick);
 

@@ -207,7 +207,7 @@ void add_run(CLI::App& program, Action& action)
                       "one record for the end of every connection, healthy and accepted ones too");
     command->footer(
         "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
-        "SIGHUP opens the --output file anew, for log rotation; without one it ends.\n"
+        "SIGHUP and SIGUSR1 open the --output file anew, for log rotation; without one SIGHUP ends it.\n"
         "\n"
         "Examples:\n"
         "  finrace run --output /var/log/finrace.jsonl\n"
