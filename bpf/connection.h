@@ -198,8 +198,8 @@ FINRACE_INLINE void connection_begin_exchange(struct connection *c, const struct
 }
 
 /*
- * Whether what is sent after the peer's FIN becomes a request by `bytes` more, written at sequence number `seq`: HTTP/1,
- * or more than a TLS farewell. True once for each request.
+ * Whether what is sent after the peer's FIN becomes a request by `bytes` more, written at sequence number `seq`:
+ * HTTP/1, or more than a TLS farewell. True once for each request.
  */
 FINRACE_INLINE int connection_requests_after_fin(const struct connection *c, __u32 seq, __u64 bytes)
 {
