@@ -43,6 +43,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 PATIENCE = 10.0  # no single step of a run may take longer
 LATE = 50_000_000  # ns: an accident that took so much longer than planned is another accident
 STALL = 80_000_000  # ns: a machine that stands still for so long makes timers, segments and their answers late
+LONG_STALL = 5 * STALL  # the same for an accident that bytes or whole seconds make, not a timer's moment
 MAX_ATTEMPTS = 30  # a run that slips this often is a failure; an emulated machine on a busy host needs many
 LEAST_PARALLEL = 4
 LEARN_CONNECTIONS = 8
@@ -644,7 +645,7 @@ UNCLASSIFIED = {"unclassified": True}
 
 
 class Scenario:
-    def __init__(self, play, expected, accept_variants, needs_line, learn, listens):
+    def __init__(self, play, expected, accept_variants, needs_line, learn, listens, stall):
         self.name = play.__name__
         self.play = play
         self.expected = expected
@@ -652,11 +653,12 @@ class Scenario:
         self.needs_line = needs_line
         self.learn = learn
         self.listens = listens
+        self.stall = stall
 
 
-def scenario(expected, accept=None, line=False, learn=True, listens=True):
+def scenario(expected, accept=None, line=False, learn=True, listens=True, stall=STALL):
     def register(play):
-        SCENARIOS[play.__name__] = Scenario(play, expected, accept, line, learn, listens)
+        SCENARIOS[play.__name__] = Scenario(play, expected, accept, line, learn, listens, stall)
         return play
 
     return register
@@ -915,14 +917,14 @@ def cut_one_byte(run):
     run.cut(1)
 
 
-@scenario(cause("path_dropped", "gave_up", "likely"), line=True)
+@scenario(cause("path_dropped", "gave_up", "likely"), line=True, stall=LONG_STALL)
 def silence_until_client_gives_up(run):
     """The path has dropped the connection; the client closes after 1.3 s."""
     run.open()
     run.into_silence(1.3)
 
 
-@scenario(cause("path_dropped", "gave_up"), line=True)
+@scenario(cause("path_dropped", "gave_up"), line=True, stall=LONG_STALL)
 def silence_until_client_shuts_down(run):
     """The client gives up by shutdown(), as Varnish does; the path heals before its close(), or after."""
     run.open()
@@ -933,7 +935,7 @@ def silence_until_client_shuts_down(run):
     run.client.close()
 
 
-@scenario(cause("path_dropped", certainty="likely"), line=True)
+@scenario(cause("path_dropped", certainty="likely"), line=True, stall=LONG_STALL)
 def silence_until_kernel_gives_up(run):
     """The same, but it is the client's kernel that ends it (TCP_USER_TIMEOUT)."""
     run.open()
@@ -941,7 +943,7 @@ def silence_until_kernel_gives_up(run):
     run.into_silence(PATIENCE)
 
 
-@scenario(cause("path_dropped", certainty="likely"), line=True)
+@scenario(cause("path_dropped", certainty="likely"), line=True, stall=LONG_STALL)
 def silence_until_bare_reset(run):
     """The server's end goes while the path is silent; when it speaks again, a retransmission meets no socket."""
     run.open()
@@ -1057,7 +1059,7 @@ def fin_all_but_last_byte(run):
     run.check(run.truth["server_closed_at"] - begun < 3 * run.delay + LATE, "the request took too long for one flight")
 
 
-@scenario(cause("request_rejected", certainty="likely"))
+@scenario(cause("request_rejected", certainty="likely"), stall=LONG_STALL)
 def body_10mb_interrupted(run):
     """The server reads 1 MB of a request of 10 MB and closes; the client goes on until it can't."""
     run.open()
@@ -1251,7 +1253,7 @@ class Pulse:
     def __init__(self, stopping):
         self.stopping = stopping
         self.longest = 0
-        self.stalled_at = 0
+        self.stalls = []  # (when it was over, how long it was), ns
         self.beat_at = now_ns()
         threading.Thread(target=self.beat, daemon=True).start()
 
@@ -1262,13 +1264,13 @@ class Pulse:
             late = self.late()
             self.longest = max(self.longest, late)
             if late > STALL:
-                self.stalled_at = now_ns()
+                self.stalls.append((now_ns(), late))
 
     def late(self):
         return now_ns() - self.beat_at - int(self.BEAT * 1e9)
 
-    def check(self, since):
-        if self.stalled_at > since or self.late() > STALL:
+    def check(self, since, most):
+        if self.late() > most or any(at > since and late > most for at, late in self.stalls):
             raise Slip("the machine stood still")
 
 
@@ -1313,12 +1315,12 @@ class Lab:
             name: Listener(world, self.ports[name]) for name in names if SCENARIOS[name].listens
         }
 
-    def attempt(self, run, script):
+    def attempt(self, run, script, stall):
         """None, or why it slipped."""
         begun = now_ns()
         try:
             script(run)
-            self.pulse.check(begun)
+            self.pulse.check(begun, stall)
         except Slip as reason:
             return str(reason)
         except OSError as error:
@@ -1337,7 +1339,7 @@ class Lab:
                 return
             run = Run(self.world, self.listeners.get(name), self.ports[name], number)
             with self.gate:
-                slipped = self.attempt(run, script)
+                slipped = self.attempt(run, script, STALL if phase == "learn" else chosen.stall)
             self.gate.note(slipped)
             row = json.dumps(run.row(chosen, phase, slipped))
             with self.lock:
