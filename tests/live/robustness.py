@@ -411,15 +411,16 @@ def test_older_connections(options):
                     pair.server.close()  # unread bytes: RST
                     expect_reset(pair.client)
                 stale_one.client.send(REQUEST)
-                # Not close(): what is left of an orphan in FIN_WAIT2 is no socket, so backend cgroup could not see its end.
-                busy.server.shutdown(socket.SHUT_WR)
-                must(busy.client.recv(1) == b"", "no end of stream")
                 healthy_one.exchange()
-                for pair in (race, v6, stale_one, busy, healthy_one):
+                # Not close(): what is left of an orphan in FIN_WAIT2 is no socket, so backend cgroup could not see its end.
+                for first, second in ((busy.server, busy.client), (healthy_one.client, healthy_one.server)):
+                    first.shutdown(socket.SHUT_WR)
+                    must(second.recv(1) == b"", "no end of stream")
+                    second.close()
+                    must(first.recv(1) == b"", "the other side sent more")
+                    first.close()
+                for pair in (race, v6, stale_one):
                     pair.client.close()
-                must(busy.server.recv(1) == b"", "the client sent more")
-                busy.server.close()
-                healthy_one.server.close()
             for net, *_ in cases:
                 finrace.wait_verdicts(net, 4)
                 finrace.wait_connections(net, 9)
