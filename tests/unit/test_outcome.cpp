@@ -628,6 +628,18 @@ TEST_CASE("beyond its capacity the docket lets the oldest go", "[docket]")
     CHECK(court.delivered.size() == Docket::capacity + 1);
 }
 
+TEST_CASE("a connection that waits twice may have its later end settled first", "[docket]")
+{
+    Court court;
+    event later = lost;
+    later.timestamp_ns += 10 * Docket::wait_ns;
+    court.take({later, lost});
+    court.docket.advance(lost.timestamp_ns + Docket::wait_ns);
+    CHECK(court.delivered.size() == 1);
+    court.docket.finish();
+    CHECK(court.delivered.size() == 2);
+}
+
 // ---------------------------------------------------------------------------------------------- secondary failures
 
 TEST_CASE("an error without an attempt is tied to the failure before it", "[docket][benched]")

@@ -135,7 +135,9 @@ void Docket::take(const event& e)
 void Docket::settle(std::list<Waiting>::iterator place)
 {
     const Waiting waiting = std::move(*place);
-    if (const auto found = by_connection_.find(waiting.e.connection.id); found->second == place)
+    // It may wait twice, and the later have gone first.
+    if (const auto found = by_connection_.find(waiting.e.connection.id);
+        found != by_connection_.end() && found->second == place)
         by_connection_.erase(found);
     waiting_.erase(place);
 
