@@ -140,7 +140,9 @@ static __always_inline void note_try(void)
 	}
 }
 
-/* Whether `pid`, which answers a client that asked at `asked_ns`, has lost an exchange before and tried nothing since.
+/*
+ * Whether `pid`, which answers a client that asked at `asked_ns`, may have set an upstream aside: it has lost an
+ * exchange before, not long ago, has not gone on asking since, and has tried nothing for this client.
  */
 static __always_inline struct lost_exchange *has_set_aside(__u32 pid, __u64 asked_ns)
 {
