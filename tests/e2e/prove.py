@@ -803,7 +803,8 @@ def run_pairing(options, line, pairing, number, results):
         problem = "; ".join(filter(None, (problems.get(one.name), tally.problem())))
         results.note(f"{pairing.name}, {one.name}", problem or None, took.get(one.name))
         print(f"          clients: {counts(tally.statuses)}\n          truth: {counts(tally.kinds)}\n"
-              f"          finrace: {counts(tally.causes)}; unclassified {tally.counted}"
+              f"          finrace: {counts(tally.causes)}; unclassified {tally.counted}; {tally.clients} clients named, "
+              f"{tally.answers} answers"
               + (f"; {tally.benched} clients by upstream_benched" if tally.benched else "")
               + (f"\n          the proxy's own failures: {counts(tally.explained)}" if tally.explained else ""), flush=True)
         for finding in tally.findings[:options.details]:

@@ -290,7 +290,7 @@ class TruthTest(Conversation):
 
     def tally(self, *verdicts, status=502, application=False, began=None, backend="cgroup", said=(), left=0.0, violent=(),
               calls_off=False, killing=()):
-        ask = truth.Ask("second", "one", "POST", "/ok/second", 100.0, 110.0, status, application, True, left)
+        ask = truth.Ask("second", "one", "POST", "/ok/second", 100.0, 110.0, status, application, True, left, port=50000)
         lines = [{"event": "begin", "id": "second", "time": began}] if began else []
         joined = truth.Truth([ask], self.script.connections(), lines, list(said), backend=backend, keep_alive=1.0,
                              logs_begin=True, late=0.0, patience=2.0, violent=violent, calls_off=calls_off,
@@ -318,6 +318,30 @@ class TruthTest(Conversation):
         self.assertEqual(self.found(right, right), {"failures": 1, "wrong": 1})
         self.assertEqual(self.found(right, self.record("keepalive_race", "fin_crossed", port=40001)),
                          {"failures": 1, "wrong": 1})
+
+    def test_client_answer_retry_and_reason(self):
+        self.exchanged().request(b"second", after=1).end(wire.FIN | wire.ACK, unacked=self.size)
+
+        def found(outcome, violent=(), **said):
+            record = self.record("keepalive_race", "fin_crossed", "proven")
+            record.update(said)
+            if outcome is not None:
+                record["outcome"] = {"certainty": "likely", "client_port": 50000, **outcome}
+            return self.found(record, violent=violent)
+
+        right, wrong = {"failures": 1}, {"failures": 1, "wrong": 1}
+        self.assertEqual(found({"retried": False}, status_code=502, reason="idle_timer"), right)
+        self.assertEqual(found({"client_port": 50001}), wrong)
+        self.assertEqual(found({"client_port": 50001, "certainty": "possible"}, status_code=200), right)
+        self.assertEqual(found({}, status_code=200), wrong)
+        self.assertEqual(found({"client_left": True}), wrong)
+        self.assertEqual(found({"retried": True}), wrong)
+        self.assertEqual(found(None, reason="restart"), wrong)
+        self.assertEqual(found(None, reason="restart", violent=("one",)), right)
+        self.assertEqual(found(None, exit_signal=9), wrong)
+        self.setUp()
+        self.exchanged().request(b"second", after=0.3).end(wire.FIN | wire.ACK, unacked=self.size)
+        self.assertEqual(found(None, reason="idle_timer"), wrong)
 
     def test_an_acknowledged_request_by_timer_and_handler(self):
         race, closed = ("keepalive_race", "fin_lingering"), ("upstream_closed",)

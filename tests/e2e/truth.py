@@ -2,7 +2,7 @@
 
 The unit is the attempt: one request on one upstream connection, as the capture shows it (wire.Attempt), or a connection
 that could not be opened. `expect` says what an attempt may be called, `judge` holds a proxy's failures and finrace's
-verdicts beside that.
+verdicts beside that, with the client, the answer, the retry and the reason that these name.
 """
 
 import bisect
@@ -149,6 +149,8 @@ class Tally:
     causes: dict = field(default_factory=dict)
     explained: dict = field(default_factory=dict)
     benched: int = 0  # clients that finrace calls so
+    clients: int = 0  # verdicts on an attempt of a known client's: how many name it, and what it was answered
+    answers: int = 0
     lowest: int = 0  # of what finrace may count as unclassified
     highest: int = 0
     counted: int | None = None  # by finrace
@@ -400,6 +402,33 @@ def judge(truth, verdicts, tallies, accident_at):
                                               f"{'; '.join(map(str, attempts)) or 'nothing'}"))
 
 
+def mistaken(truth, attempt, verdict):
+    """What a verdict says beside the cause, and is not so: client, answer, retry, the reason of the close. None if all is.
+
+    What finrace itself calls no more than possible is not held against it."""
+    ask = truth.asks[attempt.id]
+    outcome = verdict.at("finrace.outcome", {})
+    if outcome.get("certainty") == "likely":
+        if outcome["client_port"] != ask.port:
+            return f"the client's port was {ask.port}, not {outcome['client_port']}"
+        status = verdict.at("http.response.status_code")
+        if status is not None and not ask.left and status != ask.status:
+            return f"the client was answered {ask.status}, not {status}"
+        if outcome.get("client_left") and not ask.left and ask.done > verdict.time + LATE:
+            return "the client had not left"
+    again = truth.openings(ask) or any(other.time > attempt.time for other in truth.attempts[attempt.id])
+    if outcome.get("certainty") != "possible" and "retried" in outcome and outcome["retried"] != bool(again):
+        return "it was not tried again" if outcome["retried"] else "it was tried again"
+    reason = verdict.at("finrace.reason")
+    if reason == "idle_timer" and not near_timer(attempt.rested, truth.keep_alive, truth.late):
+        return f"no idle timer of {truth.keep_alive} s closes after {attempt.rested:.3f} s"
+    if reason == "restart" and ask.accident not in truth.violent:
+        return "no server was restarted"
+    if verdict.at("finrace.server_end.exit_signal") and ask.accident not in truth.violent:
+        return "no process was killed"
+    return None
+
+
 def _accident(truth, attempt, accident_at):
     ask = truth.asks.get(attempt.id)
     return ask.accident if ask else accident_at(attempt.time)
@@ -458,6 +487,10 @@ def _hold(tally, connection, attempt, what, expected, found, failed, truth):
     elif not connection.opened - 0.1 <= verdict.time <= max(attempt.ended if attempt else 0, connection.last_syn,
                                                             connection.opened) + LATE + 3:
         complaint = "at another time"
+    elif attempt and attempt.id in truth.asks:
+        tally.clients += "client_port" in verdict.at("finrace.outcome", {})
+        tally.answers += verdict.at("http.response.status_code") is not None
+        complaint = mistaken(truth, attempt, verdict)
     if not complaint:
         return
     if not failed:
@@ -471,4 +504,5 @@ def _hold(tally, connection, attempt, what, expected, found, failed, truth):
 def describe(verdict):
     return (f"{verdict.verdict}: {verdict.at('finrace.message')} [exchange {verdict.at('finrace.connection.exchange')}, idle "
             f"{verdict.at('finrace.connection.idle_ms')} ms, evidence {dict(verdict.at('finrace.evidence', {}))}, upstream "
-            f"{dict(verdict.at('finrace.upstream', {}))}]")
+            f"{dict(verdict.at('finrace.upstream', {}))}, outcome {dict(verdict.at('finrace.outcome', {}))}, status "
+            f"{verdict.at('http.response.status_code')}, reason {verdict.at('finrace.reason')}]")
