@@ -223,11 +223,14 @@ class Actor:
         return self.take()
 
     def end(self):
+        self.line.shutdown(socket.SHUT_RDWR)  # close() would not do: actors forked later hold it as well
         self.line.close()
         deadline = time.monotonic() + harness.LIMIT
         while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
             if time.monotonic() > deadline:
                 os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise Wrong(f"{self.name} did not end")
             time.sleep(0.01)
 
 
