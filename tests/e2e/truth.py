@@ -416,9 +416,11 @@ def mistaken(truth, attempt, verdict):
             return f"the client was answered {ask.status}, not {status}"
         if outcome.get("client_left") and not ask.left and ask.done > verdict.time + LATE:
             return "the client had not left"
-    again = truth.openings(ask) or any(other.time > attempt.time for other in truth.attempts[attempt.id])
-    if outcome.get("certainty") != "possible" and "retried" in outcome and outcome["retried"] != bool(again):
-        return "it was not tried again" if outcome["retried"] else "it was tried again"
+    again = any(other.time > attempt.time for other in truth.attempts[attempt.id])
+    if outcome.get("retried") is True and not again and not truth.openings(ask):
+        return "it was not tried again"
+    if outcome.get("retried") is False and again:
+        return "it was tried again"
     reason = verdict.at("finrace.reason")
     if reason == "idle_timer" and not near_timer(attempt.rested, truth.keep_alive, truth.late):
         return f"no idle timer of {truth.keep_alive} s closes after {attempt.rested:.3f} s"

@@ -253,6 +253,59 @@ TEST_CASE("a client that is answered before the upstream's socket is let go of",
     }
 }
 
+TEST_CASE("several exchanges end in one turn", "[outcome]")
+{
+    // Two that this host ends; the second one's request, and its client's, came a little later.
+    const event first = local_close();
+    event second = local_close();
+    second.connection.id = first.connection.id + 1;
+    second.connection.request_ns += 2 * ms;
+    const std::uint64_t at = first.timestamp_ns + ms;
+    const auto of_first = [](std::uint64_t when) { return answered(4000, when, 504); };
+    const auto of_second = [](std::uint64_t when) {
+        event e = client_step(EVENT_CLIENT_ANSWERED, 4001, when, proxy, request_at + ms);
+        e.http_status = 504;
+        return e;
+    };
+    const auto named = [](const Outcome& outcome, std::uint16_t port, Certainty certainty) {
+        REQUIRE(outcome.client);
+        CHECK(outcome.client->port == port);
+        CHECK(outcome.client->certainty == certainty);
+    };
+
+    SECTION("each is let go of, then its client is answered (nginx)")
+    {
+        const Outcomes outcomes =
+            told({released(first, at), of_first(at + 1), released(second, at + 2), of_second(at + 3)});
+        named(outcomes.by_turn(first), 4000, Certainty::likely);
+        named(outcomes.by_turn(second), 4001, Certainty::likely);
+        const Outcomes unanswered = told({released(first, at), of_first(at + 1), released(second, at + 2)});
+        CHECK(!unanswered.by_turn(second).client);
+    }
+    SECTION("each client is answered, then its upstream let go of (HAProxy)")
+    {
+        const Outcomes outcomes =
+            told({of_first(at), released(first, at + 1), of_second(at + 2), released(second, at + 3)});
+        named(outcomes.by_turn(first), 4000, Certainty::likely);
+        named(outcomes.by_turn(second), 4001, Certainty::likely);
+        const Outcomes unanswered = told({of_first(at), released(first, at + 1), released(second, at + 2)});
+        CHECK(!unanswered.by_turn(second).client);
+    }
+    SECTION("all upstreams, then all clients: by the requests' times, possible")
+    {
+        const Outcomes outcomes =
+            told({released(first, at), released(second, at + 1), of_second(at + 2), of_first(at + 3)});
+        named(outcomes.by_turn(first), 4000, Certainty::possible);
+        named(outcomes.by_turn(second), 4001, Certainty::possible);
+    }
+    SECTION("all clients, then all upstreams: the same (lighttpd)")
+    {
+        const Outcomes outcomes =
+            told({of_second(at), of_first(at + 1), released(first, at + 2), released(second, at + 3)});
+        named(outcomes.by_turn(second), 4001, Certainty::possible);
+    }
+}
+
 TEST_CASE("a client that left", "[outcome]")
 {
     for (const std::uint8_t state : {TCP_STATE_CLOSE_WAIT, TCP_STATE_LAST_ACK, TCP_STATE_CLOSING, TCP_STATE_CLOSE,
@@ -348,6 +401,23 @@ TEST_CASE("the thread's next request is a retry", "[outcome]")
     SECTION("not the lost one itself")
     {
         CHECK(!told({released(lost, let_go_at), tried(lost.connection.id, let_go_at + 1)}).of(lost).known);
+    }
+    SECTION("not if its client is answered in the same turn: it was another's, of the same size")
+    {
+        const Outcomes outcomes = told({released(lost, let_go_at), again, answered(4000, let_go_at + 3 * ms)});
+        const Outcome outcome = outcomes.of(lost);
+        CHECK(!outcome.retry);
+        CHECK(!outcome.known);
+        REQUIRE(outcome.client);
+        CHECK(outcome.client->certainty == Certainty::possible);
+    }
+    SECTION("but if the retry itself was lost at once, its answer comes after that")
+    {
+        event failed = tried(99, let_go_at + 3 * ms);
+        CHECK(told({released(lost, let_go_at), again, released(failed, let_go_at + 3 * ms),
+                    answered(4000, let_go_at + 4 * ms)})
+                  .of(lost)
+                  .retry);
     }
     SECTION("not after the client had its answer")
     {

@@ -75,6 +75,11 @@ TEST_CASE("a restart", "[reason]")
     // Without a timeout those that rested alike may have met one.
     CHECK(reason_among({closed(2, 1000, 301), closed(3, 1000, 400)}, raced, std::nullopt) == Reason::unknown);
     CHECK(reason_among({closed(2, 1000, 301), closed(3, 1000, 401)}, raced, std::nullopt) == Reason::restart);
+    // Handlers that close right behind their answers, several at once, are none.
+    CHECK(reason_among({closed(2, 1000, 11), closed(3, 1000, 1200)}, raced, five_seconds) == Reason::restart);
+    CHECK(reason_among({closed(2, 1000, 10), closed(3, 1000, 1200)}, raced, five_seconds) == Reason::unknown);
+    const event behind = closed(1, 1000, 10, 1, true);
+    CHECK(reason_among({closed(2, 1000, 700), closed(3, 1000, 1200)}, behind, five_seconds) == Reason::unknown);
 }
 
 TEST_CASE("a number of requests", "[reason]")
@@ -97,7 +102,7 @@ TEST_CASE("a number of requests", "[reason]")
     CHECK(reason_among(others, raced, five_seconds) == Reason::request_limit);
     std::vector<event> crowd;
     for (std::uint64_t i = 0; i < 6; ++i)
-        crowd.push_back(closed(10 + i, 9000, 5, 10));
+        crowd.push_back(closed(10 + i, 9000, 50, 10));
     CHECK(reason_among(crowd, raced, five_seconds) == Reason::restart);
     // Connections used once each say nothing of a limit.
     std::vector<event> single;

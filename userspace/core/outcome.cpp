@@ -148,41 +148,68 @@ Outcome Outcomes::by_turn(const Loss& loss) const
     const auto released = since(loss.released_ns);
     const auto last = since(loss.released_ns + turn_ns);
 
-    // The client first. What it is answered well before the loss is noticed is another's.
-    const event* before = nullptr;
-    bool several = false;
-    for (auto e = first; e != released; ++e) {
-        if (!loss.of_turn(*e) || !loss.is_behind(*e) || !is_bad_end(*e) ||
-            (loss.by_peer && e->timestamp_ns < loss.failed_ns))
-            continue;
-        several = several || (before != nullptr && !same_client(*before, *e));
+    const auto is_client = [&loss](const event& e) { return loss.is_behind(e) && is_bad_end(e); };
+    const event* client = nullptr;
+    std::size_t clients = 0;
+    const auto consider = [&](const event& e) {
+        clients += client == nullptr || !same_client(*client, e) ? 1 : 0;
         // Of several, whose request came right before the exchange's.
-        if (before == nullptr || e->connection.last_byte_ns >= before->connection.last_byte_ns)
-            before = &*e;
-    }
-    if (before != nullptr)
-        return found(*before, several ? Certainty::possible : Certainty::likely);
+        if (client == nullptr || e.connection.last_byte_ns > client->connection.last_byte_ns)
+            client = &e;
+    };
 
-    bool goes_on = false; // the thread, with other work
-    for (auto e = released; e != last; ++e) {
+    // Several exchanges may end in one turn. Each proxy has an order of its own, and how the turn begins shows which:
+    // with a client, then each release's clients are those since the release before; with a release, then those that
+    // follow.
+    bool client_first = false;
+    std::size_t releases = 0;
+    bool pending = false; // a release before this one, of which nothing has come yet
+    for (auto e = first; e != released; ++e) {
         if (!loss.of_turn(*e))
             continue;
-        if (loss.is_behind(*e) && is_bad_end(*e)) {
-            if (!goes_on)
-                return found(*e, Certainty::likely);
-            outcome.client = client_of(*e, Certainty::possible);
-            return outcome;
+        pending = e->kind == EVENT_RELEASED;
+        // What a client is answered well before the loss is noticed is another's.
+        if (!pending && is_client(*e) && (client_first || releases == 0) &&
+            (!loss.by_peer || e->timestamp_ns >= loss.failed_ns)) {
+            client_first = true;
+            consider(*e);
         }
-        if (!loss.is_next_try(*e))
+        if (!pending)
             continue;
-        if (repeats(loss, *e)) {
-            outcome.retry = Retry{.connection_id = e->connection.id,
-                                  .upstream = UpstreamKey::of(*e),
-                                  .after_ns = e->timestamp_ns - loss.released_ns};
-            outcome.known = true;
-            return outcome;
+        ++releases;
+        if (clients == 1) {
+            client = nullptr;
+            clients = releases = 0;
         }
-        goes_on = true;
+    }
+    // Clients whose upstreams are let go of afterwards, all of them: whose is whose, nothing tells.
+    if (clients > releases)
+        return found(*client, clients == 1 ? Certainty::likely : Certainty::possible);
+
+    client = nullptr;
+    const event* tried = nullptr;
+    for (auto e = released; e != last; ++e) {
+        if (!loss.of_turn(*e) || e->connection.id == loss.connection_id)
+            continue;
+        if (e->kind == EVENT_RELEASED && tried != nullptr)
+            break;
+        if (tried == nullptr && client == nullptr && loss.is_next_try(*e) && repeats(loss, *e)) {
+            tried = &*e;
+        } else if (is_client(*e)) {
+            consider(*e);
+            if (!pending)
+                return found(*e, Certainty::likely);
+        }
+        pending = pending || e->kind == EVENT_RELEASED || loss.is_next_try(*e); // the thread goes on, with other work
+    }
+    // Who is answered already does not wait for another try, whatever it looks like.
+    if (client != nullptr) {
+        outcome.client = client_of(*client, Certainty::possible);
+    } else if (tried != nullptr) {
+        outcome.retry = Retry{.connection_id = tried->connection.id,
+                              .upstream = UpstreamKey::of(*tried),
+                              .after_ns = tried->timestamp_ns - loss.released_ns};
+        outcome.known = true;
     }
     return outcome;
 }

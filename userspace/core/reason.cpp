@@ -14,6 +14,8 @@ constexpr std::uint64_t ns_per_ms = 1'000'000;
 /// A process that ends closes all its connections within this time.
 constexpr std::uint64_t one_instant_ns = 100 * ns_per_ms;
 constexpr std::size_t crowd = 3;
+/// Whoever closes so soon behind an answer had done with that connection ("Connection: close", a handler's own close).
+constexpr std::uint64_t behind_answer_ms = 10;
 
 /// A limit shows in so many connections, of which hardly one is an exception.
 constexpr std::size_t limited_connections = 5;
@@ -85,7 +87,7 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
     if (timeout && timeout->nearness(close.rested_ms, rtt_ms) != Nearness::far)
         return Reason::idle_timer;
 
-    std::size_t together = 1;
+    std::size_t together = close.rested_ms > behind_answer_ms ? 1 : 0;
     std::size_t limited = 1;
     std::size_t counted = 1;
     std::size_t early = 0;
@@ -95,7 +97,7 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
         if (other.connection_id == close.connection_id)
             continue;
         const bool at_once = distance(other.at_ns, close.at_ns) <= one_instant_ns;
-        if (at_once) {
+        if (at_once && other.rested_ms > behind_answer_ms) {
             ++together;
             shortest = std::min(shortest, other.rested_ms);
             longest = std::max(longest, other.rested_ms);
