@@ -13,9 +13,8 @@
 #include "emit.bpf.h"
 
 #define REPORTS_FOR_A_LOSS 16
-#define ASIDE_SECONDS 10 /* nginx: fail_timeout; Apache httpd's retry (60 s) is as long for who is asked on */
-#define ASIDE_MOST_NS (61000 * FINRACE_NS_PER_MS) /* Apache httpd's, the longest by default */
-#define TRIES_OF_RECOVERY 16                      /* so many without another loss: it goes on asking */
+#define ASIDE_SECONDS 10     /* nginx: fail_timeout; Apache httpd's retry (60 s) is as long for who is asked on */
+#define TRIES_OF_RECOVERY 16 /* so many without another loss: it goes on asking */
 #define UNTRIED_A_SECOND 16
 #define DELAYED_ACK_NS (30 * FINRACE_NS_PER_MS) /* the first is sent later */
 
@@ -150,7 +149,7 @@ static __always_inline struct lost_exchange *has_set_aside(__u32 pid, __u64 aske
 
 	if (!lost || bpf_jiffies64() >= lost->aside_until || asked_ns <= lost->noticed_ns ||
 	    asked_ns <= lost->tried_ns || lost->tries > TRIES_OF_RECOVERY ||
-	    asked_ns > lost->noticed_ns + ASIDE_MOST_NS)
+	    asked_ns > lost->noticed_ns + FINRACE_ASIDE_MOST_NS)
 		return NULL;
 	return lost;
 }

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever the meaning or the place of a field changes. */
-#define FINRACE_EVENT_VERSION 4
+#define FINRACE_EVENT_VERSION 5
 
 /*
  * The longest close_notify alert of TLS in use: 31 bytes by TLS 1.2 with AES-GCM (RFC 5246 6.2, RFC 5288 3), 24 by
@@ -30,6 +30,9 @@ extern "C" {
 
 /* RFC 6928's initial window in full-size segments: what a sender may have under way before any acknowledgement. */
 #define FINRACE_ONE_FLIGHT_BYTES (10 * 1460)
+
+/* The longest that a proxy sets an upstream aside by default, and a second (Apache httpd's retry: 60 s). */
+#define FINRACE_ASIDE_MOST_NS 61000000000ULL
 
 #define FINRACE_COMM_LEN 16 /* TASK_COMM_LEN, include/linux/sched.h */
 
@@ -128,14 +131,12 @@ enum connection_protocol {
 /* event.observed: what the source could see at all. A fact outside the mask is unknown, never zero. */
 enum observed {
 	OBSERVED_PROCESS = 1 << 0,      /* connection.pid and .comm may be trusted where set */
-	OBSERVED_SYSCALL_TIME = 1 << 1, /* request times are those of the system call, if it followed on rest; else the
-					 * segment's */
-	OBSERVED_SEND_QUEUE = 1 << 2,   /* request bytes include what was written and not yet sent */
-	OBSERVED_RESET_HEADER = 1 << 3, /* the RST's flags, sequence and acknowledgement numbers */
-	OBSERVED_SOCKET_ERROR = 1 << 4, /* socket_error */
-	OBSERVED_UNREAD = 1 << 5,       /* unread_bytes */
-	OBSERVED_NETNS = 1 << 6,        /* netns */
-	OBSERVED_CLOSE_CALL = 1 << 7,   /* CONNECTION_SOCKET_CLOSED is set whenever it happens */
+	OBSERVED_SEND_QUEUE = 1 << 1,   /* request bytes include what was written and not yet sent */
+	OBSERVED_RESET_HEADER = 1 << 2, /* the RST's flags, sequence and acknowledgement numbers */
+	OBSERVED_SOCKET_ERROR = 1 << 3, /* socket_error */
+	OBSERVED_UNREAD = 1 << 4,       /* unread_bytes */
+	OBSERVED_NETNS = 1 << 5,        /* netns */
+	OBSERVED_CLOSE_CALL = 1 << 6,   /* CONNECTION_SOCKET_CLOSED is set whenever it happens */
 };
 
 /* Where something was lost. Index into struct loss_counters. */
@@ -214,7 +215,6 @@ struct event {
 	__u64 bytes_sent;       /* payload acknowledged by the peer */
 	__u64 bytes_received;   /* payload received, in order */
 	__u64 response_bytes;   /* of these, since the current exchange's request */
-	__u64 netns_cookie;     /* 0 if not known */
 	__u8 local_address[16]; /* network order; IPv4 in the first four bytes, the rest zero */
 	__u8 peer_address[16];
 	__u16 local_port; /* host order */
@@ -284,37 +284,36 @@ FINRACE_AT(connection, state, 116);
 FINRACE_AT(connection, lost_events, 117);
 FINRACE_AT(connection, lost_kinds, 118);
 
-FINRACE_STATIC_ASSERT(sizeof(struct event) == 264);
+FINRACE_STATIC_ASSERT(sizeof(struct event) == 256);
 FINRACE_AT(event, timestamp_ns, 0);
 FINRACE_AT(event, bytes_sent, 8);
 FINRACE_AT(event, bytes_received, 16);
 FINRACE_AT(event, response_bytes, 24);
-FINRACE_AT(event, netns_cookie, 32);
-FINRACE_AT(event, local_address, 40);
-FINRACE_AT(event, peer_address, 56);
-FINRACE_AT(event, local_port, 72);
-FINRACE_AT(event, peer_port, 74);
-FINRACE_AT(event, family, 76);
-FINRACE_AT(event, kind, 77);
-FINRACE_AT(event, old_state, 78);
-FINRACE_AT(event, new_state, 79);
-FINRACE_AT(event, observed, 80);
-FINRACE_AT(event, socket_error, 82);
-FINRACE_AT(event, netns, 84);
-FINRACE_AT(event, request_bytes, 88);
-FINRACE_AT(event, unacked_bytes, 92);
-FINRACE_AT(event, unread_bytes, 96);
-FINRACE_AT(event, srtt_us, 100);
-FINRACE_AT(event, retransmits, 104);
-FINRACE_AT(event, version, 108);
-FINRACE_AT(event, thread, 112);
-FINRACE_AT(event, http_status, 116);
-FINRACE_AT(event, turn, 118);
-FINRACE_AT(event, sent_ns, 120);
-FINRACE_AT(event, received_ns, 128);
-FINRACE_AT(event, exit_code, 136);
-FINRACE_AT(event, segment_bytes, 140);
-FINRACE_AT(event, connection, 144);
+FINRACE_AT(event, local_address, 32);
+FINRACE_AT(event, peer_address, 48);
+FINRACE_AT(event, local_port, 64);
+FINRACE_AT(event, peer_port, 66);
+FINRACE_AT(event, family, 68);
+FINRACE_AT(event, kind, 69);
+FINRACE_AT(event, old_state, 70);
+FINRACE_AT(event, new_state, 71);
+FINRACE_AT(event, observed, 72);
+FINRACE_AT(event, socket_error, 74);
+FINRACE_AT(event, netns, 76);
+FINRACE_AT(event, request_bytes, 80);
+FINRACE_AT(event, unacked_bytes, 84);
+FINRACE_AT(event, unread_bytes, 88);
+FINRACE_AT(event, srtt_us, 92);
+FINRACE_AT(event, retransmits, 96);
+FINRACE_AT(event, version, 100);
+FINRACE_AT(event, thread, 104);
+FINRACE_AT(event, http_status, 108);
+FINRACE_AT(event, turn, 110);
+FINRACE_AT(event, sent_ns, 112);
+FINRACE_AT(event, received_ns, 120);
+FINRACE_AT(event, exit_code, 128);
+FINRACE_AT(event, segment_bytes, 132);
+FINRACE_AT(event, connection, 136);
 
 #undef FINRACE_AT
 

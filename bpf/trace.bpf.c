@@ -261,9 +261,9 @@ static __always_inline void name_actor(struct event *e)
 	e->connection.pid = actor >> 32;
 }
 
-#define OBSERVED_HERE                                                                             \
-	(OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER | \
-	 OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS | OBSERVED_CLOSE_CALL)
+#define OBSERVED_HERE                                                                                               \
+	(OBSERVED_PROCESS | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER | OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | \
+	 OBSERVED_NETNS | OBSERVED_CLOSE_CALL)
 
 static __always_inline void emit(struct sock *sk, struct tcp_sock *tp, struct connection *c,
 				 const struct socket_view *view, __u8 kind, __u8 old_state, __u8 new_state)

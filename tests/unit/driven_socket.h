@@ -421,8 +421,8 @@ private:
         e.new_state = to;
         e.observed = OBSERVED_RESET_HEADER | OBSERVED_CLOSE_CALL;
         if (backend == Backend::trace) {
-            e.observed |= OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE | OBSERVED_SOCKET_ERROR |
-                          OBSERVED_UNREAD | OBSERVED_NETNS;
+            e.observed |=
+                OBSERVED_PROCESS | OBSERVED_SEND_QUEUE | OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS;
             e.socket_error = socket_error;
         }
         e.version = FINRACE_EVENT_VERSION;

@@ -757,7 +757,8 @@ TEST_CASE("an error without an attempt is tied to the failure before it", "[dock
     {
         court.take({failure});
         court.docket.advance(failure.timestamp_ns + Docket::wait_ns);
-        court.take({untried(Benches::longest_ns - ms), untried(Benches::longest_ns), untried(Benches::longest_ns + 1)});
+        court.take(
+            {untried(FINRACE_ASIDE_MOST_NS - ms), untried(FINRACE_ASIDE_MOST_NS), untried(FINRACE_ASIDE_MOST_NS + 1)});
         court.docket.finish();
         CHECK(found.size() == 2);
     }

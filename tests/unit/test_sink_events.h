@@ -14,9 +14,8 @@ namespace finrace::test {
 
 constexpr std::uint64_t ms = 1'000'000;
 constexpr std::uint64_t request_at = 10'000 * ms;
-constexpr std::uint16_t everything = OBSERVED_PROCESS | OBSERVED_SYSCALL_TIME | OBSERVED_SEND_QUEUE |
-                                     OBSERVED_RESET_HEADER | OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS |
-                                     OBSERVED_CLOSE_CALL;
+constexpr std::uint16_t everything = OBSERVED_PROCESS | OBSERVED_SEND_QUEUE | OBSERVED_RESET_HEADER |
+                                     OBSERVED_SOCKET_ERROR | OBSERVED_UNREAD | OBSERVED_NETNS | OBSERVED_CLOSE_CALL;
 
 inline void set_name(event& e, std::string_view name)
 {

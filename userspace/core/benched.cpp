@@ -57,7 +57,7 @@ void Benches::judge_oldest()
     if (found == losses_.end())
         return;
     const Loss& loss = found->second;
-    if (answer.timestamp_ns < loss.e.timestamp_ns || answer.timestamp_ns - loss.e.timestamp_ns > longest_ns)
+    if (answer.timestamp_ns < loss.e.timestamp_ns || answer.timestamp_ns - loss.e.timestamp_ns > FINRACE_ASIDE_MOST_NS)
         return;
     deliver_({.loss = loss.e, .cause = loss.cause, .answer = answer});
 }

@@ -29,8 +29,6 @@ class Benches {
 public:
     /// A verdict's wait, and some more: the answer may be told of before the failure has its name.
     static constexpr std::uint64_t wait_ns = 700'000'000;
-    /// The longest that a proxy sets an upstream aside by default (Apache httpd's retry: 60 s).
-    static constexpr std::uint64_t longest_ns = 61'000'000'000;
     static constexpr std::size_t capacity = 1024;
 
     explicit Benches(std::function<void(const Benched&)> deliver) : deliver_(std::move(deliver)) {}
