@@ -281,6 +281,9 @@ TEST_CASE("several exchanges end in one turn", "[outcome]")
         named(outcomes.by_turn(second), 4001, Certainty::likely);
         const Outcomes unanswered = told({released(first, at), of_first(at + 1), released(second, at + 2)});
         CHECK(!unanswered.by_turn(second).client);
+        // A turn may be long: its beginning is asked for further back than a client is.
+        const Outcomes slow = told({released(first, at), of_first(at + turn / 2), released(second, at + turn + 1)});
+        CHECK(!slow.by_turn(second).client);
     }
     SECTION("each client is answered, then its upstream let go of (HAProxy)")
     {
@@ -290,6 +293,10 @@ TEST_CASE("several exchanges end in one turn", "[outcome]")
         named(outcomes.by_turn(second), 4001, Certainty::likely);
         const Outcomes unanswered = told({of_first(at), released(first, at + 1), released(second, at + 2)});
         CHECK(!unanswered.by_turn(second).client);
+        const Outcomes later_first =
+            told({of_second(at), released(second, at + 1), of_first(at + 2), released(first, at + 3)});
+        named(later_first.by_turn(first), 4000, Certainty::likely);
+        named(later_first.by_turn(second), 4001, Certainty::likely);
     }
     SECTION("all upstreams, then all clients: by the requests' times, possible")
     {

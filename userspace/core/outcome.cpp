@@ -13,8 +13,10 @@ namespace finrace {
 
 namespace {
 
-/// The longest that a thread may be busy with one exchange's end; a turn's number may come again.
+/// The longest that a thread may be busy with one exchange's end.
 constexpr std::uint64_t turn_ns = 20'000'000;
+/// The longest that a turn is followed back to its beginning: its number may come again.
+constexpr std::uint64_t turn_limit_ns = 200'000'000;
 
 bool has_left(const event& e)
 {
@@ -144,7 +146,6 @@ Outcome Outcomes::by_turn(const Loss& loss) const
         outcome.known = outcome.settled = true;
         return outcome;
     };
-    const auto first = since(loss.released_ns - std::min(turn_ns, loss.released_ns));
     const auto released = since(loss.released_ns);
     const auto last = since(loss.released_ns + turn_ns);
 
@@ -161,29 +162,34 @@ Outcome Outcomes::by_turn(const Loss& loss) const
     // Several exchanges may end in one turn. Each proxy has an order of its own, and how the turn begins shows which:
     // with a client, then each release's clients are those since the release before; with a release, then those that
     // follow.
-    bool client_first = false;
+    std::optional<bool> client_first;
     std::size_t releases = 0;
-    bool pending = false; // a release before this one, of which nothing has come yet
-    for (auto e = first; e != released; ++e) {
+    std::size_t ended = 0; // clients since the last release that had its own, whosever they are
+    bool pending = false;  // a release before this one, of which nothing has come yet
+    for (auto e = since(loss.released_ns - std::min(turn_limit_ns, loss.released_ns)); e != released; ++e) {
         if (!loss.of_turn(*e))
             continue;
         pending = e->kind == EVENT_RELEASED;
-        // What a client is answered well before the loss is noticed is another's.
-        if (!pending && is_client(*e) && (client_first || releases == 0) &&
-            (!loss.by_peer || e->timestamp_ns >= loss.failed_ns)) {
-            client_first = true;
-            consider(*e);
-        }
-        if (!pending)
+        if (!pending && !is_bad_end(*e))
             continue;
-        ++releases;
-        if (clients == 1) {
+        client_first = client_first.value_or(!pending);
+        if (!*client_first)
+            continue;
+        if (!pending) {
+            ++ended;
+            // What a client is answered well before the loss is noticed is another's.
+            if (is_client(*e) && e->timestamp_ns + turn_ns >= loss.released_ns &&
+                (!loss.by_peer || e->timestamp_ns >= loss.failed_ns))
+                consider(*e);
+        } else if (ended <= 1) {
             client = nullptr;
-            clients = releases = 0;
+            clients = ended = releases = 0;
+        } else {
+            ++releases;
         }
     }
     // Clients whose upstreams are let go of afterwards, all of them: whose is whose, nothing tells.
-    if (clients > releases)
+    if (client != nullptr && ended > releases)
         return found(*client, clients == 1 ? Certainty::likely : Certainty::possible);
 
     client = nullptr;
