@@ -6,6 +6,7 @@ verdicts beside that, with the client, the answer, the retry and the reason that
 """
 
 import bisect
+import re
 from dataclasses import dataclass, field
 
 import wire
@@ -320,7 +321,9 @@ def judge_benched(truth, verdicts, tallies, accident_at):
         tally.verdicts += 1
         tally.benched += verdict.at("finrace.evidence.untried_answers", 1)
         note(tally.causes, verdict.verdict)
-        if not any(truth.failed_by_proxy(ask) and "benched" in (truth.explanation(ask)[0] or "") for ask in asks):
+        # Beside openings that failed for others, who was told of a bench and who of his own can't be told (Varnish).
+        if not any(truth.failed_by_proxy(ask) and re.search("benched|^connection ", truth.explanation(ask)[0] or "")
+                   for ask in asks):
             tally.wrong += 1
             whose = ", ".join(f"{ask.id}: {ask.got}" for ask in asks) or "nobody"
             tally.findings.append(Finding("wrong", f"benched, of {whose}: {describe(verdict)}"))

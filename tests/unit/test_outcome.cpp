@@ -298,6 +298,34 @@ TEST_CASE("several exchanges end in one turn", "[outcome]")
         named(later_first.by_turn(first), 4000, Certainty::likely);
         named(later_first.by_turn(second), 4001, Certainty::likely);
     }
+    SECTION("in both orders (Node.js): possible")
+    {
+        event third = local_close();
+        third.connection.id = first.connection.id + 2;
+        const Outcomes outcomes = told({answered(4002, at), released(third, at + 1), released(first, at + 2),
+                                        of_first(at + 3), released(second, at + 4), of_second(at + 5)});
+        REQUIRE(outcomes.by_turn(second).client);
+        CHECK(outcomes.by_turn(second).client->certainty == Certainty::possible);
+    }
+    SECTION("a client that had asked long before the request was begun: possible")
+    {
+        const auto of_client = [&](std::uint64_t asked_ns) {
+            event e = client_step(EVENT_CLIENT_ANSWERED, 4000, at + 1, proxy, asked_ns);
+            e.http_status = 504;
+            return told({released(first, at), e}).by_turn(first);
+        };
+        named(of_client(request_at - 20 * ms), 4000, Certainty::likely);
+        CHECK(of_client(request_at - 20 * ms).known);
+        named(of_client(request_at - 20 * ms - 1), 4000, Certainty::possible);
+        CHECK(!of_client(request_at - 20 * ms - 1).known);
+        // The handshake is the request's own time.
+        event opened = first;
+        opened.connection.exchange = 1;
+        opened.connection.opened_ns = request_at - 30 * ms;
+        event e = client_step(EVENT_CLIENT_ANSWERED, 4000, at + 1, proxy, request_at - 50 * ms);
+        e.http_status = 504;
+        named(told({released(opened, at), e}).by_turn(opened), 4000, Certainty::likely);
+    }
     SECTION("all upstreams, then all clients: by the requests' times, possible")
     {
         const Outcomes outcomes =

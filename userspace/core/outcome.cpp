@@ -15,6 +15,8 @@ namespace {
 
 /// The longest that a thread may be busy with one exchange's end.
 constexpr std::uint64_t turn_ns = 20'000'000;
+/// A proxy that has a client's request begins its own so soon, unless something else came between.
+constexpr std::uint64_t passed_on_ns = 20'000'000;
 /// The longest that a turn is followed back to its beginning: its number may come again.
 constexpr std::uint64_t turn_limit_ns = 200'000'000;
 
@@ -61,6 +63,7 @@ struct Outcomes::Loss {
     bool by_peer;
     std::uint32_t request_bytes;
     std::uint64_t asked_ns;    ///< the request, or the SYN
+    std::uint64_t begun_ns;    ///< the same, or the SYN before a connection's first request
     std::uint64_t failed_ns;   ///< the end, where it came from the peer
     std::uint64_t released_ns; ///< by the process
 
@@ -71,6 +74,11 @@ struct Outcomes::Loss {
     [[nodiscard]] bool is_behind(const event& e) const
     {
         return e.kind >= EVENT_CLIENT_ANSWERED && e.connection.last_byte_ns <= asked_ns;
+    }
+    /// Its request came right before this one was begun.
+    [[nodiscard]] bool is_right_behind(const event& e) const
+    {
+        return is_behind(e) && e.connection.last_byte_ns + passed_on_ns >= begun_ns;
     }
     [[nodiscard]] bool is_next_try(const event& e) const
     {
@@ -129,6 +137,7 @@ std::optional<Outcomes::Loss> Outcomes::find(const event& end) const
               .by_peer = (c.flags & CONNECTION_LOCAL_FIRST) == 0,
               .request_bytes = end.request_bytes,
               .asked_ns = c.exchange > 0 ? c.request_ns : c.opened_ns,
+              .begun_ns = c.exchange > 1 ? c.request_ns : c.opened_ns,
               .failed_ns = end.timestamp_ns,
               .released_ns = release.timestamp_ns};
     if ((c.flags & CONNECTION_PEER_FIN) != 0)
@@ -141,9 +150,11 @@ std::optional<Outcomes::Loss> Outcomes::find(const event& end) const
 Outcome Outcomes::by_turn(const Loss& loss) const
 {
     Outcome outcome;
-    const auto found = [&](const event& e, Certainty certainty) {
-        outcome.client = client_of(e, certainty);
-        outcome.known = outcome.settled = true;
+    const auto found = [&](const event& e, bool alone) {
+        const bool likely = alone && loss.is_right_behind(e);
+        outcome.client = client_of(e, likely ? Certainty::likely : Certainty::possible);
+        outcome.known = likely;
+        outcome.settled = true;
         return outcome;
     };
     const auto released = since(loss.released_ns);
@@ -161,14 +172,16 @@ Outcome Outcomes::by_turn(const Loss& loss) const
 
     // Several exchanges may end in one turn. Each proxy has an order of its own, and how the turn begins shows which:
     // with a client, then each release's clients are those since the release before; with a release, then those that
-    // follow.
+    // follow. Node.js has both orders, for a FIN and for an RST: then nothing is sure.
     std::optional<bool> client_first;
     std::size_t releases = 0;
     std::size_t ended = 0; // clients since the last release that had its own, whosever they are
     bool pending = false;  // a release before this one, of which nothing has come yet
+    bool mixed = false;    // a release that has no client by this order
     for (auto e = since(loss.released_ns - std::min(turn_limit_ns, loss.released_ns)); e != released; ++e) {
         if (!loss.of_turn(*e))
             continue;
+        mixed = mixed || (pending && e->kind == EVENT_RELEASED);
         pending = e->kind == EVENT_RELEASED;
         if (!pending && !is_bad_end(*e))
             continue;
@@ -190,7 +203,7 @@ Outcome Outcomes::by_turn(const Loss& loss) const
     }
     // Clients whose upstreams are let go of afterwards, all of them: whose is whose, nothing tells.
     if (client != nullptr && ended > releases)
-        return found(*client, clients == 1 ? Certainty::likely : Certainty::possible);
+        return found(*client, clients == 1 && !mixed);
 
     client = nullptr;
     const event* tried = nullptr;
@@ -204,7 +217,7 @@ Outcome Outcomes::by_turn(const Loss& loss) const
         } else if (is_client(*e)) {
             consider(*e);
             if (!pending)
-                return found(*e, Certainty::likely);
+                return found(*e, !mixed);
         }
         pending = pending || e->kind == EVENT_RELEASED || loss.is_next_try(*e); // the thread goes on, with other work
     }
