@@ -459,7 +459,7 @@ class Stage:
                              backend=self.options.backend, keep_alive=self.keep_alive if self.kind.persists else None,
                              logs_begin=self.kind.logs_begin, late=self.kind.late, patience=PATIENCE,
                              violent=[one.name for one in ACCIDENTS.values() if one.violent],
-                             killing=[one.name for one in ACCIDENTS.values() if one.kills],
+                             killing={one.name: one.kills for one in ACCIDENTS.values()},
                              calls_off=self.proxy_kind.calls_off, disconnects=self.proxy_kind.disconnects)
         verdicts = [one for one in self.finrace.verdicts() if one.client and one.local[0] == self.line.left_address
                     and one.peer[1] in self.ports]
@@ -488,7 +488,7 @@ class Accident:
     default: bool = True  # for every pairing
     renews: bool = False  # leaves a server with other settings behind
     violent: bool = False  # ends servers' connections, idle ones as well, at any time
-    kills: bool = False  # the servers' processes, which close nothing themselves
+    kills: bool | None = False  # the servers' processes, which close nothing themselves; None: perhaps
     limit: float = 300.0
 
 
@@ -576,7 +576,8 @@ async def crash(stage, _):
         await stage.meanwhile(itself, path=0.05)
 
 
-@accident("a graceful reload under load, or a stop and a start where there is none", violent=True)
+# A second SIGTERM meets Python with the signal's default handler, as it ends (gunicorn).
+@accident("a graceful reload under load, or a stop and a start where there is none", violent=True, kills=None)
 async def reload(stage, _):
     async def again():
         await stage.blocking(stage.server.reload if "reload" in stage.kind.capabilities else stage.server.restart)

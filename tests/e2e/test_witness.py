@@ -289,7 +289,7 @@ class TruthTest(Conversation):
             return self.get(path.rpartition(".")[2], default)
 
     def tally(self, *verdicts, status=502, application=False, began=None, backend="cgroup", said=(), left=0.0, violent=(),
-              calls_off=False, killing=()):
+              calls_off=False, killing=None):
         ask = truth.Ask("second", "one", "POST", "/ok/second", 100.0, 110.0, status, application, True, left, port=50000)
         lines = [{"event": "begin", "id": "second", "time": began}] if began else []
         joined = truth.Truth([ask], self.script.connections(), lines, list(said), backend=backend, keep_alive=1.0,
@@ -407,7 +407,11 @@ class TruthTest(Conversation):
         self.exchanged().request(b"second", after=0.5).end(wire.FIN | wire.ACK)
         closed = self.record("upstream_closed", certainty="proven")
         self.assertEqual(self.found(closed), {"failures": 1, "wrong": 1})
-        self.assertEqual(self.found(closed, killing=("one",)), {"failures": 1})
+        self.assertEqual(self.found(closed, killing={"one": True}), {"failures": 1})
+        for certainty in ("proven", "likely"):
+            for name in ("upstream_closed", "keepalive_race"):
+                record = self.record(name, "fin_lingering" if name == "keepalive_race" else None, certainty)
+                self.assertEqual(self.found(record, killing={"one": None}), {"failures": 1})
 
     def test_a_connection_called_off(self):
         self.script = Script()

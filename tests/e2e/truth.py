@@ -64,8 +64,8 @@ def near_timer(rested, keep_alive, late):
 
 def expect(attempt, began, at_timer, ask, backend, killed=False):
     """`began`: whether the application's handler had this attempt's request; None if that is not known. `at_timer`: the
-    server's idle timer explains the end. `killed`: so does its process's death; the kernel that closes for it sends no FIN
-    where a byte lay unread, so that such a process had read its request."""
+    server's idle timer explains the end. `killed`: so does its process's death (None: perhaps); the kernel that closes for it
+    sends no FIN where a byte lay unread, so that such a process had read its request."""
     kind = attempt.kind
     taken = CLOSED if not attempt.reset else RESET
     if kind in ("answered", "open"):
@@ -91,7 +91,7 @@ def expect(attempt, began, at_timer, ask, backend, killed=False):
             return Expected([(taken, "")], why="the handler had not begun; no idle close meets a connection just opened")
         # A byte left unread makes the kernel's FIN an RST, so a killed process that sent a FIN had read the request; and no
         # idle close is proven where a signal closed.
-        return Expected([race, (taken, "")], unproven=(RACE,) if killed else (taken,),
+        return Expected([race, (taken, "")], unproven={True: (RACE,), False: (taken,), None: ()}[killed],
                         why="the handler had not begun, perhaps not by the idle timer")
     if kind == "reset_bare":
         return Expected([(RESET, "")] if attempt.fresh else [(RACE, "reset_closed")])
@@ -182,12 +182,12 @@ class Truth:
     """All that is known of one stage, without finrace."""
 
     def __init__(self, asks, connections, application, said, *, backend, keep_alive, logs_begin, late, patience, violent=(),
-                 killing=(), calls_off=False, disconnects=False):
+                 killing=None, calls_off=False, disconnects=False):
         """`application`: its log's lines; `said`: (request id or "", reverse_proxies.Said); `violent`: accidents that end
-        idle connections in other ways than by the timer; `killing`: those that kill the server's process."""
+        idle connections in other ways than by the timer; `killing`: whether these kill the server's process (None: perhaps)."""
         self.asks = {ask.id: ask for ask in asks}
         self.backend, self.keep_alive, self.logs_begin = backend, keep_alive, logs_begin
-        self.late, self.patience, self.violent, self.killing = late, patience, violent, killing
+        self.late, self.patience, self.violent, self.killing = late, patience, violent, killing or {}
         self.calls_off, self.disconnects = calls_off, disconnects
         self.connections = connections
         self.attempts = {}
@@ -233,7 +233,7 @@ class Truth:
     def expected(self, attempt):
         ask = self.asks.get(attempt.id)
         at_timer = near_timer(attempt.rested, self.keep_alive, self.late) and not (ask and ask.accident in self.violent)
-        killed = ask is not None and ask.accident in self.killing
+        killed = self.killing.get(ask.accident, False) if ask else False
         return expect(attempt, self.began(attempt), at_timer, ask, self.backend, killed)
 
     # -- the proxy's own failures

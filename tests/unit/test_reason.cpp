@@ -72,9 +72,12 @@ TEST_CASE("a restart", "[reason]")
     const event raced = closed(1, 1000, 300, 1, true);
     CHECK(reason_among({closed(2, 900, 1200), closed(3, 1100, 2000)}, raced, five_seconds) == Reason::restart);
     CHECK(reason_among({closed(2, 899, 1200), closed(3, 1100, 2000)}, raced, five_seconds) == Reason::unknown);
-    // Without a timeout those that rested alike may have met one.
-    CHECK(reason_among({closed(2, 1000, 301), closed(3, 1000, 400)}, raced, std::nullopt) == Reason::unknown);
-    CHECK(reason_among({closed(2, 1000, 301), closed(3, 1000, 401)}, raced, std::nullopt) == Reason::restart);
+    // Those that rested alike may have met a timer, unless it is known and was far.
+    CHECK(reason_among({closed(2, 1000, 301), closed(3, 1000, 600)}, raced, std::nullopt) == Reason::unknown);
+    CHECK(reason_among({closed(2, 1000, 301), closed(3, 1000, 601)}, raced, std::nullopt) == Reason::restart);
+    const event rested = closed(1, 1000, 2400, 1, true);
+    CHECK(reason_among({closed(2, 1000, 2499), closed(3, 1000, 2499)}, rested, five_seconds) == Reason::restart);
+    CHECK(reason_among({closed(2, 1000, 2500), closed(3, 1000, 2500)}, rested, five_seconds) == Reason::unknown);
     // Handlers that close right behind their answers, several at once, are none.
     CHECK(reason_among({closed(2, 1000, 11), closed(3, 1000, 1200)}, raced, five_seconds) == Reason::restart);
     CHECK(reason_among({closed(2, 1000, 10), closed(3, 1000, 1200)}, raced, five_seconds) == Reason::unknown);

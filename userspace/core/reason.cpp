@@ -111,11 +111,12 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
             timeout->nearness(other.rested_ms, rtt_ms) == Nearness::far)
             ++early;
     }
-    // Connections that were opened together reach their timer together as well.
-    const bool rested_alike = longest - shortest <= one_instant_ns / ns_per_ms;
+    // Connections that were opened together reach their timer together as well; and a server that looks for them once a
+    // second (gunicorn's threads) closes at one instant what has rested one timer or one and a half.
+    const bool by_no_timer = 2 * shortest < longest || (timeout && 2 * longest < timeout->lowest_ms);
     if (close.served > 1 && limited >= limited_connections && limited * 100 >= counted * limited_percent)
         return Reason::request_limit;
-    if (together >= crowd && (timeout || !rested_alike))
+    if (together >= crowd && by_no_timer)
         return Reason::restart;
     if (timeout && close.rested_ms < timeout->lowest_ms && early >= crowd)
         return Reason::early_purge;
