@@ -298,6 +298,12 @@ TEST_CASE("several exchanges end in one turn", "[outcome]")
         named(later_first.by_turn(first), 4000, Certainty::likely);
         named(later_first.by_turn(second), 4001, Certainty::likely);
     }
+    SECTION("another client of the process asked later, and still before the request: possible, and that one")
+    {
+        const Outcomes outcomes = told({of_first(at), released(second, at + 1), after_sleep(of_second(at + 30 * ms))});
+        named(outcomes.by_turn(second), 4001, Certainty::possible);
+        CHECK(!outcomes.by_turn(second).known);
+    }
     SECTION("in both orders (Node.js): possible")
     {
         event third = local_close();
@@ -605,7 +611,9 @@ TEST_CASE("a verdict waits for its outcome, half a second at most", "[docket]")
     SECTION("until it is known")
     {
         court.take({released(lost, let_go_at), answered(4000, let_go_at + 1)});
-        court.docket.advance(let_go_at + 10 * ms);
+        court.docket.advance(let_go_at + turn - 1);
+        CHECK(court.delivered.empty()); // what the turn still brings may tell otherwise
+        court.docket.advance(let_go_at + turn + 10 * ms);
         REQUIRE(court.delivered.size() == 1);
         CHECK(court.delivered[0].outcome.client->port == 4000);
     }
@@ -666,7 +674,7 @@ TEST_CASE("this host's own close is judged by what the client got, once", "[dock
     SECTION("before the end comes")
     {
         court.take(timeout);
-        court.docket.advance(end.timestamp_ns + 10 * ms);
+        court.docket.advance(end.timestamp_ns + turn);
         CHECK(court.causes() == std::vector{Cause::proxy_timeout});
         court.take({closed});
         court.docket.finish();

@@ -147,14 +147,28 @@ std::optional<Outcomes::Loss> Outcomes::find(const event& end) const
     return loss;
 }
 
+/// The order of a turn is one witness, the times of the requests another: of all clients of the process that end badly
+/// about then, whose came right before the exchange's. `client` is that, if none is nearer.
+const event* Outcomes::nearest_client(const Loss& loss, const event& client) const
+{
+    const event* nearest = &client;
+    for (auto e = since(loss.released_ns - std::min(turn_limit_ns, loss.released_ns)); e != noted_.end(); ++e)
+        if (loss.of_process(*e) && loss.is_behind(*e) && is_bad_end(*e) && !same_client(*e, client) &&
+            e->connection.last_byte_ns > nearest->connection.last_byte_ns)
+            nearest = &*e;
+    return nearest;
+}
+
 Outcome Outcomes::by_turn(const Loss& loss) const
 {
     Outcome outcome;
     const auto found = [&](const event& e, bool alone) {
-        const bool likely = alone && loss.is_right_behind(e);
-        outcome.client = client_of(e, likely ? Certainty::likely : Certainty::possible);
+        const event* nearest = nearest_client(loss, e);
+        const bool likely = alone && nearest == &e && loss.is_right_behind(e);
+        outcome.client = client_of(*nearest, likely ? Certainty::likely : Certainty::possible);
         outcome.known = likely;
         outcome.settled = true;
+        outcome.turn_over_ns = loss.released_ns + turn_ns;
         return outcome;
     };
     const auto released = since(loss.released_ns);

@@ -41,8 +41,9 @@ struct Outcome {
     std::optional<Client> client;
     std::optional<Retry> retry;
     bool known = false;   ///< whether there was a retry
-    bool settled = false; ///< nothing more is to be expected
-    bool named = false;   ///< the failure has had its verdict before
+    bool settled = false; ///< nothing more is to be expected, but from the same turn until `turn_over_ns`
+    std::uint64_t turn_over_ns = 0;
+    bool named = false; ///< the failure has had its verdict before
 };
 
 /// What a source's events from EVENT_RELEASED on tell; of the last seconds.
@@ -66,6 +67,7 @@ private:
     [[nodiscard]] std::optional<Loss> find(const event& end) const;
     [[nodiscard]] std::deque<event>::const_iterator since(std::uint64_t ns) const;
     [[nodiscard]] Outcome by_turn(const Loss& loss) const;
+    [[nodiscard]] const event* nearest_client(const Loss& loss, const event& client) const;
     [[nodiscard]] bool repeats(const Loss& loss, const event& tried) const;
 
     std::deque<event> noted_;                           ///< in the order of their times
