@@ -827,7 +827,10 @@ def test(options, results):
     line = Line(options)
     try:
         for number, pairing in enumerate(chosen):
-            rows.append((pairing.name, run_pairing(options, line, pairing, number, results)))
+            tally = run_pairing(options, line, pairing, number, results)
+            if not tally.exchanges:
+                continue  # it did not come to its end, which is a failure; a row of zeros would look like a success
+            rows.append((pairing.name, tally))
             if options.table:  # at once: a run of hours may be ended before its time
                 Path(options.table).write_text(table(rows) + "\n", encoding="utf-8")
     finally:
