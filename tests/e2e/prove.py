@@ -621,7 +621,7 @@ async def leaving(stage, _):
     await asyncio.sleep(1.5)
 
 
-@accident("nobody listens", violent=True)
+@accident("nobody listens", violent=True, kills=None)
 async def down(stage, _):
     async def out():
         for server in stage.servers:
