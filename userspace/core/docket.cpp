@@ -155,16 +155,12 @@ void Docket::advance(std::uint64_t now_ns)
 {
     server_ends_.advance(now_ns);
     benches_.advance(now_ns);
-    const auto is_settled = [&](const Waiting& waiting) {
-        const Outcome outcome = outcomes_.by_turn(waiting.e);
-        return outcome.settled && now_ns >= outcome.turn_over_ns;
-    };
     const bool look = now_ns >= looked_ns_ + look_every_ns;
     if (look)
         looked_ns_ = now_ns;
     for (auto waiting = waiting_.begin(); waiting != waiting_.end();) {
         const auto place = waiting++;
-        if (now_ns >= place->e.timestamp_ns + wait_ns || (look && is_settled(*place)))
+        if (now_ns >= place->e.timestamp_ns + wait_ns || (look && outcomes_.is_settled(place->e, now_ns)))
             settle(place);
         else if (!look)
             return; // the others are younger

@@ -20,6 +20,11 @@ constexpr std::uint64_t passed_on_ns = 20'000'000;
 /// The longest that a turn is followed back to its beginning: its number may come again.
 constexpr std::uint64_t turn_limit_ns = 200'000'000;
 
+std::uint64_t before(std::uint64_t ns, std::uint64_t span)
+{
+    return ns - std::min(ns, span);
+}
+
 bool has_left(const event& e)
 {
     return e.new_state == TCP_STATE_CLOSE_WAIT || e.new_state == TCP_STATE_LAST_ACK ||
@@ -75,10 +80,12 @@ struct Outcomes::Loss {
     {
         return e.kind >= EVENT_CLIENT_ANSWERED && e.connection.last_byte_ns <= asked_ns;
     }
+    /// One of these that got no good answer: it may be the exchange's.
+    [[nodiscard]] bool may_be_client(const event& e) const { return is_behind(e) && is_bad_end(e); }
     /// Its request came right before this one was begun.
     [[nodiscard]] bool is_right_behind(const event& e) const
     {
-        return is_behind(e) && e.connection.last_byte_ns + passed_on_ns >= begun_ns;
+        return e.connection.last_byte_ns + passed_on_ns >= begun_ns;
     }
     [[nodiscard]] bool is_next_try(const event& e) const
     {
@@ -93,9 +100,9 @@ bool Outcomes::continues(const event& e) const
 
     if (e.kind != EVENT_CLIENT_ANSWERED || (e.connection.flags & CONNECTION_CLIENT_WAITS) != 0)
         return false;
-    return std::any_of(
-        since(e.timestamp_ns - std::min<std::uint64_t>(tick_ns, e.timestamp_ns)), noted_.end(),
-        [&e](const event& other) { return other.kind == EVENT_CLIENT_ANSWERED && same_client(other, e); });
+    return std::any_of(since(before(e.timestamp_ns, tick_ns)), noted_.end(), [&e](const event& other) {
+        return other.kind == EVENT_CLIENT_ANSWERED && same_client(other, e);
+    });
 }
 
 void Outcomes::note(const event& e)
@@ -152,8 +159,8 @@ std::optional<Outcomes::Loss> Outcomes::find(const event& end) const
 const event* Outcomes::nearest_client(const Loss& loss, const event& client) const
 {
     const event* nearest = &client;
-    for (auto e = since(loss.released_ns - std::min(turn_limit_ns, loss.released_ns)); e != noted_.end(); ++e)
-        if (loss.of_process(*e) && loss.is_behind(*e) && is_bad_end(*e) && !same_client(*e, client) &&
+    for (auto e = since(before(loss.released_ns, turn_limit_ns)); e != noted_.end(); ++e)
+        if (loss.of_process(*e) && loss.may_be_client(*e) && !same_client(*e, client) &&
             e->connection.last_byte_ns > nearest->connection.last_byte_ns)
             nearest = &*e;
     return nearest;
@@ -168,13 +175,11 @@ Outcome Outcomes::by_turn(const Loss& loss) const
         outcome.client = client_of(*nearest, likely ? Certainty::likely : Certainty::possible);
         outcome.known = likely;
         outcome.settled = true;
-        outcome.turn_over_ns = loss.released_ns + turn_ns;
         return outcome;
     };
     const auto released = since(loss.released_ns);
     const auto last = since(loss.released_ns + turn_ns);
 
-    const auto is_client = [&loss](const event& e) { return loss.is_behind(e) && is_bad_end(e); };
     const event* client = nullptr;
     std::size_t clients = 0;
     const auto consider = [&](const event& e) {
@@ -192,7 +197,7 @@ Outcome Outcomes::by_turn(const Loss& loss) const
     std::size_t ended = 0; // clients since the last release that had its own, whosever they are
     bool pending = false;  // a release before this one, of which nothing has come yet
     bool mixed = false;    // a release that has no client by this order
-    for (auto e = since(loss.released_ns - std::min(turn_limit_ns, loss.released_ns)); e != released; ++e) {
+    for (auto e = since(before(loss.released_ns, turn_limit_ns)); e != released; ++e) {
         if (!loss.of_turn(*e))
             continue;
         mixed = mixed || (pending && e->kind == EVENT_RELEASED);
@@ -205,7 +210,7 @@ Outcome Outcomes::by_turn(const Loss& loss) const
         if (!pending) {
             ++ended;
             // What a client is answered well before the loss is noticed is another's.
-            if (is_client(*e) && e->timestamp_ns + turn_ns >= loss.released_ns &&
+            if (loss.may_be_client(*e) && e->timestamp_ns + turn_ns >= loss.released_ns &&
                 (!loss.by_peer || e->timestamp_ns >= loss.failed_ns))
                 consider(*e);
         } else if (ended <= 1) {
@@ -228,7 +233,7 @@ Outcome Outcomes::by_turn(const Loss& loss) const
             break;
         if (tried == nullptr && client == nullptr && loss.is_next_try(*e) && repeats(loss, *e)) {
             tried = &*e;
-        } else if (is_client(*e)) {
+        } else if (loss.may_be_client(*e)) {
             consider(*e);
             if (!pending)
                 return found(*e, !mixed);
@@ -261,6 +266,12 @@ Outcome Outcomes::by_turn(const event& end) const
 {
     const std::optional<Loss> loss = find(end);
     return loss ? by_turn(*loss) : Outcome{};
+}
+
+bool Outcomes::is_settled(const event& end, std::uint64_t now_ns) const
+{
+    const std::optional<Loss> loss = find(end);
+    return loss && now_ns >= loss->released_ns + turn_ns && by_turn(*loss).settled;
 }
 
 Outcome Outcomes::of(const event& end) const

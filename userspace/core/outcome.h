@@ -41,9 +41,8 @@ struct Outcome {
     std::optional<Client> client;
     std::optional<Retry> retry;
     bool known = false;   ///< whether there was a retry
-    bool settled = false; ///< nothing more is to be expected, but from the same turn until `turn_over_ns`
-    std::uint64_t turn_over_ns = 0;
-    bool named = false; ///< the failure has had its verdict before
+    bool settled = false; ///< nothing more is to be expected, but from the same turn
+    bool named = false;   ///< the failure has had its verdict before
 };
 
 /// What a source's events from EVENT_RELEASED on tell; of the last seconds.
@@ -56,6 +55,8 @@ public:
     void note(const event& e);
     /// Of the exchange that `end` is the end of, by what its thread did in the same turn.
     [[nodiscard]] Outcome by_turn(const event& end) const;
+    /// Whether that has settled it: the turn is over.
+    [[nodiscard]] bool is_settled(const event& end, std::uint64_t now_ns) const;
     /// The same, or by what its process has done since.
     [[nodiscard]] Outcome of(const event& end) const;
 
