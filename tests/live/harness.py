@@ -148,6 +148,32 @@ def parse_line(line):
     return Record(record)
 
 
+TOLD = (b"finrace.verdict", b"finrace.connection")
+
+
+def replay(options, recordings, flags=(), **more):
+    """(lines that tell of connections, what was said) of a recording's replay; asserts that it ends with 0."""
+    done = subprocess.run([options.finrace, "run", "--replay", *recordings, *flags], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=LIMIT * 10, **more)
+    must(done.returncode == 0, lambda: f"replay: exit {done.returncode}: {done.stderr[-2000:]!r}")
+    return told(done.stdout.splitlines()), done.stderr.decode("utf-8", "replace")
+
+
+def told(lines):
+    return [line for line in lines if any(b'"name":"' + name + b'"' in line[:120] for name in TOLD)]
+
+
+def check_replay(finrace, recordings, flags=()):
+    """What a run made of its events, a replay makes of their recording, byte for byte."""
+    live = told([line for _, line in finrace.lines])
+    again, said = replay(finrace.options, recordings, flags)
+    must(live, "the run told of nothing")
+    must("warning" not in said, said)
+    different = next((index for index, (one, other) in enumerate(zip(live, again)) if one != other), min(len(live), len(again)))
+    must(live == again, lambda: f"{len(live)} lines live, {len(again)} replayed; the first that differ, number {different}:\n"
+                                f"          {live[different:different + 1]}\n          {again[different:different + 1]}")
+
+
 def check_schema(finrace):
     """Every line that this finrace wrote, against docs/record.schema.json."""
     must(finrace.lines, "it wrote no record at all")

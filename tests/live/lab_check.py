@@ -214,7 +214,9 @@ def the_asked_backend(options, records):
 def test(options, results):
     print(f"lab check: backend {options.backend_name}, family {options.family}, {options.runs} runs of each scenario", flush=True)
     truth = os.path.join(options.folder, "truth.jsonl")
-    with Finrace(options, *(["--connections"] if options.connections else []), interval="5s") as finrace:
+    more = ["--connections"] if options.connections else []
+    recording = os.path.join(options.folder, "recording")
+    with Finrace(options, *more, "--record", recording, interval="5s") as finrace:
         rows, ports = run_lab(options, truth)
         finrace.next_health()
         stopped = None
@@ -239,6 +241,7 @@ def test(options, results):
     results.run("nothing was lost", nothing_lost, records)
     results.run("the backend asked for is the one that ran", the_asked_backend, options, records)
     results.run("every record is valid", harness.check_schema, finrace)
+    results.run("the recording tells the same, byte for byte", harness.check_replay, finrace, [recording], more)
 
 
 def parse():

@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import errno
 import fcntl
+import glob
 import json
 import os
 import random
@@ -697,6 +698,139 @@ def test_log_rotation(options):
             finrace.wait_end()
 
 
+def test_recording(options):
+    """A recording, in parts and whole, tells what the run told; of one that is cut or damaged, all that is whole."""
+    path = os.path.join(options.folder, "recorded")
+    with network() as net, Finrace(options, "--connections", "--record", path, "--rotate", "64k", "--keep", "1000") as finrace:
+        listener = listen(net)
+        due = 0
+        for _ in range(60):
+            unanswered(net, listener)
+            stale(net, listener)
+            healthy(net, listener, 2)
+            due += 2
+        finrace.wait_verdicts(net, due)
+        finrace.wait_connections(net, 2 * due)
+        finrace.stop()
+    parts = sorted(glob.glob(f"{path}*"))
+    must(len(parts) > 3, f"{len(parts)} parts")
+    must(all(os.stat(part).st_mode & 0o777 == 0o600 for part in parts), "a part that others can read")
+    random.shuffle(parts)
+    harness.check_replay(finrace, parts, ["--connections"])
+    whole, _ = harness.replay(options, parts, ["--connections"])
+
+    some, said = harness.replay(options, [part for part in parts if part != f"{path}.2"], ["--connections"])
+    must("is not here" in said and 0 < len(some) < len(whole), f"{len(some)} lines without a part: {said}")
+    some, said = harness.replay(options, [f"{path}.1"], ["--connections"])
+    must("what came before is missing" in said and "still being written" in said, said)
+
+    data = read_file(f"{path}.1")
+    cut = os.path.join(options.folder, "cut")
+    with open(cut, "wb") as file:
+        file.write(data[: len(data) // 2])
+    less, said = harness.replay(options, [cut], ["--connections"])
+    must("cut short" in said and set(less) < set(some), f"{len(less)} lines of a half: {said}")
+    with open(cut, "rb") as file:
+        must(harness.replay(options, ["-"], ["--connections"], stdin=file)[0] == less, "standard input gives something else")
+    broken = bytearray(data)
+    broken[len(data) // 2] ^= 0xFF
+    with open(cut, "wb") as file:
+        file.write(broken)
+    less, said = harness.replay(options, [cut], ["--connections"])
+    must("damaged lines" in said and less, said)
+
+    foreign = os.path.join(options.folder, "foreign")
+    with open(foreign, "w", encoding="ascii") as file:
+        file.write("milk, bread\n")
+    twice = os.path.join(options.folder, "twice")
+    shutil.copy(path, twice)
+    refusals = [
+        (["run", "--replay", path, twice], "the same part"),
+        (["run", "--replay", path, "--output", path], "one of the recordings"),
+        (["run", "--record", "-", "--output", "-"], "are the same"),
+        (["run", "--record", cut, "--output", cut], "are the same"),
+        (["run", "--rotate", "1M"], "--record"),
+        (["run", "--keep", "1"], "--record"),
+        (["record", "--output", foreign], "name another file"),
+        (["run", "--replay", os.path.join(options.folder, "nothing")], "No such file"),
+        (["run", "--replay", "/dev/null"], "is empty"),
+        (["run", "--replay", "-", "-"], "name it once"),
+        (["run", "--replay", finrace.path], "is no recording"),
+        (["run", "--replay", path, "--record", cut], "--record"),
+        (["run", "--replay", path, "--backend", "cgroup"], "--backend"),
+        (["run", "--replay", path, "--output", "/dev/full"], "No space left"),
+        (["record"], "--output"),
+        (["record", "--output", os.path.join(options.folder, "nothing", "x")], "No such file"),
+        (["record", "--output", cut, "--rotate", "1k"], "'1k' is too small"),
+        (["record", "--output", cut, "--keep", "-1"], "--keep"),
+    ]
+    for arguments, words in refusals:
+        done = run_finrace(options, arguments)
+        must(done.returncode == 2 and words in done.stderr, f"{arguments}: exit {done.returncode}, {done.stderr}")
+
+
+def test_recording_lives_on(options):
+    """The disk is full, the reader leaves: what could not be written is counted, and the recorder goes on or ends as it should."""
+    command = [options.finrace, "record", *options.backend_flags, "--for", "1s"]
+    full = subprocess.run([*command, "--output", "/dev/full"], capture_output=True, text=True, timeout=LIMIT)
+    must(full.returncode == 0 and "No space left" in full.stderr and "lines of the recording are missing" in full.stderr,
+         f"exit {full.returncode}: {full.stderr}")
+    recorder = subprocess.Popen([*command[:-2], "--output", "-"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    must(recorder.stdout.read(18) == b"finrace-recording ", "what else comes out of it?")
+    recorder.stdout.close()
+    must(recorder.wait(LIMIT) == 0, "it did not end when its reader had left")
+
+    path = os.path.join(options.folder, "lives-on")
+    with network() as net, Finrace(options, "--record", path) as finrace:
+        listener = listen(net)
+        unanswered(net, listener)
+        finrace.wait_verdicts(net, 1)
+        os.rename(path, f"{path}.moved")
+        wait_for(lambda: os.path.exists(path), "a new file in the moved one's place")
+        unanswered(net, listener)
+        finrace.wait_verdicts(net, 2)
+        finrace.stop()
+    harness.check_replay(finrace, [path, f"{path}.moved"])
+    # Whoever reads a replay may leave.
+    reader = subprocess.Popen([options.finrace, "run", "--replay", path, f"{path}.moved"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    reader.stdout.close()
+    must(reader.wait(LIMIT) == 0, "a replay whose reader left did not end with 0")
+    reader.stderr.close()
+
+
+def test_recorder_through_a_pipe(options):
+    """Under load, through a pipe: it is read as fast as it comes, and nothing is missing."""
+    recorder = subprocess.Popen([options.finrace, "record", *options.backend_flags, "--output", "-"], stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, preexec_fn=Finrace.enter_host)
+    path = os.path.join(options.folder, "piped")
+    with network() as net, open(path, "wb") as file:
+        said = []
+
+        def listen_to():
+            for line in recorder.stderr:
+                said.append(line)
+                if b"ready" in line:
+                    ready.set()
+
+        ready = threading.Event()
+        threads = [threading.Thread(target=shutil.copyfileobj, args=(recorder.stdout, file)), threading.Thread(target=listen_to)]
+        for thread in threads:
+            thread.start()
+        must(ready.wait(harness.READY_LIMIT), lambda: f"the recorder did not start: {said}")
+        listener = listen(net)
+        for _ in range(20):
+            healthy(net, listener, 100)
+            unanswered(net, listener)
+        recorder.send_signal(signal.SIGTERM)
+        must(recorder.wait(LIMIT) == 0, "the recorder did not end with 0")
+        for thread in threads:
+            thread.join(LIMIT)
+    lines, warned = harness.replay(options, [path])
+    must("missing" not in warned and b"missing" not in b"".join(said), f"{warned} {said}")
+    verdicts = [line for line in lines if b"finrace.verdict" in line[:120] and net.prefix in line.decode("utf-8", "replace")]
+    must(len(verdicts) >= 20, f"{len(verdicts)} verdicts of 20")
+
+
 def read_file(path):
     with open(path, "rb") as file:
         return file.read()
@@ -1096,6 +1230,7 @@ def test_no_cgroup_root(options):
 
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_told_to_end_in_a_flood, test_log_rotation,
+    test_recording, test_recording_lives_on, test_recorder_through_a_pipe,
     test_accept_queue_full,
     test_two_at_once, test_process_names, test_moved_sockets,
     test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,

@@ -99,63 +99,71 @@ TEST_CASE("processes by id or by name")
     CHECK_THROWS_WITH(parse_process_pattern("sixteen-bytes-xx"), Catch::Contains("'sixteen-bytes-x'"));
 }
 
+namespace {
+
+const NotedProcessNames no_names;
+
+} // namespace
+
 TEST_CASE("the filter: any upstream and any process of those named")
 {
     const event e = crossing();
-    CHECK(Filter{}.matches(e));
+    CHECK(Filter{}.matches(e, no_names));
     CHECK(Filter{.upstreams = {parse_address_pattern("10.9.9.9"), parse_address_pattern("10.0.0.2:8000")},
                  .processes = {}}
-              .matches(e));
-    CHECK_FALSE(Filter{.upstreams = {parse_address_pattern("10.0.0.1")}, .processes = {}}.matches(e));
-    CHECK(Filter{.upstreams = {}, .processes = {parse_process_pattern("nginx")}}.matches(e));
+              .matches(e, no_names));
+    CHECK_FALSE(Filter{.upstreams = {parse_address_pattern("10.0.0.1")}, .processes = {}}.matches(e, no_names));
+    CHECK(Filter{.upstreams = {}, .processes = {parse_process_pattern("nginx")}}.matches(e, no_names));
     CHECK(
         Filter{.upstreams = {}, .processes = {parse_process_pattern("haproxy"), parse_process_pattern("1234")}}.matches(
-            e));
-    CHECK_FALSE(Filter{.upstreams = {}, .processes = {parse_process_pattern("ngin")}}.matches(e));
+            e, no_names));
+    CHECK_FALSE(Filter{.upstreams = {}, .processes = {parse_process_pattern("ngin")}}.matches(e, no_names));
     CHECK_FALSE(
-        Filter{.upstreams = {parse_address_pattern("10.0.0.2")}, .processes = {parse_process_pattern("1")}}.matches(e));
+        Filter{.upstreams = {parse_address_pattern("10.0.0.2")}, .processes = {parse_process_pattern("1")}}.matches(
+            e, no_names));
 }
 
 TEST_CASE("one side of this host alone")
 {
     event opened{}, accepted{};
     opened.connection.flags = CONNECTION_CLIENT;
-    CHECK(Filter{}.matches(opened));
-    CHECK(Filter{}.matches(accepted));
-    CHECK(Filter{.side = Side::client, .upstreams = {}, .processes = {}}.matches(opened));
-    CHECK_FALSE(Filter{.side = Side::client, .upstreams = {}, .processes = {}}.matches(accepted));
-    CHECK_FALSE(Filter{.side = Side::server, .upstreams = {}, .processes = {}}.matches(opened));
-    CHECK(Filter{.side = Side::server, .upstreams = {}, .processes = {}}.matches(accepted));
+    CHECK(Filter{}.matches(opened, no_names));
+    CHECK(Filter{}.matches(accepted, no_names));
+    CHECK(Filter{.side = Side::client, .upstreams = {}, .processes = {}}.matches(opened, no_names));
+    CHECK_FALSE(Filter{.side = Side::client, .upstreams = {}, .processes = {}}.matches(accepted, no_names));
+    CHECK_FALSE(Filter{.side = Side::server, .upstreams = {}, .processes = {}}.matches(opened, no_names));
+    CHECK(Filter{.side = Side::server, .upstreams = {}, .processes = {}}.matches(accepted, no_names));
 }
 
 TEST_CASE("on an accepted connection this host is the upstream")
 {
     event e = crossing();
     e.connection.flags &= ~static_cast<std::uint32_t>(CONNECTION_CLIENT);
-    CHECK(Filter{.upstreams = {parse_address_pattern("10.0.0.1:41234")}, .processes = {}}.matches(e));
-    CHECK_FALSE(Filter{.upstreams = {parse_address_pattern("10.0.0.2:8000")}, .processes = {}}.matches(e));
+    CHECK(Filter{.upstreams = {parse_address_pattern("10.0.0.1:41234")}, .processes = {}}.matches(e, no_names));
+    CHECK_FALSE(Filter{.upstreams = {parse_address_pattern("10.0.0.2:8000")}, .processes = {}}.matches(e, no_names));
 }
 
 TEST_CASE("a name that the kernel did not note comes from /proc, any bytes of it")
 {
+    const LiveProcessNames names;
     event e = crossing();
-    CHECK(process_name(e.connection) == "nginx");
+    CHECK(process_name(e.connection, names) == "nginx");
     set_name(e, "");
     e.connection.pid = static_cast<std::uint32_t>(::getpid());
     std::array<char, 16> before{};
     REQUIRE(::prctl(PR_GET_NAME, before.data()) == 0);
     REQUIRE(::prctl(PR_SET_NAME, "odd \xff\n name") == 0);
-    CHECK(process_name(e.connection) == "odd \xff\n name");
+    CHECK(process_name(e.connection, names) == "odd \xff\n name");
     const Filter by_process{.upstreams = {}, .processes = {ProcessPattern{.pid = {}, .name = "odd \xff\n name"}}};
-    CHECK(by_process.matches(e));
+    CHECK(by_process.matches(e, names));
     set_name(e, "ThreadPoolForeg"); // the thread that connected
-    CHECK(by_process.matches(e));
-    CHECK(process_name(e.connection) == "ThreadPoolForeg");
+    CHECK(by_process.matches(e, names));
+    CHECK(process_name(e.connection, names) == "ThreadPoolForeg");
     set_name(e, "");
     ::prctl(PR_SET_NAME, before.data());
     e.connection.pid = 0;
-    CHECK(process_name(e.connection).empty());
-    CHECK_FALSE(Filter{.upstreams = {}, .processes = {ProcessPattern{.pid = {}, .name = ""}}}.matches(e));
+    CHECK(process_name(e.connection, names).empty());
+    CHECK_FALSE(Filter{.upstreams = {}, .processes = {ProcessPattern{.pid = {}, .name = ""}}}.matches(e, no_names));
 }
 
 TEST_CASE("capabilities that are missing are named")

@@ -8,22 +8,24 @@
 
 #include "bpf/event.h"
 #include "cli/parse.h"
+#include "cli/process_names.h"
 
 namespace finrace {
 
-/// The owner's name: of the thread that connected, as the kernel noted it, else what /proc says of the process now;
-/// empty if neither knows.
-std::string process_name(const connection& c);
+/// The owner's name: of the thread that connected, as the kernel noted it, else its process's; empty if neither is
+/// known.
+std::string process_name(const connection& c, const ProcessNames& names);
 
 enum class Side { client, server };
 
 struct Filter {
-    std::optional<Side> side{};            ///< of this host; none: both
-    std::vector<AddressPattern> upstreams; ///< any of them; empty: all
-    std::vector<ProcessPattern> processes; ///< any of them, by the thread's name or its process's; empty: all
+    std::optional<Side> side{};              ///< of this host; none: both
+    std::vector<AddressPattern> upstreams{}; ///< any of them; empty: all
+    std::vector<ProcessPattern> processes{}; ///< any of them, by the thread's name or its process's; empty: all
+    std::vector<std::string> flags{};        ///< all of that as it was typed, for people
 
     /// The upstream is the peer of a connection that this host opened, and this host on one that it accepted.
-    [[nodiscard]] bool matches(const event& e) const;
+    [[nodiscard]] bool matches(const event& e, const ProcessNames& names) const;
 };
 
 } // namespace finrace

@@ -15,7 +15,6 @@
 #include <fmt/format.h>
 
 #include "cli/privileges.h"
-#include "sink/facts.h"
 #include "source/descriptor.h"
 
 namespace finrace {
@@ -51,8 +50,8 @@ void watch(const Descriptor& epoll, int fd, std::uint32_t events, const char* wh
 
 } // namespace
 
-LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick)
-    : filter_(options.filter), tick_(std::min(tick, longest_tick)), clock_measured_(std::chrono::steady_clock::now())
+LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, Recorder* recorder)
+    : tick_(std::min(tick, longest_tick)), recorder_(recorder), clock_measured_(std::chrono::steady_clock::now())
 {
     check_combination(options);
     require_capabilities();
@@ -70,17 +69,26 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick)
     signals_ = opened(::signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd()");
 
     source_ = std::make_unique<LiveSource>(options.live);
-    if (options.filter.side == Side::server && source_->backend() == "cgroup")
+    facts_ = source_->facts();
+    if (options.filter.side == Side::server && facts_.backend == "cgroup")
         throw UsageError("--side server: backend cgroup, the one that works here, doesn't tell what servers do; "
                          "`finrace doctor` says what keeps backend trace from it");
-    docket_.emplace(source_->tells_outcomes(), [this](const Judged& judged) { on_judged(judged); });
+    intake_.emplace(options.filter, names(), facts_.tells_outcomes);
+    if (recorder_ != nullptr)
+        recorder_->begin(facts_, options.filter.flags, options.live.report_states, clock_);
     say_warnings();
-    for (const Hook& hook : source_->hooks())
-        if (!hook.attached)
-            say(fmt::format("{} is not attached ({}); not seen: {}", hook.name, hook.problem, hook.purpose));
-    const std::string by = source_->attach().empty() ? "" : " by " + source_->attach();
-    say(fmt::format("ready (backend {}{}, {} connections taken in)", source_->backend(), by,
-                    source_->connections_adopted()));
+    for (const Hook& hook : facts_.missing)
+        say(fmt::format("{} is not attached ({}); not seen: {}", hook.name, hook.problem, hook.purpose));
+    const std::string by = facts_.attach.empty() ? "" : " by " + facts_.attach;
+    say(fmt::format("ready (backend {}{}, {} connections taken in)", facts_.backend, by, counts().connections_adopted));
+}
+
+/// What is judged now and what is judged from the recording must know the same.
+const ProcessNames& LiveLoop::names() const
+{
+    if (recorder_ != nullptr)
+        return recorder_->names();
+    return live_names_;
 }
 
 void LiveLoop::say_warnings()
@@ -90,63 +98,53 @@ void LiveLoop::say_warnings()
         say("warning: " + warnings[warnings_said_]);
 }
 
-std::uint64_t LiveLoop::connections_ended(const loss_counters& losses) const
+void LiveLoop::measure_clock()
 {
-    return ended_ + losses.by_kind[EVENT_CLOSED] + losses.by_kind[EVENT_OPEN_FAILED];
-}
-
-void LiveLoop::on_judged(const Judged& judged)
-{
-    if (judged.classification.ending == Ending::unclassified)
-        ++unclassified_;
-    if (!judged.classification.verdict || !filter_.matches(judged.e))
+    const auto now = std::chrono::steady_clock::now();
+    if (now - clock_measured_ < clock_measured_every)
         return;
-    ++verdicts_[judged.classification.verdict->cause];
-    listener_->on_verdict(judged);
+    clock_.measure();
+    clock_measured_ = now;
+    if (recorder_ != nullptr)
+        recorder_->add(clock_, source_->counts());
 }
 
 /// Returns true if there is more.
 bool LiveLoop::take_in()
 {
-    if (const auto now = std::chrono::steady_clock::now(); now - clock_measured_ >= clock_measured_every) {
-        clock_.measure();
-        clock_measured_ = now;
-    }
+    measure_clock();
     const bool more = source_->consume([&](const event& e) {
-        ++events_;
-        const bool followed = e.connection.id != 0;
-        if (followed && (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED))
-            ++ended_;
-        // What tells of outcomes is about others as well: a client's connection, another upstream's. And the server
-        // at the other end is another process.
-        const bool tells_outcome = e.kind >= EVENT_RELEASED;
-        outcome_events_ += tells_outcome ? 1 : 0;
-        const bool wanted = !tells_outcome && filter_.matches(e);
-        if (wanted && followed)
-            listener_->on_event(e);
-        if (wanted || tells_outcome || !is_client(e))
-            docket_->take(e);
+        if (recorder_ != nullptr)
+            recorder_->note_process(e.connection.pid, live_names_);
+        if (!intake_->admits(e))
+            return;
+        if (recorder_ != nullptr)
+            recorder_->add(e);
+        intake_->take(e);
     });
-    docket_->advance(WallClock::monotonic_now_ns());
+    const std::uint64_t now_ns = WallClock::monotonic_now_ns();
+    if (recorder_ != nullptr)
+        recorder_->add(RecordedTick{now_ns});
+    intake_->advance(now_ns);
     say_warnings();
     return more;
 }
 
-bool LiveLoop::goes_on_after_signal()
+bool LiveLoop::goes_on_after_signal(Listener& listener)
 {
     signalfd_siginfo signal{};
     if (::read(signals_.get(), &signal, sizeof(signal)) != sizeof(signal))
         return true;
     if (signal.ssi_signo == SIGUSR1) { // what nginx opens its logs anew on: nobody means the end by it
-        listener_->on_hangup();
+        listener.on_hangup();
         return true;
     }
-    return signal.ssi_signo == SIGHUP && (listener_->on_hangup() || hangup_ignored_);
+    return signal.ssi_signo == SIGHUP && (listener.on_hangup() || hangup_ignored_);
 }
 
-void LiveLoop::run(LiveListener& listener)
+void LiveLoop::run(Listener& listener)
 {
-    listener_ = &listener;
+    intake_->listen(listener);
     const Descriptor epoll = opened(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1()");
     const Descriptor timer = opened(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create()");
     const itimerspec period{.it_interval = to_timespec(tick_), .it_value = to_timespec(tick_)};
@@ -158,33 +156,38 @@ void LiveLoop::run(LiveListener& listener)
     watch(epoll, signals_.get(), EPOLLIN, "signals");
     watch(epoll, timer.get(), EPOLLIN, "the timer");
     const int output = listener.output_descriptor();
-    const auto watch_output = [&] {
-        if (output < 0)
-            return;
-        epoll_event wanted{};
-        wanted.events = EPOLLOUT | EPOLLET;
-        wanted.data.fd = output;
-        // Regular files refuse (EPERM): they have neither a reader nor room to wait for.
-        ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, output, &wanted);
+    const int recording = recorder_ != nullptr ? recorder_->descriptor() : -1;
+    const auto watch_outputs = [&] {
+        for (const int fd : {output, recording}) {
+            epoll_event wanted{};
+            wanted.events = EPOLLOUT | EPOLLET;
+            wanted.data.fd = fd;
+            // Regular files refuse (EPERM): they have neither a reader nor room to wait for.
+            if (fd >= 0)
+                ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &wanted);
+        }
     };
-    watch_output();
+    watch_outputs();
 
     bool more = false;
     for (bool running = true; running;) {
-        std::array<epoll_event, 4> ready{};
+        std::array<epoll_event, 5> ready{};
         const int count = ::epoll_wait(epoll.get(), ready.data(), static_cast<int>(ready.size()), more ? 0 : -1);
         if (count < 0 && errno != EINTR)
             throw SetupError(fmt::format("epoll_wait() failed: {}", std::strerror(errno)));
         for (int i = 0; i < count; ++i) {
             const int fd = ready[static_cast<std::size_t>(i)].data.fd;
             if (fd == signals_.get()) {
-                running = goes_on_after_signal();
-                watch_output(); // what was opened anew is not watched any more
+                running = goes_on_after_signal(listener);
+                watch_outputs(); // what was opened anew is not watched any more
             } else if (fd == timer.get()) {
                 std::uint64_t expirations = 0;
                 [[maybe_unused]] const ssize_t got = ::read(timer.get(), &expirations, sizeof(expirations));
-            } else if (fd == output && (ready[static_cast<std::size_t>(i)].events & (EPOLLERR | EPOLLHUP)) != 0) {
-                listener.on_reader_left();
+            } else if ((ready[static_cast<std::size_t>(i)].events & (EPOLLERR | EPOLLHUP)) != 0) {
+                if (fd == output)
+                    listener.on_reader_left();
+                else if (fd == recording)
+                    recorder_->reader_left();
             }
         }
         more = take_in();
@@ -194,7 +197,10 @@ void LiveLoop::run(LiveListener& listener)
     for (const auto end = std::chrono::steady_clock::now() + longest_farewell;
          more && std::chrono::steady_clock::now() < end;)
         more = take_in();
-    docket_->finish();
+    if (recorder_ != nullptr)
+        recorder_->end(source_->counts());
+    intake_->finish();
+    listener.on_end();
 }
 
 } // namespace finrace

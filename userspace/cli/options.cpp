@@ -49,14 +49,21 @@ void add_watch_options(CLI::App& command, WatchOptions& options)
 {
     add_parsed(command, "--upstream", "ADDR[/LEN][:PORT]",
                "only connections to this upstream; may be repeated. IPv6 with a port in brackets: [2001:db8::5]:8080",
-               [&](const std::string& text) { options.filter.upstreams.push_back(parse_address_pattern(text)); })
+               [&](const std::string& text) {
+                   options.filter.upstreams.push_back(parse_address_pattern(text));
+                   options.filter.flags.push_back("--upstream " + text);
+               })
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     add_parsed(command, "--process", "NAME|PID", "only connections of this process; may be repeated",
-               [&](const std::string& text) { options.filter.processes.push_back(parse_process_pattern(text)); })
+               [&](const std::string& text) {
+                   options.filter.processes.push_back(parse_process_pattern(text));
+                   options.filter.flags.push_back("--process " + text);
+               })
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     add_parsed(command, "--side", "client|server",
                "only what this host opened (client), or accepted (server, by trace)", [&](const std::string& text) {
                    options.filter.side = choose<Side>({{"client", Side::client}, {"server", Side::server}}, text);
+                   options.filter.flags.push_back("--side " + text);
                });
     add_parsed(command, "--backend", "auto|trace|cgroup", "how to watch the kernel; auto takes the first that works",
                [&](const std::string& text) {

@@ -22,6 +22,7 @@ using Action = std::function<int()>;
 // Each adds its command to the program, and sets `action` when that command is chosen.
 void add_run(CLI::App& program, Action& action);
 void add_watch(CLI::App& program, Action& action);
+void add_record(CLI::App& program, Action& action);
 void add_doctor(CLI::App& program, Action& action);
 void add_explain(CLI::App& program, Action& action);
 

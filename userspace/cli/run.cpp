@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // finrace run: the daemon. Records as JSON lines, until a signal ends it or nobody reads them any more.
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "cli/live_loop.h"
 #include "cli/options.h"
+#include "cli/recorder.h"
+#include "cli/replay.h"
 #include "sink/history.h"
 #include "sink/json.h"
 #include "sink/stream.h"
@@ -21,29 +27,24 @@ namespace {
 
 constexpr std::chrono::nanoseconds shortest_interval = std::chrono::milliseconds(10);
 constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
+/// A replay waits for whoever reads its records.
+constexpr std::chrono::milliseconds slowest_reader = std::chrono::hours(24);
 
 struct RunOptions {
     WatchOptions watch;
     std::string output = "-";
     std::chrono::nanoseconds interval = std::chrono::seconds(10);
     bool connections = false;
+    RecordOptions record{};
+    std::vector<std::string> replayed{};
 };
 
-std::string host_name()
-{
-    std::string name(256, '\0');
-    if (::gethostname(name.data(), name.size() - 1) != 0)
-        return "localhost";
-    name.resize(std::strlen(name.c_str()));
-    return name;
-}
-
-class Recorder final : public LiveListener {
+class Reporter final : public Listener {
 public:
-    Recorder(const RunOptions& options, Stream& stream, const LiveLoop& loop)
-        : options_(options), stream_(stream), loop_(loop), started_(std::chrono::steady_clock::now()),
-          next_summary_(started_ + options.interval), host_name_(host_name())
+    Reporter(const RunOptions& options, Stream& stream, const Feed& feed)
+        : options_(options), stream_(stream), feed_(feed)
     {
+        begin();
     }
 
     void on_event(const event& e) override
@@ -51,33 +52,44 @@ public:
         if (options_.connections) {
             histories_.add(e);
             if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
-                put(connection_record(origin(), e, histories_.take(e.connection.id), process_name(e.connection)));
+                put(connection_record(origin(), e, histories_.take(e.connection.id), name_of(e.connection)));
         }
         if (stream_.waiting() >= flush_bytes)
-            stream_.flush();
+            flush();
     }
 
     void on_verdict(const Judged& judged) override
     {
         const Verdict& verdict = *judged.classification.verdict;
-        const std::string name = process_name(judged.e.connection);
+        const std::string name = name_of(judged.e.connection);
         put(judged.benched != nullptr
                 ? benched_record(origin(), judged.e, *judged.benched, verdict, name, judged.outcome)
                 : verdict_record(origin(), judged.e, verdict, judged.upstream, name, judged.outcome,
                                  judged.server_end));
-        stream_.flush(); // the rest of the batch must not keep it waiting
+        flush(); // the rest of the batch must not keep it waiting
     }
 
     bool on_tick() override
     {
-        if (const auto now = std::chrono::steady_clock::now(); now >= next_summary_) {
+        if (started_ns_ == 0)
+            begin();
+        if (const std::uint64_t now_ns = feed_.now_ns(); now_ns >= next_summary_ns_) {
             summarise(false);
-            while (next_summary_ <= now)
-                next_summary_ += options_.interval;
+            next_summary_ns_ += (1 + (now_ns - next_summary_ns_) / interval_ns()) * interval_ns();
         }
-        stream_.flush();
+        flush();
         say_problem();
         return !stream_.closed_by_reader();
+    }
+
+    void on_end() override
+    {
+        if (started_ns_ == 0)
+            begin();
+        if (!stream_.closed_by_reader())
+            summarise(true);
+        started_ns_ = 0;
+        histories_ = StateHistories();
     }
 
     [[nodiscard]] int output_descriptor() const override { return stream_.descriptor(); }
@@ -97,50 +109,70 @@ public:
         return true;
     }
 
+private:
+    static constexpr std::size_t flush_bytes = 64U << 10U;
+
     void summarise(bool last)
     {
-        const std::uint64_t now_ns = WallClock::monotonic_now_ns();
-        loop_.upstreams().for_each([&](const UpstreamKey* key, const Upstream& upstream) {
+        const std::uint64_t now_ns = feed_.now_ns();
+        feed_.intake().upstreams().for_each([&](const UpstreamKey* key, const Upstream& upstream) {
             put(upstream_record(origin(), now_ns, key, upstream));
         });
         put(health_record(origin(), now_ns, health(last)));
     }
 
-private:
-    static constexpr std::size_t flush_bytes = 64U << 10U;
+    /// A recording's run begins with its first tick.
+    void begin()
+    {
+        started_ns_ = feed_.now_ns();
+        next_summary_ns_ = started_ns_ + interval_ns();
+    }
 
-    Origin origin() const { return {.host_name = host_name_, .clock = loop_.clock()}; }
+    std::uint64_t interval_ns() const { return static_cast<std::uint64_t>(options_.interval.count()); }
+
+    /// The kernel's events don't wait for a slow reader; a recording does.
+    void flush()
+    {
+        if (options_.replayed.empty())
+            stream_.flush();
+        else if (stream_.waiting() > 0)
+            stream_.drain(slowest_reader);
+    }
+
+    std::string name_of(const connection& c) const { return process_name(c, feed_.names()); }
+
+    Origin origin() const { return {.host_name = feed_.facts().host_name, .clock = feed_.clock()}; }
 
     void put(const Json& record) { stream_.write(to_line(record)); }
 
     Health health(bool last) const
     {
-        const LiveSource& source = loop_.source();
-        const loss_counters losses = source.losses();
+        const SourceFacts& facts = feed_.facts();
+        const SourceCounts counts = feed_.counts();
+        const Intake& intake = feed_.intake();
         Health health{
             .version = FINRACE_VERSION,
-            .backend = source.backend(),
-            .attach = source.attach(),
+            .backend = facts.backend,
+            .attach = facts.attach,
             .interval = options_.interval,
-            .uptime = std::chrono::steady_clock::now() - started_,
+            .uptime = std::chrono::nanoseconds(feed_.now_ns() - started_ns_),
             .last = last,
-            .connections_begun = source.connections_begun(),
-            .connections_adopted = source.connections_adopted(),
-            .connections_ended = loop_.connections_ended(losses),
-            .events = loop_.events(),
-            .outcome_events = loop_.outcome_events(),
-            .losses = losses,
+            .connections_begun = counts.connections_begun,
+            .connections_adopted = counts.connections_adopted,
+            .connections_ended = intake.connections_ended(counts.losses),
+            .events = intake.events(),
+            .outcome_events = intake.outcome_events(),
+            .losses = counts.losses,
             .records_written = stream_.written(),
             .records_dropped = stream_.dropped(),
             .bytes_waiting = stream_.waiting(),
             .missing_hooks = {},
-            .upstreams = loop_.upstreams().size(),
-            .verdicts = loop_.verdicts(),
-            .unclassified = loop_.unclassified(),
+            .upstreams = intake.upstreams().size(),
+            .verdicts = intake.verdicts(),
+            .unclassified = intake.unclassified(),
         };
-        for (const Hook& hook : source.hooks())
-            if (!hook.attached)
-                health.missing_hooks.push_back({.name = hook.name, .purpose = hook.purpose, .problem = hook.problem});
+        for (const Hook& hook : facts.missing)
+            health.missing_hooks.push_back({.name = hook.name, .purpose = hook.purpose, .problem = hook.problem});
         return health;
     }
 
@@ -157,30 +189,64 @@ private:
 
     const RunOptions& options_;
     Stream& stream_;
-    const LiveLoop& loop_;
-    std::chrono::steady_clock::time_point started_;
-    std::chrono::steady_clock::time_point next_summary_;
-    std::string host_name_;
+    const Feed& feed_;
+    std::uint64_t started_ns_ = 0;
+    std::uint64_t next_summary_ns_ = 0;
     StateHistories histories_;
     int problem_said_ = 0;
 };
+
+int replay(const RunOptions& options, Stream& stream)
+{
+    ::signal(SIGPIPE, SIG_IGN); // a reader that leaves is told by EPIPE
+    Replay feed(options.watch.filter, options.connections, options.replayed);
+    if (feed.reads(stream.descriptor()))
+        throw UsageError(fmt::format("--output {}: that is one of the recordings; name another file", options.output));
+    Reporter reporter(options, stream, feed);
+    feed.run(reporter);
+    stream.drain(slowest_reader);
+    if (stream.closed_by_reader())
+        return feed.failed() ? exit_unusable : exit_success;
+    if (stream.dropped() > 0)
+        throw OutputError(fmt::format("cannot write records to {}{}; {} of them are missing", options.output,
+                                      stream.problem() != 0 ? fmt::format(": {}", std::strerror(stream.problem())) : "",
+                                      stream.dropped()));
+    return feed.failed() ? exit_unusable : exit_success;
+}
+
+bool same_file(int one, int other)
+{
+    struct stat a {};
+    struct stat b {};
+    return ::fstat(one, &a) == 0 && ::fstat(other, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
+}
 
 int run(RunOptions options)
 {
     check_combination(options.watch);
     Stream stream = options.output == "-" ? Stream::to_descriptor(STDOUT_FILENO) : Stream::to_file(options.output);
+    if (!options.replayed.empty())
+        return replay(options, stream);
     options.watch.live.follow_accepted = options.connections;
     options.watch.live.report_states = options.connections;
 
-    LiveLoop loop(options.watch, options.interval);
-    Recorder recorder(options, stream, loop);
-    loop.run(recorder);
+    std::optional<Recorder> recorder;
+    if (!options.record.path.empty()) {
+        recorder.emplace(options.record);
+        if (same_file(recorder->descriptor(), stream.descriptor()))
+            throw UsageError(fmt::format("--record {} and --output {} are the same; give each a file of its own",
+                                         options.record.path, options.output));
+    }
+    LiveLoop feed(options.watch, options.interval, recorder ? &*recorder : nullptr);
+    Reporter reporter(options, stream, feed);
+    feed.run(reporter);
 
+    if (recorder)
+        say_missing(*recorder);
     if (stream.closed_by_reader()) {
         say("nobody reads the output any more: ending");
         return exit_success;
     }
-    recorder.summarise(true);
     stream.drain(last_words);
     if (stream.dropped() > 0)
         say(fmt::format("{} records were dropped: the output did not take them", stream.dropped()));
@@ -205,6 +271,12 @@ void add_run(CLI::App& program, Action& action)
                });
     command->add_flag("--connections", options->connections,
                       "one record for the end of every connection, healthy and accepted ones too");
+    add_record_options(*command, "--record", options->record);
+    command
+        ->add_option("--replay", options->replayed,
+                     "judge what was recorded (finrace record, or --record) instead; - is standard input")
+        ->type_name("FILE...")
+        ->excludes("--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes");
     command->footer(
         "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
         "SIGHUP and SIGUSR1 open the --output file anew, for log rotation; without one SIGHUP ends it.\n"

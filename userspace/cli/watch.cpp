@@ -21,7 +21,7 @@ namespace {
 constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(100);
 constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
 
-class Viewer final : public LiveListener {
+class Viewer final : public Listener {
 public:
     Viewer(Stream& stream, const LiveLoop& loop) : stream_(stream), loop_(loop), paint_(shows_colours(stdout)) {}
 
@@ -34,7 +34,7 @@ public:
                     .verdict = *judged.classification.verdict,
                     .outcome = judged.outcome,
                     .idle_timeout = judged.upstream.idle_timeout.timeout(),
-                    .process_name = process_name(judged.e.connection)});
+                    .process_name = finrace::process_name(judged.e.connection, loop_.names())});
     }
 
     bool on_tick() override
@@ -72,13 +72,13 @@ private:
 void say_tally(const LiveLoop& loop)
 {
     std::vector<std::string> parts;
-    for (const auto& [cause, count] : loop.verdicts())
+    for (const auto& [cause, count] : loop.intake().verdicts())
         parts.push_back(fmt::format("{} {}", count, to_string(cause)));
     if (parts.empty())
         parts.emplace_back("no verdict");
-    if (loop.unclassified() > 0)
-        parts.push_back(fmt::format("{} failed without a cause that can be named", loop.unclassified()));
-    const loss_counters losses = loop.source().losses();
+    if (const std::uint64_t count = loop.intake().unclassified(); count > 0)
+        parts.push_back(fmt::format("{} failed without a cause that can be named", count));
+    const loss_counters losses = loop.counts().losses;
     std::uint64_t lost = 0;
     for (const std::uint64_t count : losses.by_place)
         lost += count;

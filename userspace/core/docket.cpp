@@ -155,6 +155,8 @@ void Docket::advance(std::uint64_t now_ns)
 {
     server_ends_.advance(now_ns);
     benches_.advance(now_ns);
+    if (waiting_.empty())
+        return;
     const bool look = now_ns >= looked_ns_ + look_every_ns;
     if (look)
         looked_ns_ = now_ns;

@@ -15,6 +15,7 @@ public:
     explicit WallClock(std::int64_t realtime_minus_monotonic_ns) : offset_ns_(realtime_minus_monotonic_ns) {}
 
     void measure();
+    [[nodiscard]] std::int64_t offset_ns() const { return offset_ns_; }
     /// "2026-01-31T12:00:00.123456789Z"
     [[nodiscard]] std::string rfc3339(std::uint64_t monotonic_ns) const;
     /// The time of day in the local time zone, for people: "13:00:00.123"

@@ -98,10 +98,14 @@ Stream Stream::to_descriptor(int fd, std::size_t backlog)
     return stream;
 }
 
-void Stream::reopen(const std::string& path)
+void Stream::reopen(const std::string& path, bool discard)
 {
     flush(); // before: the path may still be the same file, and its last line a part of one
     Stream fresh = to_file(path, limit_);
+    if (discard) {
+        drop_waiting();
+        within_line_ = false;
+    }
     if (within_line_) { // the disk was full: the new file begins with a whole line
         const std::size_t end = backlog_.find('\n', sent_);
         sent_ = end == std::string::npos ? backlog_.size() : end + 1;
@@ -117,7 +121,7 @@ void Stream::reopen(const std::string& path)
 
 void Stream::write(std::string_view line)
 {
-    if (closed_by_reader_ || waiting() + line.size() + 1 > limit_) {
+    if (!takes(line.size())) {
         ++dropped_;
         return;
     }
@@ -173,6 +177,11 @@ void Stream::drain(std::chrono::milliseconds limit)
         pollfd ready{.fd = fd_, .events = POLLOUT, .revents = 0};
         ::poll(&ready, 1, static_cast<int>(std::min<std::int64_t>(left.count(), 100)));
     }
+    drop_waiting();
+}
+
+void Stream::drop_waiting()
+{
     dropped_ += static_cast<std::uint64_t>(
         std::count(backlog_.begin() + static_cast<std::ptrdiff_t>(sent_), backlog_.end(), '\n'));
     backlog_.clear();

@@ -32,8 +32,9 @@ public:
     Stream& operator=(const Stream&) = delete;
     Stream& operator=(Stream&&) = delete;
 
-    /// Goes on in a file opened anew under `path`. Throws OutputError, and then goes on as before.
-    void reopen(const std::string& path);
+    /// Goes on in a file opened anew under `path`; what waits goes there too, or, with `discard`, counts as dropped.
+    /// Throws OutputError, and then goes on as before.
+    void reopen(const std::string& path, bool discard = false);
 
     /// Queues a line (without its newline); flush() writes it.
     void write(std::string_view line);
@@ -44,6 +45,8 @@ public:
 
     /// For epoll: readiness to write, and the reader's leaving. Regular files know neither.
     [[nodiscard]] int descriptor() const { return fd_; }
+    /// Whether write() would take a line of so many bytes.
+    [[nodiscard]] bool takes(std::size_t bytes) const { return !closed_by_reader_ && waiting() + bytes + 1 <= limit_; }
     /// The reader has gone away: nothing that is written will be read.
     [[nodiscard]] bool closed_by_reader() const { return closed_by_reader_; }
     void reader_left() { closed_by_reader_ = true; }
@@ -56,6 +59,7 @@ public:
 
 private:
     Stream(int fd, std::size_t limit);
+    void drop_waiting();
 
     int fd_;
     bool owned_ = false;

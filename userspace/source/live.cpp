@@ -642,13 +642,25 @@ bool LiveSource::consume(const std::function<void(const event&)>& handle)
     return result == -ECANCELED;
 }
 
-loss_counters LiveSource::losses() const
+namespace {
+
+std::string host_name()
+{
+    std::string name(256, '\0');
+    if (::gethostname(name.data(), name.size() - 1) != 0)
+        return "localhost";
+    name.resize(std::strlen(name.c_str()));
+    return name;
+}
+
+/// Over all CPUs.
+loss_counters sum_losses(const LiveSource::Implementation& implementation)
 {
     const int cpus = libbpf_num_possible_cpus();
     std::vector<loss_counters> each(cpus > 0 ? static_cast<std::size_t>(cpus) : 0);
     loss_counters sum{};
     const std::uint32_t zero = 0;
-    if (each.empty() || bpf_map_lookup_elem(implementation_->losses_fd, &zero, each.data()) != 0)
+    if (each.empty() || bpf_map_lookup_elem(implementation.losses_fd, &zero, each.data()) != 0)
         return sum;
     for (const loss_counters& one : each) {
         for (std::size_t i = 0; i < LOSS_PLACES; ++i)
@@ -657,39 +669,36 @@ loss_counters LiveSource::losses() const
             sum.by_kind[i] += one.by_kind[i];
     }
     std::uint64_t skipped = 0;
-    for (const int program : implementation_->programs) {
+    for (const int program : implementation.programs) {
         bpf_prog_info info{};
         std::uint32_t size = sizeof(info);
         if (bpf_obj_get_info_by_fd(program, &info, &size) == 0)
             skipped += info.recursion_misses;
     }
-    sum.by_place[LOSS_PROGRAM_SKIPPED] = skipped - std::min(skipped, implementation_->stood_in());
+    sum.by_place[LOSS_PROGRAM_SKIPPED] = skipped - std::min(skipped, implementation.stood_in());
     return sum;
 }
 
-std::uint64_t LiveSource::connections_begun() const
+} // namespace
+
+SourceFacts LiveSource::facts() const
 {
-    return implementation_->begun();
+    SourceFacts facts{.host_name = host_name(),
+                      .backend = implementation_->backend,
+                      .attach = implementation_->attach,
+                      .tells_outcomes = implementation_->backend == "trace",
+                      .missing = {}};
+    for (const Hook& hook : implementation_->hooks)
+        if (!hook.attached)
+            facts.missing.push_back(hook);
+    return facts;
 }
 
-std::uint64_t LiveSource::connections_adopted() const
+SourceCounts LiveSource::counts() const
 {
-    return implementation_->adopted();
-}
-
-const std::string& LiveSource::backend() const
-{
-    return implementation_->backend;
-}
-
-bool LiveSource::tells_outcomes() const
-{
-    return implementation_->backend == "trace";
-}
-
-const std::string& LiveSource::attach() const
-{
-    return implementation_->attach;
+    return {.connections_begun = implementation_->begun(),
+            .connections_adopted = implementation_->adopted(),
+            .losses = sum_losses(*implementation_)};
 }
 
 const std::vector<Hook>& LiveSource::hooks() const

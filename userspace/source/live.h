@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bpf/event.h"
+#include "source/status.h"
 
 namespace finrace {
 
@@ -32,15 +33,6 @@ struct LiveOptions {
     std::uint32_t max_connections = 1U << 18U; ///< where a table of that size is needed
 };
 
-/// One attachment point: whether it holds, and what is missed without it.
-struct Hook {
-    std::string name; ///< e.g. "fentry/tcp_sendmsg_locked"
-    bool attached = false;
-    bool required = true;
-    std::string purpose; ///< what it shows
-    std::string problem; ///< why it is not attached
-};
-
 class LiveSource {
 public:
     /// Throws SetupError.
@@ -57,13 +49,9 @@ public:
     /// flood that comes faster than it is handled, signals and summaries would wait for ever.
     bool consume(const std::function<void(const event&)>& handle);
 
-    [[nodiscard]] loss_counters losses() const;            ///< summed over CPUs
-    [[nodiscard]] std::uint64_t connections_begun() const; ///< opened, accepted and adopted, as far as followed
-    [[nodiscard]] std::uint64_t connections_adopted() const;
-    [[nodiscard]] const std::string& backend() const; ///< "trace" or "cgroup"
-    [[nodiscard]] bool tells_outcomes() const;        ///< makes events from EVENT_RELEASED on
-    [[nodiscard]] const std::string& attach() const;  ///< "fentry", "kprobe"; empty for cgroup
-    [[nodiscard]] const std::vector<Hook>& hooks() const;
+    [[nodiscard]] SourceFacts facts() const;
+    [[nodiscard]] SourceCounts counts() const;
+    [[nodiscard]] const std::vector<Hook>& hooks() const; ///< attached or not
     /// Things that went wrong without stopping anything (a namespace that can't be entered), for people.
     [[nodiscard]] const std::vector<std::string>& warnings() const;
 

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// The names of processes: as /proc has them now, or as they were noted when their events came.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+
+namespace finrace {
+
+class ProcessNames {
+public:
+    virtual ~ProcessNames() = default;
+    ProcessNames() = default;
+    ProcessNames(const ProcessNames&) = delete;
+    ProcessNames& operator=(const ProcessNames&) = delete;
+
+    /// The name of a process: of its first thread, any bytes. Empty if it is not known.
+    [[nodiscard]] virtual const std::string& of(std::uint32_t pid) const = 0;
+};
+
+/// As /proc/PID/comm has it. Kept for a second: a filter asks for each event.
+class LiveProcessNames final : public ProcessNames {
+public:
+    [[nodiscard]] const std::string& of(std::uint32_t pid) const override;
+
+private:
+    mutable std::unordered_map<std::uint32_t, std::string> names_;
+    mutable std::chrono::steady_clock::time_point emptied_{};
+};
+
+/// As they were noted. Beyond its capacity all are forgotten: whoever notes the same gets the same.
+class NotedProcessNames final : public ProcessNames {
+public:
+    static constexpr std::size_t capacity = 1U << 16U;
+
+    [[nodiscard]] const std::string& of(std::uint32_t pid) const override;
+    /// Returns whether that is new.
+    bool note(std::uint32_t pid, std::string_view name);
+    void clear() { names_.clear(); }
+
+private:
+    std::unordered_map<std::uint32_t, std::string> names_;
+};
+
+} // namespace finrace

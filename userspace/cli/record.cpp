@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// finrace record: the raw events to a file, to be judged, or judged again, elsewhere and later.
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "cli/live_loop.h"
+#include "cli/options.h"
+#include "cli/recorder.h"
+
+namespace finrace {
+
+namespace {
+
+constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(200);
+
+struct RecordCommand {
+    WatchOptions watch;
+    RecordOptions record;
+    std::optional<std::chrono::nanoseconds> duration;
+    bool connections = false;
+};
+
+/// Lets everything pass, until the time is over or nobody takes what is recorded.
+class Patience final : public Listener {
+public:
+    Patience(const Recorder& recorder, std::optional<std::chrono::nanoseconds> duration)
+        : recorder_(recorder), started_(std::chrono::steady_clock::now()), duration_(duration)
+    {
+    }
+
+    void on_event(const event& /*e*/) override {}
+    void on_verdict(const Judged& /*judged*/) override {}
+    bool on_tick() override
+    {
+        return !recorder_.closed_by_reader() &&
+               (!duration_ || std::chrono::steady_clock::now() - started_ < *duration_);
+    }
+
+private:
+    const Recorder& recorder_;
+    std::chrono::steady_clock::time_point started_;
+    std::optional<std::chrono::nanoseconds> duration_;
+};
+
+int record(RecordCommand command)
+{
+    check_combination(command.watch);
+    command.watch.live.follow_accepted = command.connections;
+    command.watch.live.report_states = command.connections;
+    Recorder recorder(command.record);
+    LiveLoop feed(command.watch, tick, &recorder);
+    Patience patience(recorder, command.duration);
+    feed.run(patience);
+    std::uint64_t verdicts = 0;
+    for (const auto& [cause, count] : feed.intake().verdicts())
+        verdicts += count;
+    say(fmt::format("{} events recorded; they make {} verdicts", recorder.events(), verdicts));
+    say_missing(recorder);
+    return exit_success;
+}
+
+} // namespace
+
+void add_record(CLI::App& program, Action& action)
+{
+    CLI::App* command = program.add_subcommand("record", "the raw events to a file, for run --replay");
+    auto options = std::make_shared<RecordCommand>();
+    add_watch_options(*command, options->watch);
+    add_record_options(*command, "--output", options->record);
+    command->get_option("--output")->required();
+    add_parsed(*command, "--for", "DURATION", "end after this time (60s, 10m); default: at Ctrl-C",
+               [options](const std::string& text) { options->duration = parse_duration(text); });
+    command->add_flag("--connections", options->connections,
+                      "what run --connections needs as well: states, and what this host accepts");
+    command->footer("A recording holds addresses, ports, times and process names, and no payload.\n"
+                    "\n"
+                    "Examples:\n"
+                    "  finrace record --output /var/tmp/finrace.rec --for 10m\n"
+                    "  finrace run --replay /var/tmp/finrace.rec");
+    command->callback([options, &action] { action = [options] { return record(*options); }; });
+}
+
+} // namespace finrace

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// What a source tells of itself: what it is, what it can't see, and what it has lost. The same live and in a recording.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bpf/event.h"
+
+namespace finrace {
+
+/// One attachment point: whether it holds, and what is missed without it.
+struct Hook {
+    std::string name; ///< e.g. "fentry/tcp_sendmsg_locked"
+    bool attached = false;
+    bool required = true;
+    std::string purpose; ///< what it shows
+    std::string problem; ///< why it is not attached
+};
+
+/// What stays the same for as long as a source runs.
+struct SourceFacts {
+    std::string host_name;
+    std::string backend;         ///< "trace" or "cgroup"
+    std::string attach;          ///< "fentry", "kprobe"; empty for cgroup
+    bool tells_outcomes = false; ///< makes events from EVENT_RELEASED on
+    std::vector<Hook> missing;   ///< hooks that are not attached
+};
+
+/// What a source has counted so far.
+struct SourceCounts {
+    std::uint64_t connections_begun = 0; ///< opened, accepted and adopted, as far as followed
+    std::uint64_t connections_adopted = 0;
+    loss_counters losses{}; ///< summed over CPUs
+};
+
+} // namespace finrace
