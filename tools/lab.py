@@ -1389,11 +1389,12 @@ class Lab:
             raise self.failure
 
     def play_scenarios(self):
+        # Closes at one instant teach as much as one: a scenario's own are apart.
         learning = [
             (name, number, "learn")
+            for number in range(LEARN_CONNECTIONS)
             for name in self.names
             if SCENARIOS[name].learn
-            for number in range(LEARN_CONNECTIONS)
         ]
         runs = [(name, number, "run") for name in self.names for number in range(self.options.runs)]
         random.Random(self.options.seed).shuffle(runs)

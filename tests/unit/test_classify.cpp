@@ -11,6 +11,7 @@
 
 #include "core/classify.h"
 #include "driven_socket.h"
+#include "teach.h"
 
 namespace Catch {
 template <>
@@ -43,6 +44,7 @@ using namespace finrace;
 using finrace::test::Backend;
 using finrace::test::DrivenSocket;
 using finrace::test::ResetOptions;
+using finrace::test::teach;
 
 namespace {
 
@@ -52,10 +54,10 @@ Upstream upstream_with_timer(std::uint32_t ms, std::uint32_t spread_ms = 0)
 {
     Upstream upstream;
     for (int i = 0; i < 4; ++i)
-        upstream.idle_timeout.learn(ms);
+        teach(upstream.idle_timeout, ms);
     if (spread_ms != 0) {
-        upstream.idle_timeout.learn(ms);
-        upstream.idle_timeout.learn(ms + spread_ms);
+        teach(upstream.idle_timeout, ms);
+        teach(upstream.idle_timeout, ms + spread_ms);
     }
     return upstream;
 }
@@ -122,9 +124,10 @@ void check(const DrivenSocket& s, Ending expected, const Upstream& upstream = un
 }
 
 /// A connection after `exchanges` answered ones.
-DrivenSocket used(int exchanges = 1, Backend backend = Backend::trace)
+DrivenSocket used(int exchanges = 1, Backend backend = Backend::trace, std::uint64_t opened_after_ms = 0)
 {
     DrivenSocket s(backend);
+    s.wait_ms(opened_after_ms);
     s.open();
     for (int i = 0; i < exchanges; ++i) {
         s.wait_ms(1);
@@ -495,10 +498,10 @@ TEST_CASE("a FIN that acknowledges all, at the upstream's timer or elsewhere", "
     SECTION("too few samples are no timer")
     {
         Upstream barely;
-        barely.idle_timeout.learn(5000);
-        barely.idle_timeout.learn(5000);
+        teach(barely.idle_timeout, 5000);
+        teach(barely.idle_timeout, 5000);
         check(closed_after(3000, 0), with(lingering, Certainty::possible), barely);
-        barely.idle_timeout.learn(5000);
+        teach(barely.idle_timeout, 5000);
         check(closed_after(3000, 0), closed_reused, barely);
     }
 }
@@ -1994,8 +1997,8 @@ TEST_CASE("everything is counted once per upstream", "[classify]")
             account(e, upstreams);
         return s;
     };
-    for (int i = 0; i < 5; ++i) {
-        DrivenSocket idle = used(2);
+    for (std::uint64_t i = 0; i < 5; ++i) {
+        DrivenSocket idle = used(2, Backend::trace, i * 1000);
         idle.wait_ms(3000);
         idle.fin();
         live(idle);
@@ -2043,8 +2046,8 @@ TEST_CASE("of upstreams beyond the limit nothing is learned together", "[classif
 {
     Upstreams upstreams(0);
     event last{};
-    for (int i = 0; i < 5; ++i) {
-        DrivenSocket idle = used(2);
+    for (std::uint64_t i = 0; i < 5; ++i) {
+        DrivenSocket idle = used(2, Backend::trace, i * 1000);
         idle.wait_ms(3000);
         idle.fin();
         idle.close();
@@ -2063,8 +2066,9 @@ TEST_CASE("an upstream that closes by RST and changes its timer is learned anew"
 {
     Upstreams upstreams;
     event last{};
+    std::uint64_t opened_after_ms = 0;
     const auto idle_close = [&](std::uint64_t ms) {
-        DrivenSocket s = used();
+        DrivenSocket s = used(1, Backend::trace, opened_after_ms += 1000);
         s.wait_ms(ms);
         s.reset({.acknowledges = 100U});
         for (const event& e : s.events)

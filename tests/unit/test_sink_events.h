@@ -9,6 +9,7 @@
 
 #include "bpf/event.h"
 #include "core/classify.h"
+#include "teach.h"
 
 namespace finrace::test {
 
@@ -159,7 +160,7 @@ inline Upstream known_upstream()
 {
     Upstream upstream;
     for (const std::uint32_t idle_ms : {998U, 1000U, 1000U, 1003U})
-        upstream.idle_timeout.learn(idle_ms);
+        teach(upstream.idle_timeout, idle_ms);
     return upstream;
 }
 

@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "core/upstream.h"
+#include "teach.h"
 
 using namespace finrace;
+using finrace::test::teach;
 
 namespace {
 
@@ -18,7 +20,7 @@ IdleTimeoutLearner taught(const std::vector<std::uint32_t>& samples)
 {
     IdleTimeoutLearner learner;
     for (const std::uint32_t ms : samples)
-        learner.learn(ms);
+        teach(learner, ms);
     return learner;
 }
 
@@ -72,7 +74,7 @@ TEST_CASE("a timer with an event loop's lateness, from five samples", "[upstream
     for (int round = 0; round < 200; ++round) {
         IdleTimeoutLearner learner;
         for (int i = 0; i < 5; ++i)
-            learner.learn(timer + late(random));
+            teach(learner, timer + late(random));
         const auto timeout = learner.timeout();
         REQUIRE(timeout);
         CHECK(is_close(timeout->ms, timer));
@@ -109,7 +111,7 @@ TEST_CASE("a timer that is looked at once a second", "[upstream]")
     for (int round = 0; round < 200; ++round) {
         IdleTimeoutLearner learner;
         for (int i = 0; i < 20; ++i)
-            learner.learn(idle(random));
+            teach(learner, idle(random));
         if (const auto timeout = learner.timeout()) {
             ++learned;
             CHECK(timeout->ms >= 2000);
@@ -156,8 +158,8 @@ TEST_CASE("noise is no timer", "[upstream]")
         for (int round = 0; round < 500; ++round) {
             IdleTimeoutLearner a, b;
             for (int i = 0; i < count; ++i) {
-                a.learn(even(random));
-                b.learn(100 + static_cast<std::uint32_t>(rare(random)));
+                teach(a, even(random));
+                teach(b, 100 + static_cast<std::uint32_t>(rare(random)));
             }
             learned += a.timeout().has_value() + b.timeout().has_value();
         }
@@ -173,7 +175,7 @@ TEST_CASE("what is learned follows a timer that was changed", "[upstream]")
     REQUIRE(learner.timeout());
     CHECK(learner.timeout()->ms == 5000);
     for (int i = 0; i < 128; ++i)
-        learner.learn(65'000);
+        teach(learner, 65'000);
     REQUIRE(learner.timeout());
     CHECK(learner.timeout()->ms == 65'000);
     CHECK(learner.timeout()->samples == 128);
@@ -184,12 +186,65 @@ TEST_CASE("the answer is not kept beyond the next sample", "[upstream]")
 {
     IdleTimeoutLearner learner = taught({5000, 5000});
     CHECK(!learner.timeout());
-    learner.learn(5000);
+    teach(learner, 5000);
     REQUIRE(learner.timeout());
     CHECK(learner.timeout()->samples == 3);
     for (int i = 0; i < 10; ++i)
-        learner.learn(static_cast<std::uint32_t>(10'000 * (i + 1)));
+        teach(learner, static_cast<std::uint32_t>(10'000 * (i + 1)));
     CHECK(!learner.timeout());
+}
+
+TEST_CASE("closes at one instant teach as much as one", "[upstream]")
+{
+    constexpr std::uint64_t ns_per_ms = 1'000'000;
+    constexpr std::uint64_t start_ns = 7'000'000 * ns_per_ms;
+    const auto bursts = [&](int count, std::uint64_t apart_ms, std::uint64_t within_ms, std::uint32_t idle_ms) {
+        IdleTimeoutLearner learner;
+        for (int burst = 0; burst < count; ++burst)
+            for (std::uint64_t i = 0; i < 20; ++i)
+                learner.learn(idle_ms, start_ns + (burst * apart_ms + i * within_ms / 19) * ns_per_ms);
+        return learner;
+    };
+    SECTION("a process ends: its connections had all rested since one burst of requests")
+    {
+        CHECK(!bursts(1, 0, 100, 2280).timeout());
+        CHECK(!bursts(2, 5000, 100, 2280).timeout());
+    }
+    SECTION("the boundary: 100 ms are one instant")
+    {
+        CHECK(!bursts(1, 0, 200, 2280).timeout()); // two instants
+        CHECK(bursts(1, 0, 300, 2280).timeout());  // three
+        CHECK(!bursts(3, 100, 0, 2280).timeout()); // counted from the first close of an instant
+        CHECK(bursts(3, 101, 0, 2280).timeout());
+    }
+    SECTION("a timer, seen at three instants; of each a few closes are kept")
+    {
+        const IdleTimeoutLearner learner = bursts(3, 5000, 10, 5000);
+        REQUIRE(learner.timeout());
+        CHECK(learner.timeout()->ms == 5000);
+        CHECK(learner.timeout()->samples == 3);
+        CHECK(learner.samples() == 12);
+    }
+    SECTION("a restart of many connections does not outvote a timer")
+    {
+        IdleTimeoutLearner learner;
+        for (std::uint32_t i = 0; i < 5; ++i)
+            learner.learn(5000, start_ns + i * 1000 * ns_per_ms);
+        for (std::uint32_t i = 0; i < 100; ++i)
+            learner.learn(1000 + 37 * i, start_ns + 9000 * ns_per_ms);
+        REQUIRE(learner.timeout());
+        CHECK(learner.timeout()->ms == 5000);
+        CHECK(learner.timeout()->samples == 5);
+    }
+    SECTION("an upstream that closes all the time keeps its instants apart")
+    {
+        IdleTimeoutLearner learner;
+        for (std::uint64_t i = 0; i < 10'000; ++i)
+            learner.learn(5000, start_ns + i * ns_per_ms);
+        REQUIRE(learner.timeout());
+        CHECK(learner.timeout()->samples >= 32);
+        CHECK(learner.samples() == 128);
+    }
 }
 
 TEST_CASE("upstreams on loopback are one network namespace's each", "[upstream]")

@@ -864,7 +864,7 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
         break;
     }
     if (result.learned_idle_ms && !upstreams.is_other(upstream))
-        upstream.idle_timeout.learn(*result.learned_idle_ms);
+        upstream.idle_timeout.learn(*result.learned_idle_ms, peer_closed_ns(e));
     return result;
 }
 

@@ -11,8 +11,6 @@ namespace {
 
 constexpr std::uint64_t ns_per_ms = 1'000'000;
 
-/// A process that ends closes all its connections within this time.
-constexpr std::uint64_t one_instant_ns = 100 * ns_per_ms;
 constexpr std::size_t crowd = 3;
 /// Whoever closes so soon behind an answer had done with that connection ("Connection: close", a handler's own close).
 constexpr std::uint64_t behind_answer_ms = 10;
@@ -52,11 +50,17 @@ std::string_view to_string(Reason reason)
     return {};
 }
 
-CloseHistory::Close CloseHistory::close_of(const event& e)
+std::uint64_t peer_closed_ns(const event& e)
 {
     const connection& c = e.connection;
     const std::uint64_t at_ns = has(e, CONNECTION_PEER_FIN) && c.peer_fin_ns != 0 ? c.peer_fin_ns : c.peer_reset_ns;
-    Close close{.connection_id = c.id, .at_ns = at_ns != 0 ? at_ns : e.timestamp_ns, .rested_ms = 0, .served = 0};
+    return at_ns != 0 ? at_ns : e.timestamp_ns;
+}
+
+CloseHistory::Close CloseHistory::close_of(const event& e)
+{
+    const connection& c = e.connection;
+    Close close{.connection_id = c.id, .at_ns = peer_closed_ns(e), .rested_ms = 0, .served = 0};
     // What the FIN left unacknowledged had no answer, whatever came before it.
     const bool unanswered = c.exchange > 0 && (e.response_bytes == 0 || c.fin_unacked > 0 || c.reset_unacked > 0);
     if (!has(e, CONNECTION_ADOPTED))

@@ -25,6 +25,12 @@ enum class Reason {
 
 std::string_view to_string(Reason reason);
 
+/// A process that ends closes all its connections within this time.
+constexpr std::uint64_t one_instant_ns = 100'000'000;
+
+/// When the peer closed, as far as that is known; else the event's own time. CLOCK_MONOTONIC in nanoseconds.
+std::uint64_t peer_closed_ns(const event& e);
+
 /// The newest closes by one upstream, harmless or not.
 class CloseHistory {
 public:

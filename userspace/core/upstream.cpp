@@ -42,11 +42,12 @@ std::size_t UpstreamKeyHash::operator()(const UpstreamKey& key) const noexcept
 
 namespace {
 
-std::uint32_t widest_hole(std::span<const std::uint32_t> sorted)
+template <typename Sample>
+std::uint32_t widest_hole(std::span<const Sample> sorted)
 {
     std::uint32_t widest = 0;
     for (std::size_t i = 1; i < sorted.size(); ++i)
-        widest = std::max(widest, sorted[i] - sorted[i - 1]);
+        widest = std::max(widest, sorted[i].idle_ms - sorted[i - 1].idle_ms);
     return widest;
 }
 
@@ -64,12 +65,38 @@ Nearness IdleTimeout::nearness(std::uint64_t rested_ms, std::uint64_t rtt_ms) co
     return off <= std::min<std::uint64_t>(ms / 50 + 2 * rtt_ms + 50, most) ? Nearness::near : Nearness::far;
 }
 
-void IdleTimeoutLearner::learn(std::uint32_t idle_ms)
+/// How many instants some of the samples that are kept come from.
+class IdleTimeoutLearner::InstantsOf {
+public:
+    void add(const Sample& sample) { count_ += samples_of_[slot(sample)]++ == 0 ? 1 : 0; }
+    void remove(const Sample& sample) { count_ -= --samples_of_[slot(sample)] == 0 ? 1 : 0; }
+    [[nodiscard]] std::size_t count() const { return count_; }
+
+private:
+    // Numbers go up by one, and each has a sample: those of `capacity` samples lie within as much.
+    static std::size_t slot(const Sample& sample) { return sample.instant % capacity; }
+
+    std::array<std::uint8_t, capacity> samples_of_{};
+    std::size_t count_ = 0;
+};
+
+void IdleTimeoutLearner::learn(std::uint32_t idle_ms, std::uint64_t closed_ns)
 {
+    const bool at_once = (closed_ns > instant_began_ns_ ? closed_ns - instant_began_ns_
+                                                        : instant_began_ns_ - closed_ns) <= one_instant_ns;
+    if (samples_.empty() || !at_once) {
+        ++instant_;
+        instant_began_ns_ = closed_ns;
+        of_instant_ = 0;
+    }
+    if (of_instant_ == most_of_instant)
+        return;
+    ++of_instant_;
+    const Sample sample{.idle_ms = idle_ms, .instant = instant_};
     if (samples_.size() < capacity) {
-        samples_.push_back(idle_ms);
+        samples_.push_back(sample);
     } else {
-        samples_[next_] = idle_ms;
+        samples_[next_] = sample;
         next_ = (next_ + 1) % capacity;
     }
     known_.reset();
@@ -80,8 +107,11 @@ std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
     if (known_)
         return *known_;
     std::optional<IdleTimeout> result;
-    std::vector<std::uint32_t> sorted = samples_;
-    std::sort(sorted.begin(), sorted.end());
+    std::vector<Sample> sorted = samples_;
+    std::sort(sorted.begin(), sorted.end(), [](const Sample& a, const Sample& b) { return a.idle_ms < b.idle_ms; });
+    InstantsOf all;
+    for (const Sample& sample : sorted)
+        all.add(sample);
     // A timer checked once a second (gunicorn's gthread) makes a wide cluster, most others a narrow one: the
     // narrowest width that holds most of the samples is the timer's. What is wide needs more samples and fewer
     // exceptions, for a handful of unrelated idle times lies within a factor of one and a half as often as not; and no
@@ -94,25 +124,26 @@ std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
     };
     for (const auto& [percent, samples, share_percent, may_have_hole] :
          {Width{2, 3, 60, true}, Width{10, 5, 70, true}, Width{50, 10, 80, false}}) {
-        std::size_t best_first = 0;
-        std::size_t best_count = 0;
+        std::span<const Sample> cluster;
+        std::size_t most = 0;
+        InstantsOf within;
         for (std::size_t first = 0, last = 0; first < sorted.size(); ++first) {
-            const std::uint32_t width = std::max(30U, sorted[first] / 100 * percent);
-            while (last < sorted.size() && sorted[last] - sorted[first] <= width)
-                ++last;
-            if (last - first > best_count) {
-                best_count = last - first;
-                best_first = first;
+            const std::uint32_t width = std::max(30U, sorted[first].idle_ms / 100 * percent);
+            while (last < sorted.size() && sorted[last].idle_ms - sorted[first].idle_ms <= width)
+                within.add(sorted[last++]);
+            if (within.count() > most) {
+                most = within.count();
+                cluster = std::span(sorted).subspan(first, last - first);
             }
+            within.remove(sorted[first]);
         }
-        const std::span cluster(sorted.data() + best_first, best_count);
-        if (best_count >= samples && best_count * 100 >= sorted.size() * share_percent &&
-            (may_have_hole || widest_hole(cluster) * 2 <= cluster.back() - cluster.front())) {
+        if (most >= samples && most * 100 >= all.count() * share_percent &&
+            (may_have_hole || widest_hole(cluster) * 2 <= cluster.back().idle_ms - cluster.front().idle_ms)) {
             result = IdleTimeout{
-                .ms = cluster[best_count / 2],
-                .lowest_ms = cluster.front(),
-                .highest_ms = cluster.back(),
-                .samples = static_cast<std::uint32_t>(best_count),
+                .ms = cluster[cluster.size() / 2].idle_ms,
+                .lowest_ms = cluster.front().idle_ms,
+                .highest_ms = cluster.back().idle_ms,
+                .samples = static_cast<std::uint32_t>(most),
             };
             break;
         }
