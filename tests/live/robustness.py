@@ -204,8 +204,9 @@ def test_smallest_ring(options):
             accounted, due, foreign = losses_once(options, net)
         if accounted == due:
             return
-        # Another's traffic may begin between the readings of the two counters. Alone, there is no excuse.
-        must(foreign, f"{accounted} events seen or lost, {due} happened")
+        # Another's traffic may begin between the readings of the two counters; and what one kprobe misses as it hits within
+        # another's handler, nothing counts (docs/design.md). Else there is no excuse.
+        must(foreign or options.attach == "kprobe", f"{accounted} events seen or lost, {due} happened")
     raise harness.Wrong(f"{accounted} events seen or lost, {due} happened (with {foreign} foreign connections on this machine)")
 
 
