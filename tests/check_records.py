@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """Checks files of JSON lines against docs/record.schema.json. Exit 0: all conform; 1: some record does not; 2: usage.
 
-For scripts: `check_records.py FILE...` ("-" is standard input). For tests: complaints(lines).
+For scripts: `check_records.py FILE...` ("-" is standard input). For tests: complaints(lines), and report_complaints(report)
+for what finrace diagnose --json writes, against docs/report.schema.json.
 """
 import json
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import jsonschema
 
-SCHEMA = Path(__file__).resolve().parent.parent / "docs/record.schema.json"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SCHEMA = DOCS / "record.schema.json"
+REPORT = DOCS / "report.schema.json"
 
 
 def validator() -> jsonschema.Draft202012Validator:
@@ -35,6 +38,15 @@ def complaints(lines) -> list:
             where = ".".join(str(part) for part in error.absolute_path) or "record"
             found.append(f"line {number}: {where}: {error.message[:300]}")
     return found
+
+
+def report_complaints(report: dict) -> list:
+    schema = json.loads(REPORT.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    shared = {SCHEMA.name: json.loads(SCHEMA.read_text())}
+    check = jsonschema.Draft202012Validator(schema, resolver=jsonschema.RefResolver("", schema, store=shared))
+    return [f"{'.'.join(str(part) for part in error.absolute_path) or 'report'}: {error.message[:300]}"
+            for error in check.iter_errors(report)]
 
 
 def main(paths: list) -> int:

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from datetime import datetime, timezone
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -172,6 +173,33 @@ def check_replay(finrace, recordings, flags=()):
     different = next((index for index, (one, other) in enumerate(zip(live, again)) if one != other), min(len(live), len(again)))
     must(live == again, lambda: f"{len(live)} lines live, {len(again)} replayed; the first that differ, number {different}:\n"
                                 f"          {live[different:different + 1]}\n          {again[different:different + 1]}")
+
+
+def diagnose(options, *arguments):
+    """(exit status, report, what was said) of `finrace diagnose --json`; asserts that the report is what the schema says."""
+    done = subprocess.run([options.finrace, "diagnose", "--json", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          timeout=LIMIT * 10, check=False)
+    said = done.stderr.decode("utf-8", "replace")
+    must(done.returncode in (0, 1, 3), lambda: f"diagnose: exit {done.returncode}: {said[-2000:]}")
+    report = json.loads(done.stdout)
+    found = check_records.report_complaints(report)
+    must(not found, lambda: f"{len(found)} complaints about the report: {found[0]}")
+    return done.returncode, report, said
+
+
+def check_diagnosis(finrace, recordings):
+    """What a run named, `diagnose` of its recording finds: as often, by cause and place."""
+    named, found = Counter(), Counter()
+    for record in finrace.records("finrace.verdict"):
+        end = "local" if record.at("finrace.side") == "server" else "peer"
+        named[record.at("finrace.cause"), record.at(f"network.{end}.address"), record.at(f"network.{end}.port")] += 1
+    status, report, said = diagnose(finrace.options, *recordings)
+    must("warning" not in said, said)
+    for finding in report["findings"]:
+        where = finding.get("upstream") or finding["listener"]
+        found[finding["cause"], where["address"], where["port"]] += finding["requests"]
+    must(named and status == 1, f"exit {status} with {sum(named.values())} verdicts")
+    must(named == found, lambda: f"named, but not found: {named - found}; found, but not named: {found - named}")
 
 
 def check_schema(finrace):

@@ -242,6 +242,7 @@ def test(options, results):
     results.run("the backend asked for is the one that ran", the_asked_backend, options, records)
     results.run("every record is valid", harness.check_schema, finrace)
     results.run("the recording tells the same, byte for byte", harness.check_replay, finrace, [recording], more)
+    results.run("the recording's diagnosis finds what was named", harness.check_diagnosis, finrace, [recording])
 
 
 def parse():

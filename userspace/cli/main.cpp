@@ -55,6 +55,7 @@ int main(int argc, char** argv)
     Action action;
     add_run(program, action);
     add_watch(program, action);
+    add_diagnose(program, action);
     add_record(program, action);
     add_doctor(program, action);
     add_explain(program, action);

@@ -23,6 +23,7 @@ using Action = std::function<int()>;
 void add_run(CLI::App& program, Action& action);
 void add_watch(CLI::App& program, Action& action);
 void add_record(CLI::App& program, Action& action);
+void add_diagnose(CLI::App& program, Action& action);
 void add_doctor(CLI::App& program, Action& action);
 void add_explain(CLI::App& program, Action& action);
 

@@ -814,6 +814,23 @@ Classification classify(const event& e, const Upstream& upstream, const Outcome&
     }
 }
 
+namespace {
+
+/// A pool that closes sooner keeps nothing.
+constexpr std::uint32_t shortest_own_limit_ms = 100;
+
+/// How long a connection had rested when this host closed it, in milliseconds; 0 if that is not known.
+std::uint32_t rest_at_local_close_ms(const event& e)
+{
+    const connection& c = e.connection;
+    const std::uint64_t last_ns = std::max({c.last_byte_ns, e.sent_ns, e.received_ns});
+    return c.local_close_ns > last_ns && last_ns != 0
+               ? static_cast<std::uint32_t>((c.local_close_ns - last_ns) / ns_per_ms)
+               : 0;
+}
+
+} // namespace
+
 Classification account(const event& e, Upstreams& upstreams, const Outcome& outcome)
 {
     const connection& c = e.connection;
@@ -838,8 +855,12 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
     case EVENT_CLOSED:
         ++counts.closed;
         counts.exchanges += c.exchange;
-        if (is_reused(c) && !upstreams.is_other(upstream))
+        if (e.srtt_us != 0)
+            upstream.rtt_us = e.srtt_us;
+        if (is_reused(c) && !upstreams.is_other(upstream)) {
             upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, c.longest_idle_ms);
+            upstream.rests.add(c.longest_idle_ms);
+        }
         break;
     default:
         break;
@@ -855,6 +876,9 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
         break;
     case Ending::idle_close_by_local:
         ++counts.idle_closes_by_local;
+        if (const auto rest_ms = rest_at_local_close_ms(e);
+            rest_ms >= shortest_own_limit_ms && !upstreams.is_other(upstream))
+            upstream.own_idle_limit.learn(rest_ms, c.local_close_ns);
         break;
     case Ending::complete_close:
         ++counts.complete_closes;

@@ -14,6 +14,7 @@
 
 #include "bpf/event.h"
 #include "core/cause.h"
+#include "core/exposure.h"
 #include "core/reason.h"
 
 namespace finrace {
@@ -92,10 +93,13 @@ struct UpstreamCounts {
 };
 
 struct Upstream {
-    IdleTimeoutLearner idle_timeout;
+    IdleTimeoutLearner idle_timeout;   ///< the upstream's
+    IdleTimeoutLearner own_idle_limit; ///< this host's, for connections to it
+    RestHistogram rests;               ///< each reused connection's longest, before a request
     UpstreamCounts counts;
     CloseHistory closes;
     std::uint32_t longest_reused_idle_ms = 0; ///< this host reused connections after as much as this
+    std::uint32_t rtt_us = 0;                 ///< the newest connection's smoothed round-trip time
 };
 
 /// All upstreams seen, bounded: beyond `limit` new ones share one entry, `other`.

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Rests before reuse, and what they make of a pool: exposed, safe, or not to be told.
+#include <catch2/catch.hpp>
+
+#include <cstdint>
+#include <random>
+
+#include "core/exposure.h"
+#include "core/upstream.h"
+#include "teach.h"
+
+using namespace finrace;
+using finrace::test::teach;
+
+namespace {
+
+constexpr std::uint64_t day_ns = 86'400'000'000'000;
+
+Upstream closing_after(std::uint32_t ms)
+{
+    Upstream upstream;
+    for (int i = 0; i < 5; ++i)
+        teach(upstream.idle_timeout, ms);
+    upstream.counts.idle_closes_by_peer = 5;
+    return upstream;
+}
+
+} // namespace
+
+TEST_CASE("rests are counted where they are", "[exposure]")
+{
+    RestHistogram rests;
+    const auto ms = GENERATE(0U, 1U, 7U, 8U, 9U, 100U, 999U, 5000U, 65'000U, 3'000'000'000U);
+    rests.add(ms);
+    CAPTURE(ms);
+    CHECK(rests.count() == 1);
+    CHECK(rests.between(0, ms) + rests.between(ms, 4'294'967'295U) == Approx(1).margin(0.02));
+    CHECK(rests.between(ms - ms / 8, ms + ms / 7 + 1) > 0.4); // its bucket is at most an eighth wide
+    CHECK(rests.between(ms, ms) == 0);
+    CHECK(rests.between(0, ms / 2) < 0.001);
+}
+
+TEST_CASE("of evenly spread rests a range has its share", "[exposure]")
+{
+    RestHistogram rests;
+    for (std::uint32_t ms = 0; ms < 10'000; ++ms)
+        rests.add(ms);
+    CHECK(rests.between(2500, 5000) == Approx(2500).margin(5));
+    CHECK(rests.between(4900, 5000) == Approx(100).margin(5));
+    CHECK(rests.between(1, 2) == Approx(1));
+    CHECK(rests.between(6000, 5000) == 0);
+}
+
+TEST_CASE("races are predicted as often as chance brings them about", "[exposure]")
+{
+    // Connections rest for as long as chance will have it; who comes within the window is lost.
+    const auto timeout_ms = GENERATE(2000U, 5000U, 60'000U);
+    const auto rtt_us = GENERATE(1000U, 20'000U);
+    const auto mean_ms = GENERATE(1000.0, 5000.0, 30'000.0);
+    constexpr int connections = 200'000;
+    std::mt19937 random(17); // NOLINT: a fixed seed, so that a failure comes again
+    std::exponential_distribution<double> rest(1 / mean_ms);
+    Upstream upstream = closing_after(timeout_ms);
+    upstream.rtt_us = rtt_us;
+    const double window_ms = rtt_us / 1e3 + 1;
+    double lost = 0;
+    for (int i = 0; i < connections; ++i) {
+        const double ms = rest(random);
+        if (ms < timeout_ms)
+            upstream.rests.add(static_cast<std::uint32_t>(ms));
+        lost += ms >= timeout_ms && ms < timeout_ms + window_ms ? 1 : 0;
+    }
+    upstream.counts.exchanges = 2 * connections;
+    const Exposure exposure = exposure_of(upstream, day_ns);
+    CAPTURE(timeout_ms, rtt_us, mean_ms, lost, exposure.races_a_day, exposure.late_reuses);
+    CHECK(exposure.state == PoolState::exposed);
+    CHECK(exposure.window_ms == Approx(window_ms));
+    CHECK(exposure.share == Approx(exposure.races_a_day / (2.0 * connections)));
+    if (lost >= 100) { // else chance has the last word
+        CHECK(exposure.races_a_day > lost / 2);
+        CHECK(exposure.races_a_day < lost * 2);
+    }
+}
+
+TEST_CASE("half a day of the same makes twice as many races a day", "[exposure]")
+{
+    Upstream upstream = closing_after(5000);
+    for (std::uint32_t ms = 2500; ms < 5000; ms += 10)
+        upstream.rests.add(ms);
+    upstream.counts.exchanges = 1000;
+    const double once = exposure_of(upstream, day_ns).races_a_day;
+    CHECK(once > 0);
+    CHECK(exposure_of(upstream, day_ns / 2).races_a_day == Approx(2 * once));
+    CHECK(exposure_of(upstream, 0).races_a_day == 0);
+}
+
+TEST_CASE("what a pool is", "[exposure]")
+{
+    Upstream upstream;
+    const auto state = [&] { return exposure_of(upstream, day_ns).state; };
+    SECTION("nothing seen")
+    {
+        CHECK(state() == PoolState::unknown);
+    }
+    SECTION("the upstream closes first")
+    {
+        upstream = closing_after(5000);
+        CHECK(state() == PoolState::exposed);
+    }
+    SECTION("the upstream closes, but by no timer that is known yet")
+    {
+        upstream.counts.idle_closes_by_peer = 2;
+        CHECK(state() == PoolState::unknown);
+        upstream.counts.complete_closes = 100;
+        CHECK(state() == PoolState::unknown);
+    }
+    SECTION("this host closes first")
+    {
+        for (int i = 0; i < 2; ++i)
+            teach(upstream.own_idle_limit, 4000);
+        CHECK(state() == PoolState::unknown);
+        teach(upstream.own_idle_limit, 4000);
+        CHECK(state() == PoolState::safe);
+        upstream.counts.idle_closes_by_peer = 1;
+        CHECK(state() == PoolState::unknown);
+    }
+    SECTION("one request each")
+    {
+        upstream.counts.complete_closes = 4;
+        CHECK(state() == PoolState::unknown);
+        upstream.counts.complete_closes = 5;
+        CHECK(state() == PoolState::not_reused);
+        upstream.rests.add(1);
+        CHECK(state() == PoolState::unknown);
+    }
+}

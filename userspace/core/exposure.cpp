@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "core/exposure.h"
+
+#include <algorithm>
+#include <bit>
+#include <tuple>
+#include <utility>
+
+#include "core/upstream.h"
+
+namespace finrace {
+
+namespace {
+
+constexpr double day_ns = 86'400e9;
+/// From a FIN's coming until an event loop has read it, where nothing is short of CPU.
+constexpr double loop_turn_ms = 1.0;
+/// So many connections of one request each, and none of more, are a habit.
+constexpr std::uint64_t habit = 5;
+constexpr double enough_near = 5;
+
+} // namespace
+
+std::size_t RestHistogram::bucket_of(std::uint32_t rest_ms)
+{
+    if (rest_ms < steps)
+        return rest_ms;
+    const auto octave = static_cast<unsigned>(std::bit_width(rest_ms) - 1);
+    const unsigned step = (rest_ms >> (octave - 3U)) & (steps - 1);
+    return std::size_t{octave - 2U} * steps + step;
+}
+
+std::uint64_t RestHistogram::lower_end(std::size_t bucket)
+{
+    if (bucket < steps)
+        return bucket;
+    const std::size_t octave = bucket / steps + 2;
+    return (std::uint64_t{1} << octave) + (std::uint64_t{bucket % steps} << (octave - 3));
+}
+
+void RestHistogram::add(std::uint32_t rest_ms)
+{
+    ++counts_[bucket_of(rest_ms)];
+    ++count_;
+}
+
+double RestHistogram::between(std::uint32_t from_ms, std::uint32_t to_ms) const
+{
+    double sum = 0;
+    if (from_ms >= to_ms)
+        return sum;
+    for (std::size_t bucket = bucket_of(from_ms); bucket <= bucket_of(to_ms); ++bucket) {
+        const std::uint64_t low = lower_end(bucket);
+        const std::uint64_t high = lower_end(bucket + 1);
+        const std::uint64_t from = std::max<std::uint64_t>(low, from_ms);
+        const std::uint64_t to = std::min<std::uint64_t>(high, to_ms);
+        if (to > from)
+            sum += counts_[bucket] * static_cast<double>(to - from) / static_cast<double>(high - low);
+    }
+    return sum;
+}
+
+Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns)
+{
+    Exposure exposure;
+    const UpstreamCounts& counts = upstream.counts;
+    const std::optional<IdleTimeout> timeout = upstream.idle_timeout.timeout();
+    exposure.window_ms = upstream.rtt_us / 1e3 + loop_turn_ms;
+    if (timeout) {
+        exposure.state = PoolState::exposed;
+        // Rests are taken as even over the half before the timer; where enough of them are nearer to it, over its
+        // eighth.
+        const auto lost_of = [&](std::uint32_t range_ms) {
+            const double reuses = upstream.rests.between(timeout->ms - range_ms, timeout->ms);
+            return std::pair(reuses, reuses * std::min(1.0, exposure.window_ms / std::max(1U, range_ms)));
+        };
+        double lost = 0;
+        std::tie(exposure.late_reuses, lost) = lost_of(timeout->ms / 2);
+        if (const auto [near, nearly_lost] = lost_of(timeout->ms / 8); near >= enough_near)
+            lost = std::max(lost, nearly_lost);
+        if (counts.exchanges > 0)
+            exposure.share = lost / static_cast<double>(counts.exchanges);
+        if (observed_ns > 0)
+            exposure.races_a_day = lost * day_ns / static_cast<double>(observed_ns);
+    } else if (upstream.own_idle_limit.timeout() && counts.idle_closes_by_peer == 0) {
+        exposure.state = PoolState::safe;
+    } else if (counts.complete_closes >= habit && upstream.rests.count() == 0 && counts.idle_closes_by_peer == 0) {
+        exposure.state = PoolState::not_reused;
+    }
+    return exposure;
+}
+
+} // namespace finrace

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// Whether a pool of connections races with its upstream's idle timer, and how often: known before any request has died
+// of it. From two things that harmless connections teach: where the upstream closes, and where this host still reuses.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+namespace finrace {
+
+struct Upstream;
+
+/// How long connections had rested, by eighths of an octave: each bucket is at most an eighth wider than its lower end.
+class RestHistogram {
+public:
+    void add(std::uint32_t rest_ms);
+    [[nodiscard]] std::uint64_t count() const { return count_; }
+    /// Rests of at least `from_ms` and less than `to_ms`; buckets that lie across an end count by their share.
+    [[nodiscard]] double between(std::uint32_t from_ms, std::uint32_t to_ms) const;
+
+private:
+    static constexpr unsigned steps = 8; ///< of an octave
+    static constexpr std::size_t buckets = std::size_t{32} * steps;
+    static std::size_t bucket_of(std::uint32_t rest_ms);
+    static std::uint64_t lower_end(std::size_t bucket);
+
+    std::array<std::uint32_t, buckets> counts_{};
+    std::uint64_t count_ = 0;
+};
+
+enum class PoolState {
+    unknown,    ///< not enough has been seen
+    not_reused, ///< connections carry one request each: no idle close can meet another
+    safe,       ///< this host closes first
+    exposed,    ///< the upstream closes connections that this host would use again: a request will meet that close
+};
+
+/// What may be expected of a pool.
+struct Exposure {
+    PoolState state = PoolState::unknown;
+    /// Time before the upstream's close becomes known here in which a request is lost: a round trip, and the turn of
+    /// an event loop. In milliseconds.
+    double window_ms = 0;
+    /// Requests that followed a rest of between half the timeout and all of it. Of each connection the longest rest
+    /// counts alone, so these are at least so many.
+    double late_reuses = 0;
+    double share = 0;       ///< of all requests, those to be expected within the window
+    double races_a_day = 0; ///< to be expected, if the day goes on as what was seen
+};
+
+/// `observed_ns`: how long this upstream has been watched.
+Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns);
+
+} // namespace finrace
