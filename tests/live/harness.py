@@ -175,10 +175,10 @@ def check_replay(finrace, recordings, flags=()):
                                 f"          {live[different:different + 1]}\n          {again[different:different + 1]}")
 
 
-def diagnose(options, *arguments):
+def diagnose(options, *arguments, **more):
     """(exit status, report, what was said) of `finrace diagnose --json`; asserts that the report is what the schema says."""
-    done = subprocess.run([options.finrace, "diagnose", "--json", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          timeout=LIMIT * 10, check=False)
+    done = subprocess.run([options.finrace, "diagnose", "--json", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=LIMIT * 10, check=False, **more)
     said = done.stderr.decode("utf-8", "replace")
     must(done.returncode in (0, 1, 3), lambda: f"diagnose: exit {done.returncode}: {said[-2000:]}")
     report = json.loads(done.stdout)
