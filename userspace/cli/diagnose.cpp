@@ -26,6 +26,7 @@ namespace {
 constexpr int exit_findings = 1;
 constexpr int exit_inconclusive = 3;
 constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(200);
+constexpr std::chrono::nanoseconds shortest_duration = std::chrono::seconds(1);
 constexpr std::chrono::nanoseconds by_default = std::chrono::seconds(60);
 constexpr std::size_t widest_report = 110;
 
@@ -170,7 +171,11 @@ void add_diagnose(CLI::App& program, Action& action)
     add_watch_options(*command, options->watch);
     CLI::Option* duration =
         add_parsed(*command, "--for", "DURATION", "watch for this long (60s, 10m); default 60s, Ctrl-C ends it sooner",
-                   [options](const std::string& text) { options->duration = parse_duration(text); });
+                   [options](const std::string& text) {
+                       options->duration = parse_duration(text);
+                       if (options->duration < shortest_duration)
+                           throw UsageError(fmt::format("'{}' is too short; accepted: 1s and more", text));
+                   });
     command->add_flag("--json", options->json, "the report for programs");
     command->add_option("file", options->files, "recordings to read (finrace record) instead; - is standard input")
         ->type_name("FILE...")

@@ -91,9 +91,11 @@ std::vector<const Pool*> Diagnosis::pools() const
     std::vector<const Pool*> sorted;
     for (const auto& [key, pool] : pools_)
         sorted.push_back(&pool);
-    std::stable_sort(sorted.begin(), sorted.end(), [](const Pool* one, const Pool* other) {
-        return one->upstream.counts.exchanges > other->upstream.counts.exchanges;
-    });
+    const auto weight = [](const Pool* pool) {
+        return std::pair(pool->exposure.state == PoolState::exposed, pool->upstream.counts.exchanges);
+    };
+    std::stable_sort(sorted.begin(), sorted.end(),
+                     [&](const Pool* one, const Pool* other) { return weight(one) > weight(other); });
     if (other_)
         sorted.push_back(&*other_);
     return sorted;

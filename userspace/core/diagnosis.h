@@ -65,7 +65,7 @@ public:
 
     /// By harm, the worst first.
     [[nodiscard]] std::vector<const Finding*> findings() const;
-    /// The busiest first.
+    /// Those that are exposed first, and the busiest of them.
     [[nodiscard]] std::vector<const Pool*> pools() const;
     [[nodiscard]] std::uint64_t requests() const;
     [[nodiscard]] std::uint64_t unclassified() const;

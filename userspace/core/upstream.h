@@ -26,9 +26,9 @@ struct UpstreamKey {
     std::uint8_t family = 4;
     std::uint32_t netns = 0; ///< of loopback addresses, which every network namespace has; 0 where that is not known
 
-    static UpstreamKey of(const event& e);       ///< the peer's end of its connection
-    static UpstreamKey local_of(const event& e); ///< this host's
-    auto operator<=>(const UpstreamKey&) const = default;
+    static UpstreamKey of(const event& e);                ///< the peer's end of its connection
+    static UpstreamKey local_of(const event& e);          ///< this host's
+    auto operator<=>(const UpstreamKey&) const = default; // NOLINT(modernize-use-nullptr): the 0 is the compiler's own
 };
 
 struct UpstreamKeyHash {

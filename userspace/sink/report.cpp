@@ -17,8 +17,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::uint64_t ns_per_ms = 1'000'000;
 constexpr int report_schema = 1;
+constexpr std::size_t most_pools = 20; ///< on a page for people
 
 std::string endpoint(const UpstreamKey& key)
 {
@@ -203,9 +203,17 @@ void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched,
 
 void add_pools(Page& page, const Diagnosis& diagnosis)
 {
+    const std::vector<const Pool*> pools = diagnosis.pools();
+    if (pools.empty())
+        return;
     page.line();
     page.head("Upstreams");
-    for (const Pool* pool : diagnosis.pools()) {
+    for (std::size_t number = 0; number < pools.size(); ++number) {
+        if (number == most_pools) {
+            page.line(fmt::format("  and {} more: --json tells all, --upstream chooses", pools.size() - number));
+            break;
+        }
+        const Pool* pool = pools[number];
         const UpstreamCounts& counts = pool->upstream.counts;
         const std::string state(to_string(pool->exposure.state));
         page.line(fmt::format("  {}  {}, {}  {}", pool->other ? "all others" : endpoint(pool->where),
