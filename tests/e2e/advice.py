@@ -116,7 +116,7 @@ def exposed(pairing, options):
     must(upstream["exposure"]["races_a_day"] > 0, f"{upstream['exposure']}")
     print(f"          closes after {learned['ms']} ms ({learned['samples']} samples, spread {learned['spread_ms']} ms); "
           f"{upstream['exposure']['races_a_day']:.1f} races a day to be expected", flush=True)
-    return {way["end"]: way["settings"] for way in upstream["remedies"]}
+    return {way["end"]: [one["setting"] for one in way["settings"]] for way in upstream["remedies"]}
 
 
 def healthy(pairing, options, rests, limit):

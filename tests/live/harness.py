@@ -197,7 +197,7 @@ def check_diagnosis(finrace, recordings):
     must("warning" not in said, said)
     for finding in report["findings"]:
         where = finding.get("upstream") or finding["listener"]
-        found[finding["cause"], where["address"], where["port"]] += finding["requests"]
+        found[finding["cause"], where["address"], where["port"]] += finding["verdicts"]
     must(named and status == 1, f"exit {status} with {sum(named.values())} verdicts")
     must(named == found, lambda: f"named, but not found: {named - found}; found, but not named: {found - named}")
 

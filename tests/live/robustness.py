@@ -726,12 +726,19 @@ def test_recording(options):
     some, said = harness.replay(options, [f"{path}.1"], ["--connections"])
     must("what came before is missing" in said and "still being written" in said, said)
 
+    status, report, said = harness.diagnose(options, *parts)
+    found = sum(finding["verdicts"] for finding in report["findings"])
+    must(status == 1 and report["lost"] == 0 and found == due and "warning" not in said, f"exit {status}, {found} verdicts: {said}")
+    _, report, _ = harness.diagnose(options, *(part for part in parts if part != f"{path}.2"))
+    must(report["lost"] > 0, "a diagnosis without a part counts nothing as missing")
+
     data = read_file(f"{path}.1")
     cut = os.path.join(options.folder, "cut")
     with open(cut, "wb") as file:
         file.write(data[: len(data) // 2])
     less, said = harness.replay(options, [cut], ["--connections"])
     must("cut short" in said and set(less) < set(some), f"{len(less)} lines of a half: {said}")
+    must(harness.diagnose(options, cut)[1]["lost"] > 0, "a diagnosis of a half counts nothing as missing")
     with open(cut, "rb") as file:
         must(harness.replay(options, ["-"], ["--connections"], stdin=file)[0] == less, "standard input gives something else")
     broken = bytearray(data)

@@ -19,10 +19,12 @@ IdleTimeout timer(std::uint32_t ms)
 
 std::vector<std::string> settings(const std::vector<Remedy>& ways, Remedy::End end)
 {
+    std::vector<std::string> texts;
     for (const Remedy& way : ways)
         if (way.end == end)
-            return way.settings;
-    return {"no such way"};
+            for (const Remedy::Setting& setting : way.settings)
+                texts.push_back(setting.text);
+    return texts;
 }
 
 using Settings = std::vector<std::string>;
@@ -51,6 +53,9 @@ TEST_CASE("a proxy is known by its process", "[advice]")
     CHECK(setting_of_proxy("nginx")->software == "nginx");
     CHECK(setting_of_proxy("apache2")->software == "Apache httpd");
     CHECK(setting_of_proxy("haproxy")->setting.empty());
+    // As the thread that connects is named.
+    CHECK(setting_of_proxy("cache-worker")->software == "Varnish");
+    CHECK(setting_of_proxy("wrk:worker_3")->software == "Envoy");
     CHECK(setting_of_proxy("python3") == nullptr);
     CHECK(setting_of_proxy("") == nullptr);
 }
@@ -69,6 +74,19 @@ TEST_CASE("the rule: the proxy a second before, or the upstream five seconds beh
     {
         const auto ways = remedies(timer(5000), timer(75'000), "nginx");
         CHECK(settings(ways, Remedy::End::upstream).front() == "uvicorn --timeout-keep-alive 80");
+    }
+    SECTION("a limit, or a default, below the upstream's timer is not what keeps these connections")
+    {
+        CHECK(settings(remedies(timer(5000), timer(250), "nginx"), Remedy::End::upstream).front() ==
+              "uvicorn --timeout-keep-alive 65");
+        CHECK(settings(remedies(timer(59'999), std::nullopt, "nginx"), Remedy::End::upstream).front() ==
+              "uvicorn --timeout-keep-alive 65");
+        CHECK(settings(remedies(timer(60'000), std::nullopt, "nginx"), Remedy::End::upstream).front() ==
+              "uvicorn --timeout-keep-alive 120");
+        CHECK(settings(remedies(timer(100'000), timer(250), "nginx"), Remedy::End::upstream).front() ==
+              "uvicorn --timeout-keep-alive 200");
+        CHECK(settings(remedies(timer(4'000'000'000), std::nullopt, "nginx"), Remedy::End::upstream).front() ==
+              "uvicorn --timeout-keep-alive 2000000");
     }
     SECTION("the boundary: two seconds leave room for one")
     {
@@ -94,6 +112,7 @@ TEST_CASE("the rule: the proxy a second before, or the upstream five seconds beh
     {
         const auto ways = remedies(timer(5000), std::nullopt, "python3");
         CHECK(settings(ways, Remedy::End::proxy).empty());
+        CHECK(settings(ways, Remedy::End::upstream).size() == server_settings().size());
         CHECK(ways.back().why.find("4 s") != std::string::npos);
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // Verdicts and pools into findings, and the report on them.
+#include <algorithm>
 #include <ctime>
 #include <string>
 
@@ -16,6 +17,7 @@ using namespace finrace::test;
 namespace {
 
 constexpr std::uint64_t minute_ns = 60'000 * ms;
+constexpr std::int64_t offset_ns = 1'769'860'800'000'000'000;
 
 void judge(Diagnosis& diagnosis, const event& e, Verdict verdict, const Outcome& outcome = {})
 {
@@ -27,7 +29,7 @@ void judge(Diagnosis& diagnosis, const event& e, Verdict verdict, const Outcome&
                    .outcome = outcome,
                    .upstream = known_upstream(),
                    .server_end = nullptr},
-                  "nginx");
+                  "nginx", offset_ns);
 }
 
 Outcome answered(std::uint16_t status, bool again = false)
@@ -58,6 +60,13 @@ Upstreams exposed_upstreams(const event& e, int count)
     return upstreams;
 }
 
+/// A connection to the upstream of `e` ends that this process has used twice.
+void use_again(Diagnosis& diagnosis, event e, const std::string& process)
+{
+    e.kind = EVENT_CLOSED;
+    diagnosis.follow(e, process);
+}
+
 Watched watched(std::uint64_t lost = 0)
 {
     ::setenv("TZ", "UTC", 1);
@@ -67,8 +76,7 @@ Watched watched(std::uint64_t lost = 0)
             .observed_ns = minute_ns,
             .lost = lost,
             .tells_outcomes = true,
-            .missing_hooks = 0,
-            .clock = WallClock(1'769'860'800'000'000'000)};
+            .missing_hooks = 0};
 }
 
 std::string text(const Diagnosis& diagnosis, const Watched& what = watched())
@@ -104,7 +112,7 @@ TEST_CASE("findings are by upstream and cause, the most harmful first", "[diagno
     CHECK(findings[0]->harm() == 2);
     CHECK(findings[0]->clients_left == 1);
     CHECK(findings[1]->where == UpstreamKey::of(crossing()));
-    CHECK(findings[1]->count == 6);
+    CHECK(findings[1]->affected == 6);
     CHECK(findings[1]->hidden == 5);
     CHECK(findings[1]->harm() == 1);
     CHECK(findings[1]->answers == std::map<std::uint16_t, std::uint64_t>{{200, 5}, {502, 1}});
@@ -119,6 +127,8 @@ TEST_CASE("a retry that failed as well hides nothing", "[diagnosis]")
     judge(diagnosis, crossing(), race(), answered(502, true));
     judge(diagnosis, crossing(), race(), answered(200)); // not known to have been tried again
     CHECK(diagnosis.findings().front()->hidden == 0);
+    judge(diagnosis, crossing(), race(), answered(404, true)); // the application's own answer
+    CHECK(diagnosis.findings().front()->hidden == 1);
 }
 
 TEST_CASE("the most telling instance is the most certain, of these the first", "[diagnosis]")
@@ -164,29 +174,29 @@ TEST_CASE("nothing failed: healthy, exposed, or not to be told", "[diagnosis]")
     safe.counts.exchanges = 10;
     SECTION("healthy")
     {
-        diagnosis.add(upstreams, minute_ns);
+        diagnosis.end_run(upstreams, minute_ns, minute_ns);
         CHECK(diagnosis.state(false) == Diagnosis::State::healthy);
         CHECK(says(text(diagnosis), "Healthy"));
         CHECK(diagnosis.state(true) == Diagnosis::State::inconclusive);
-        CHECK(says(text(diagnosis, watched(3)), "3 events lost"));
+        CHECK(says(text(diagnosis, watched(3)), "3 events were not seen, or lost"));
     }
     SECTION("another pool of which too little was seen")
     {
         e.peer_port = 9000;
         upstreams.at(UpstreamKey::of(e)).counts.exchanges = 2;
-        diagnosis.add(upstreams, minute_ns);
+        diagnosis.end_run(upstreams, minute_ns, minute_ns);
         CHECK(diagnosis.state(false) == Diagnosis::State::inconclusive);
     }
     SECTION("an end without a name")
     {
         safe.counts.unclassified = 1;
-        diagnosis.add(upstreams, minute_ns);
+        diagnosis.end_run(upstreams, minute_ns, minute_ns);
         CHECK(diagnosis.state(false) == Diagnosis::State::inconclusive);
     }
     SECTION("exposed")
     {
-        diagnosis.note_process(UpstreamKey::of(e), "nginx");
-        diagnosis.add(exposed_upstreams(e, 5), minute_ns);
+        use_again(diagnosis, e, "nginx");
+        diagnosis.end_run(exposed_upstreams(e, 5), minute_ns, minute_ns);
         CHECK(diagnosis.state(false) == Diagnosis::State::exposed);
         CHECK(diagnosis.state(true) == Diagnosis::State::exposed);
         const std::string report = text(diagnosis);
@@ -196,19 +206,159 @@ TEST_CASE("nothing failed: healthy, exposed, or not to be told", "[diagnosis]")
         const auto json = report_json(diagnosis, watched());
         CHECK(json["state"] == "exposed");
         CHECK(json["upstreams"][0]["exposure"]["late_reuses"] > 4);
-        CHECK(json["upstreams"][0]["remedies"][1]["settings"][0] == "keepalive_timeout 4s;");
+        CHECK(json["upstreams"][0]["remedies"][1]["settings"][0]["setting"] == "keepalive_timeout 4s;");
     }
 }
 
-TEST_CASE("of several runs a pool is the one that saw most of it", "[diagnosis]")
+TEST_CASE("several runs add up, and a pool is what it was at its worst", "[diagnosis]")
+{
+    event e = crossing();
+    Upstreams safe;
+    Upstream& upstream = safe.at(UpstreamKey::of(e));
+    for (int i = 0; i < 3; ++i)
+        teach(upstream.own_idle_limit, 4000);
+    upstream.counts.closed = 30;
+    upstream.counts.exchanges = 1000;
+    for (const bool bad_first : {true, false}) {
+        Diagnosis diagnosis;
+        if (bad_first)
+            diagnosis.end_run(exposed_upstreams(e, 5), minute_ns, minute_ns);
+        diagnosis.end_run(safe, minute_ns, minute_ns);
+        if (!bad_first)
+            diagnosis.end_run(exposed_upstreams(e, 5), minute_ns, minute_ns);
+        REQUIRE(diagnosis.pools().size() == 1);
+        CHECK(diagnosis.pools().front()->exposure.state == PoolState::exposed);
+        CHECK(diagnosis.requests() == 1050);
+        CHECK(diagnosis.connections() == 35);
+        CHECK(diagnosis.state(false) == Diagnosis::State::exposed);
+    }
+    Diagnosis diagnosis;
+    upstream.counts.unclassified = 1;
+    diagnosis.end_run(safe, minute_ns, minute_ns);
+    upstream.counts.unclassified = 0;
+    upstream.counts.exchanges = 2000;
+    diagnosis.end_run(safe, minute_ns, minute_ns);
+    CHECK(diagnosis.unclassified() == 1);
+    CHECK(diagnosis.state(false) == Diagnosis::State::inconclusive);
+}
+
+TEST_CASE("connections that are open still may be another pool's", "[diagnosis]")
+{
+    event opened = crossing();
+    opened.kind = EVENT_OPENED;
+    opened.timestamp_ns = 1000 * ms;
+    Upstreams upstreams;
+    Upstream& upstream = upstreams.at(UpstreamKey::of(opened));
+    for (int i = 0; i < 3; ++i)
+        teach(upstream.own_idle_limit, 4000);
+    upstream.counts.closed = upstream.counts.exchanges = 10;
+    Diagnosis diagnosis;
+    diagnosis.follow(opened, "");
+    SECTION("for a moment")
+    {
+        diagnosis.end_run(upstreams, minute_ns, 2000 * ms);
+        CHECK(diagnosis.state(false) == Diagnosis::State::healthy);
+        CHECK(diagnosis.open() == 1);
+    }
+    SECTION("for a minute")
+    {
+        diagnosis.end_run(upstreams, minute_ns, 1000 * ms + minute_ns);
+        CHECK(diagnosis.state(false) == Diagnosis::State::inconclusive);
+    }
+    SECTION("no more")
+    {
+        opened.kind = EVENT_CLOSED;
+        diagnosis.follow(opened, "");
+        diagnosis.end_run(upstreams, minute_ns, 1000 * ms + minute_ns);
+        CHECK(diagnosis.state(false) == Diagnosis::State::healthy);
+        CHECK(diagnosis.open() == 0);
+    }
+}
+
+TEST_CASE("a pool is named after the process that uses most of it again", "[diagnosis]")
 {
     Diagnosis diagnosis;
-    diagnosis.add(exposed_upstreams(crossing(), 5), minute_ns);
-    diagnosis.add(exposed_upstreams(crossing(), 3), minute_ns);
-    REQUIRE(diagnosis.pools().size() == 1);
-    CHECK(diagnosis.requests() == 50);
-    diagnosis.add(exposed_upstreams(crossing(), 9), minute_ns);
-    CHECK(diagnosis.requests() == 90);
+    for (const char* process : {"nginx", "nginx", "curl"})
+        use_again(diagnosis, crossing(), process);
+    event once = crossing();
+    once.connection.exchange = 1;
+    once.connection.flags &= ~CONNECTION_CARRIED;
+    for (int i = 0; i < 5; ++i)
+        use_again(diagnosis, once, "wget");
+    diagnosis.end_run(exposed_upstreams(crossing(), 5), minute_ns, minute_ns);
+    CHECK(diagnosis.pools().front()->process == "nginx");
+}
+
+TEST_CASE("who leaves is no failure", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    Verdict left = race(Variant::none);
+    left.cause = Cause::client_abort;
+    for (int i = 0; i < 100; ++i)
+        judge(diagnosis, crossing(), left);
+    CHECK(diagnosis.state(false) == Diagnosis::State::inconclusive);
+    judge(diagnosis, crossing(), race());
+    CHECK(diagnosis.findings().front()->cause == Cause::keepalive_race);
+    CHECK(says(text(diagnosis), "100 clients left before the answer"));
+}
+
+TEST_CASE("advice is the reason's", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    Verdict verdict = race();
+    const auto report = [&] {
+        diagnosis.end_run(exposed_upstreams(crossing(), 5), minute_ns, minute_ns);
+        return text(diagnosis);
+    };
+    const std::string settings = "uvicorn --timeout-keep-alive 65\n";
+    const std::string general = "HAProxy has no idle limit towards servers";
+    SECTION("a limit of requests: no idle timeout cures that")
+    {
+        verdict.reason = Reason::request_limit;
+        judge(diagnosis, crossing(), verdict);
+        const std::string said = report();
+        CHECK(said.find(settings) > said.find(general)); // of the pool, which is exposed all the same
+        CHECK(says(said, "Before a request dies"));
+    }
+    SECTION("its timer, and once a restart: both")
+    {
+        verdict.reason = Reason::idle_timer;
+        judge(diagnosis, crossing(), verdict);
+        verdict.reason = Reason::restart;
+        judge(diagnosis, crossing(), verdict);
+        const std::string said = report();
+        CHECK(says(said, settings));
+        CHECK(says(said, general));
+        CHECK(!says(said, "Before a request dies"));
+    }
+    SECTION("its timer")
+    {
+        verdict.reason = Reason::idle_timer;
+        judge(diagnosis, crossing(), verdict);
+        const std::string said = report();
+        CHECK(says(said, settings));
+        CHECK(!says(said, general));
+    }
+}
+
+TEST_CASE("a page has an end, and a name can't steer it", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    event e = crossing();
+    Verdict verdict = race();
+    verdict.message = "by \xff\x1b[31m";
+    for (unsigned i = 0; i < Diagnosis::most_findings + 10; ++i) {
+        e.peer_port = static_cast<std::uint16_t>(1000 + i);
+        judge(diagnosis, e, verdict);
+    }
+    CHECK(diagnosis.findings().size() == Diagnosis::most_findings);
+    CHECK(diagnosis.more_failures() == 10);
+    const std::string report = text(diagnosis);
+    CHECK(std::count(report.begin(), report.end(), '\n') < 500);
+    CHECK(says(report, "And 4076 findings more"));
+    const auto json = report_json(diagnosis, watched());
+    CHECK(json["findings"].size() == Diagnosis::most_findings);
+    CHECK(json["findings"][0]["message"] == "by ??[31m");
 }
 
 TEST_CASE("the report on a race, word for word", "[diagnosis]")
@@ -217,10 +367,11 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
     Verdict verdict = race();
     verdict.reason = Reason::idle_timer;
     judge(diagnosis, crossing(), verdict, answered(502));
-    diagnosis.add(exposed_upstreams(crossing(), 5), minute_ns);
+    use_again(diagnosis, crossing(), "nginx");
+    diagnosis.end_run(exposed_upstreams(crossing(), 5), minute_ns, minute_ns);
     CHECK(text(diagnosis) ==
-          "finrace on proxy1: backend trace by fentry, 60.0 s, 1 upstream, 50 requests\n"
-          "1 request died, of 1 cause.\n"
+          "finrace on proxy1: backend trace by fentry, 60.0 s, 1 upstream, 50 requests on 5 connections\n"
+          "1 finding: keepalive_race at 10.0.0.2:8000: 1 request died.\n"
           "\n"
           "1. keepalive_race  10.0.0.2:8000  1 request died\n"
           "   request and idle close crossed: 1 proven. Why the upstream closed: 1 idle_timer.\n"
@@ -241,13 +392,13 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "     Raise the upstream's idle timeout (nginx keeps idle connections for 60 s, unless it is told\n"
           "     otherwise):\n"
           "       uvicorn --timeout-keep-alive 65\n"
-          "       gunicorn --keep-alive 65\n"
-          "       server.keepAliveTimeout = 65000\n"
-          "     Or let the proxy close first (in its upstream block, beside keepalive):\n"
-          "       keepalive_timeout 4s;\n"
+          "       gunicorn --keep-alive 65  also where its workers are uvicorn's\n"
+          "       server.keepAliveTimeout = 65000  with server.headersTimeout above it\n"
+          "     Or let the proxy close first (a second before the upstream, which closes after 5 s):\n"
+          "       keepalive_timeout 4s;  in its upstream block, beside keepalive\n"
           "\n"
           "Upstreams\n"
-          "  10.0.0.2:8000  5 connections, 50 requests  exposed\n"
+          "  10.0.0.2:8000  50 requests on 5 connections  exposed\n"
           "    10.0.0.2:8000 closes connections that have rested for 5.00 s (5 samples, within 0 ms); nginx has\n"
           "    used them again after up to 4.00 s.\n"
           "    Races to be expected: about 2.9 a day, if requests go on as they did (5 after more than half\n"

@@ -2,6 +2,7 @@
 // Rests before reuse, and what they make of a pool: exposed, safe, or not to be told.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <random>
 
@@ -71,7 +72,7 @@ TEST_CASE("races are predicted as often as chance brings them about", "[exposure
         lost += ms >= timeout_ms && ms < timeout_ms + window_ms ? 1 : 0;
     }
     upstream.counts.exchanges = 2 * connections;
-    const Exposure exposure = exposure_of(upstream, day_ns);
+    const Exposure exposure = exposure_of(upstream, day_ns, 0);
     CAPTURE(timeout_ms, rtt_us, mean_ms, lost, exposure.races_a_day, exposure.late_reuses);
     CHECK(exposure.state == PoolState::exposed);
     CHECK(exposure.window_ms == Approx(window_ms));
@@ -88,16 +89,22 @@ TEST_CASE("half a day of the same makes twice as many races a day", "[exposure]"
     for (std::uint32_t ms = 2500; ms < 5000; ms += 10)
         upstream.rests.add(ms);
     upstream.counts.exchanges = 1000;
-    const double once = exposure_of(upstream, day_ns).races_a_day;
+    const double once = exposure_of(upstream, day_ns, 0).races_a_day;
     CHECK(once > 0);
-    CHECK(exposure_of(upstream, day_ns / 2).races_a_day == Approx(2 * once));
-    CHECK(exposure_of(upstream, 0).races_a_day == 0);
+    CHECK(exposure_of(upstream, day_ns / 2, 0).races_a_day == Approx(2 * once));
+    CHECK(exposure_of(upstream, 0, 0).races_a_day == 0);
 }
 
 TEST_CASE("what a pool is", "[exposure]")
 {
+    constexpr std::uint64_t ns_per_ms = 1'000'000;
     Upstream upstream;
-    const auto state = [&] { return exposure_of(upstream, day_ns).state; };
+    std::uint64_t longest_open_ms = 0;
+    const auto state = [&] { return exposure_of(upstream, day_ns, longest_open_ms * ns_per_ms).state; };
+    const auto reuse = [&](std::uint32_t rest_ms) {
+        upstream.rests.add(rest_ms);
+        upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, rest_ms);
+    };
     SECTION("nothing seen")
     {
         CHECK(state() == PoolState::unknown);
@@ -105,13 +112,26 @@ TEST_CASE("what a pool is", "[exposure]")
     SECTION("the upstream closes first")
     {
         upstream = closing_after(5000);
+        CHECK(state() == PoolState::unknown); // of what is never used again
+        reuse(100);
+        CHECK(state() == PoolState::exposed);
+    }
+    SECTION("the upstream closes first, yet of many late requests none comes near it: a limit at reuse")
+    {
+        upstream = closing_after(8000);
+        for (int i = 0; i < 19; ++i)
+            reuse(5000);
+        CHECK(state() == PoolState::exposed);
+        reuse(5000);
+        CHECK(state() == PoolState::kept_clear);
+        reuse(7900);
         CHECK(state() == PoolState::exposed);
     }
     SECTION("the upstream closes, but by no timer that is known yet")
     {
         upstream.counts.idle_closes_by_peer = 2;
         CHECK(state() == PoolState::unknown);
-        upstream.counts.complete_closes = 100;
+        upstream.counts.complete_closes = upstream.counts.closed = 100;
         CHECK(state() == PoolState::unknown);
     }
     SECTION("this host closes first")
@@ -121,16 +141,48 @@ TEST_CASE("what a pool is", "[exposure]")
         CHECK(state() == PoolState::unknown);
         teach(upstream.own_idle_limit, 4000);
         CHECK(state() == PoolState::safe);
-        upstream.counts.idle_closes_by_peer = 1;
-        CHECK(state() == PoolState::unknown);
+        reuse(4000);
+        CHECK(state() == PoolState::safe);
+        SECTION("but the upstream does as well")
+        {
+            upstream.counts.idle_closes_by_peer = 1;
+            CHECK(state() == PoolState::unknown);
+        }
+        SECTION("but some connections rest for longer: another pool's")
+        {
+            reuse(4001);
+            CHECK(state() == PoolState::unknown);
+        }
+        SECTION("but one has been open for so long that another may keep it")
+        {
+            longest_open_ms = 7999;
+            CHECK(state() == PoolState::safe);
+            longest_open_ms = 8000;
+            CHECK(state() == PoolState::unknown);
+        }
     }
     SECTION("one request each")
     {
-        upstream.counts.complete_closes = 4;
+        upstream.counts.closed = 4;
         CHECK(state() == PoolState::unknown);
-        upstream.counts.complete_closes = 5;
+        upstream.counts.closed = 5;
         CHECK(state() == PoolState::not_reused);
-        upstream.rests.add(1);
-        CHECK(state() == PoolState::unknown);
+        SECTION("but one is kept")
+        {
+            longest_open_ms = 999;
+            CHECK(state() == PoolState::not_reused);
+            longest_open_ms = 1000;
+            CHECK(state() == PoolState::unknown);
+        }
+        SECTION("but one was used again")
+        {
+            reuse(1);
+            CHECK(state() == PoolState::unknown);
+        }
+        SECTION("but this host lets one rest before it closes it")
+        {
+            upstream.counts.idle_closes_by_local = 1;
+            CHECK(state() == PoolState::unknown);
+        }
     }
 }

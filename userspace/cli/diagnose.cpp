@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // finrace diagnose: watches for a while, or reads what was recorded, and says what is wrong and what to change.
+#include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include <unistd.h>
@@ -18,6 +22,7 @@
 #include "core/diagnosis.h"
 #include "sink/facts.h"
 #include "sink/report.h"
+#include "sink/text.h"
 
 namespace finrace {
 
@@ -29,6 +34,7 @@ constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(200);
 constexpr std::chrono::nanoseconds shortest_duration = std::chrono::seconds(1);
 constexpr std::chrono::nanoseconds by_default = std::chrono::seconds(60);
 constexpr std::size_t widest_report = 110;
+constexpr std::uint64_t ns_per_second = 1'000'000'000;
 
 struct DiagnoseOptions {
     WatchOptions watch;
@@ -44,59 +50,64 @@ public:
         : feed_(feed), duration_(duration), shows_progress_(duration && ::isatty(STDERR_FILENO) == 1)
     {
         if (duration_)
-            started_ns_ = feed_.now_ns();
+            newest_ns_ = started_ns_ = feed_.now_ns();
     }
 
     void on_event(const event& e) override
     {
-        if (is_client(e) && e.kind == EVENT_CLOSED)
-            diagnosis_.note_process(UpstreamKey::of(e), name_of(e));
+        if (is_client(e) && e.kind == EVENT_CLOSED && (e.connection.flags & CONNECTION_ADOPTED) != 0)
+            ++adopted_closed_;
+        diagnosis_.follow(e, e.kind == EVENT_CLOSED ? name_of(e) : std::string());
     }
 
     void on_verdict(const Judged& judged) override
     {
         ++verdicts_;
-        diagnosis_.add(judged, name_of(judged.e));
+        diagnosis_.add(judged, name_of(judged.e), feed_.clock().offset_ns());
     }
 
     bool on_tick() override
     {
-        const std::uint64_t now_ns = feed_.now_ns();
+        newest_ns_ = feed_.now_ns();
         if (started_ns_ == 0)
-            started_ns_ = now_ns;
-        newest_ns_ = now_ns;
+            started_ns_ = newest_ns_;
         if (shows_progress_)
-            show_progress(now_ns);
-        return !duration_ || now_ns - started_ns_ < static_cast<std::uint64_t>(duration_->count());
+            show_progress();
+        return !duration_ || newest_ns_ - started_ns_ < static_cast<std::uint64_t>(duration_->count());
     }
 
     void on_end() override
     {
-        const std::uint64_t ran_ns = newest_ns_ > started_ns_ ? newest_ns_ - started_ns_ : 0;
-        observed_ns_ += ran_ns;
-        diagnosis_.add(feed_.intake().upstreams(), ran_ns);
-        for (const std::uint64_t count : feed_.counts().losses.by_place)
-            lost_ += count;
-        started_ns_ = 0;
+        const std::uint64_t ran_ns = newest_ns_ - started_ns_;
+        const SourceCounts counts = feed_.counts();
+        diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_);
+        watched_.observed_ns += ran_ns;
+        for (const std::uint64_t count : counts.losses.by_place)
+            watched_.lost += count;
+        watched_.adopted_open +=
+            counts.connections_adopted - std::min(counts.connections_adopted, std::exchange(adopted_closed_, 0));
+        watched_.tells_outcomes = watched_.tells_outcomes || feed_.facts().tells_outcomes;
+        watched_.missing_hooks = std::max<std::uint64_t>(watched_.missing_hooks, feed_.facts().missing.size());
+        started_ns_ = newest_ns_ = 0;
         if (shows_progress_)
             fmt::print(stderr, "\r\033[K");
     }
 
     [[nodiscard]] const Diagnosis& diagnosis() const { return diagnosis_; }
-    [[nodiscard]] std::uint64_t observed_ns() const { return observed_ns_; }
-    [[nodiscard]] std::uint64_t lost() const { return lost_; }
+    [[nodiscard]] const Watched& watched() const { return watched_; }
 
 private:
     std::string name_of(const event& e) const { return process_name(e.connection, feed_.names()); }
 
-    void show_progress(std::uint64_t now_ns) const
+    void show_progress() const
     {
         std::uint64_t requests = 0;
         feed_.intake().upstreams().for_each(
             [&](const UpstreamKey*, const Upstream& upstream) { requests += upstream.counts.exchanges; });
-        fmt::print(stderr, "\r\033[K{} of {} s: {} upstreams, {} requests, {} of them died (Ctrl-C: report now)",
-                   (now_ns - started_ns_) / 1'000'000'000, duration_->count() / 1'000'000'000,
-                   feed_.intake().upstreams().size(), requests, verdicts_);
+        fmt::print(stderr, "\r\033[K{} of {} s: {} upstreams, {} requests, {} verdicts (Ctrl-C: report now)",
+                   (newest_ns_ - started_ns_) / ns_per_second,
+                   static_cast<std::uint64_t>(duration_->count()) / ns_per_second, feed_.intake().upstreams().size(),
+                   requests, verdicts_);
         std::fflush(stderr);
     }
 
@@ -104,31 +115,24 @@ private:
     std::optional<std::chrono::nanoseconds> duration_;
     bool shows_progress_;
     Diagnosis diagnosis_;
+    Watched watched_;
     std::uint64_t started_ns_ = 0;
     std::uint64_t newest_ns_ = 0;
-    std::uint64_t observed_ns_ = 0;
-    std::uint64_t lost_ = 0;
+    std::uint64_t adopted_closed_ = 0;
     std::uint64_t verdicts_ = 0;
 };
 
-int report(const DiagnoseOptions& options, const Feed& feed, const Doctor& doctor, std::string source, bool failed)
+/// Prints it; the exit status that it comes to.
+int report(const DiagnoseOptions& options, const Diagnosis& diagnosis, const Watched& watched)
 {
-    const SourceFacts& facts = feed.facts();
-    const Watched watched{.host_name = facts.host_name,
-                          .source = std::move(source),
-                          .observed_ns = doctor.observed_ns(),
-                          .lost = doctor.lost(),
-                          .tells_outcomes = facts.tells_outcomes,
-                          .missing_hooks = facts.missing.size(),
-                          .clock = feed.clock()};
     if (options.json)
-        fmt::print("{}\n", report_json(doctor.diagnosis(), watched).dump(2));
+        fmt::print(
+            "{}\n",
+            report_json(diagnosis, watched).dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
     else
-        fmt::print("{}", report_text(doctor.diagnosis(), watched, Paint(shows_colours(stdout)),
+        fmt::print("{}", report_text(diagnosis, watched, Paint(shows_colours(stdout)),
                                      std::min(terminal_width(), widest_report)));
-    if (failed)
-        return exit_unusable;
-    switch (doctor.diagnosis().state(watched.lost > 0)) {
+    switch (diagnosis.state(watched.is_partial())) {
     case Diagnosis::State::healthy:
         return exit_success;
     case Diagnosis::State::exposed:
@@ -140,25 +144,34 @@ int report(const DiagnoseOptions& options, const Feed& feed, const Doctor& docto
     return exit_inconclusive;
 }
 
+/// What was looked at, and by what.
+Watched described(Watched watched, const DiagnoseOptions& options, const Feed& feed, std::string_view what)
+{
+    const SourceFacts& facts = feed.facts();
+    watched.host_name = facts.host_name;
+    watched.source = printable(
+        fmt::format("{}backend {}{}", what, facts.backend, facts.attach.empty() ? "" : " by " + facts.attach));
+    watched.chosen = !options.watch.filter.upstreams.empty();
+    watched.server_side_only = options.watch.filter.side == Side::server;
+    return watched;
+}
+
 int diagnose(const DiagnoseOptions& options)
 {
     if (!options.files.empty()) {
         Replay feed(options.watch.filter, false, options.files);
         Doctor doctor(feed, std::nullopt);
         feed.run(doctor);
-        const SourceFacts& facts = feed.facts();
-        return report(options, feed, doctor,
-                      fmt::format("a recording of backend {}{}", printable(facts.backend),
-                                  facts.attach.empty() ? "" : " by " + printable(facts.attach)),
-                      feed.failed());
+        Watched watched = described(doctor.watched(), options, feed, "recorded by ");
+        watched.lost += feed.missing();
+        const int status = report(options, doctor.diagnosis(), watched);
+        return feed.failed() ? exit_unusable : status;
     }
     check_combination(options.watch);
     LiveLoop feed(options.watch, tick);
     Doctor doctor(feed, options.duration);
     feed.run(doctor);
-    const SourceFacts& facts = feed.facts();
-    return report(options, feed, doctor,
-                  fmt::format("backend {}{}", facts.backend, facts.attach.empty() ? "" : " by " + facts.attach), false);
+    return report(options, doctor.diagnosis(), described(doctor.watched(), options, feed, ""));
 }
 
 } // namespace

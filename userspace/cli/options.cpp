@@ -42,7 +42,7 @@ CLI::Option* add_parsed(CLI::App& command, const std::string& name, const std::s
         }
     };
     CLI::Option* option = command.add_option_function<std::vector<std::string>>(name, read, description);
-    return option->type_name(type)->expected(1);
+    return option->type_name(type)->expected(1)->allow_extra_args(false); // what follows it may be a file
 }
 
 void add_watch_options(CLI::App& command, WatchOptions& options)

@@ -107,6 +107,7 @@ void Replay::run(Listener& listener)
             say(error.what());
             failed_ = true;
         }
+        missing_ += file->damaged_lines() + lines_in_gaps_ + (file->cut_short() ? 1 : 0);
         if (file->damaged_lines() > 0)
             say(fmt::format("warning: {}: {} damaged lines; what they told is missing", file->name(),
                             file->damaged_lines()));
@@ -116,6 +117,7 @@ void Replay::run(Listener& listener)
         if (file->cut_short() && !is_told_to_end())
             say(fmt::format("warning: {} is cut short within a line; what followed is missing", file->name()));
     }
+    missing_ += in_run_ || failed_ ? 1 : 0;
     if (in_run_ && listening_ && !is_told_to_end())
         say(fmt::format("warning: {} does not end as a recording does: it is still being written, or the recorder was "
                         "killed, or more files follow",
@@ -127,12 +129,15 @@ void Replay::begin(const RecordingHeader& header, const RecordingReader& file, L
 {
     const bool again = in_run_ && header.run == header_.run && header.part == header_.part; // each is written twice
     const bool goes_on = again || (in_run_ && header.run == header_.run && header.part > header_.part);
-    if (const std::uint32_t next = header_.part + 1; goes_on && !again && header.part > next)
+    if (const std::uint32_t next = header_.part + 1; goes_on && !again && header.part > next) {
+        missing_ += header.part - next;
         say(fmt::format("warning: {} of the recording, before {}, {} not here; what was told there is missing",
                         header.part == next + 1 ? fmt::format("part {}", next)
                                                 : fmt::format("parts {} to {}", next, header.part - 1),
                         file.name(), header.part == next + 1 ? "is" : "are"));
+    }
     if (!goes_on) {
+        missing_ += (in_run_ ? 1 : 0) + header.part - 1;
         if (in_run_)
             say(fmt::format("warning: the run before {} was not ended as it should; its last events may be missing",
                             file.name()));

@@ -30,6 +30,8 @@ public:
 
     /// Something could not be read on; standard error has been told what.
     [[nodiscard]] bool failed() const { return failed_; }
+    /// Lines and parts that are not there, or were not taken in, at least; standard error has been told of each.
+    [[nodiscard]] std::uint64_t missing() const { return missing_; }
     /// Whether one of the files is what this descriptor refers to.
     [[nodiscard]] bool reads(int descriptor) const;
 
@@ -52,6 +54,7 @@ private:
     bool in_run_ = false;
     bool told_ = false; ///< something of the run
     bool failed_ = false;
+    std::uint64_t missing_ = 0;
     bool listening_ = true;
 };
 

@@ -48,7 +48,7 @@ constexpr std::array proxies{
                 .default_ms = 120'000,
                 .source = "caddyserver.com/docs/caddyfile/directives/reverse_proxy"},
     IdleSetting{.software = "Varnish",
-                .process = "cache-main",
+                .process = "cache-",
                 .setting = "backend_idle_timeout={}",
                 .where = "varnishd -p, or param.set",
                 .unit = Unit::seconds,
@@ -62,7 +62,7 @@ constexpr std::array proxies{
                 .default_ms = 60'000,
                 .source = "squid.conf, server_idle_pconn_timeout"},
     IdleSetting{.software = "Envoy",
-                .process = "envoy",
+                .process = "wrk:worker",
                 .setting = "idle_timeout: {}s",
                 .where = "in the cluster's common_http_protocol_options",
                 .unit = Unit::seconds,
@@ -105,6 +105,7 @@ constexpr std::uint32_t second_ms = 1000;
 /// The rule: the proxy closes a second before the upstream, or the upstream waits five seconds longer than the proxy.
 constexpr std::uint32_t proxy_ahead_ms = second_ms;
 constexpr std::uint32_t upstream_behind_ms = 5 * second_ms;
+constexpr std::uint32_t longest_ms = 1'000'000'000; ///< beyond it nothing is to be reckoned
 constexpr std::uint32_t hair_ms = 20;
 /// What the upstream waits for at least, where nothing limits the proxy.
 constexpr std::uint32_t long_enough_ms = 65 * second_ms;
@@ -133,9 +134,8 @@ std::span<const IdleSetting> server_settings()
 
 const IdleSetting* setting_of_proxy(std::string_view process)
 {
-    const auto* found = std::find_if(proxies.begin(), proxies.end(), [&](const IdleSetting& one) {
-        return process.substr(0, process.find('[')).starts_with(one.process);
-    });
+    const auto* found = std::find_if(proxies.begin(), proxies.end(),
+                                     [&](const IdleSetting& one) { return process.starts_with(one.process); });
     return found != proxies.end() ? found : nullptr;
 }
 
@@ -151,16 +151,19 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
 {
     std::vector<Remedy> ways;
     const IdleSetting* proxy = setting_of_proxy(process);
-    const std::uint32_t limit_ms = own_limit ? own_limit->highest_ms : proxy != nullptr ? proxy->default_ms : 0;
+    // A limit below the upstream's timer is not what keeps these connections: the upstream closed them first.
+    const bool own_counts = own_limit && own_limit->highest_ms > timeout.ms;
+    const bool default_counts = !own_counts && proxy != nullptr && proxy->default_ms > timeout.ms;
+    const std::uint32_t limit_ms = own_counts ? own_limit->highest_ms : default_counts ? proxy->default_ms : 0;
 
     Remedy raise{.end = Remedy::End::upstream, .settings = {}, .why = {}};
-    const std::uint32_t raised_ms =
-        rounded_up(limit_ms != 0 ? limit_ms + upstream_behind_ms : std::max(long_enough_ms, 2 * timeout.ms));
+    const std::uint32_t raised_ms = rounded_up(
+        limit_ms != 0 ? limit_ms + upstream_behind_ms : std::max(long_enough_ms, 2 * std::min(timeout.ms, longest_ms)));
     for (const IdleSetting& server : servers)
-        raise.settings.push_back(written(server, raised_ms));
-    if (own_limit)
+        raise.settings.push_back({.text = written(server, raised_ms), .note = server.where});
+    if (own_counts)
         raise.why = fmt::format("this host closes its idle connections after {}", seconds(own_limit->highest_ms));
-    else if (limit_ms != 0)
+    else if (default_counts)
         raise.why = fmt::format("{} keeps idle connections for {}, unless it is told otherwise", proxy->software,
                                 seconds(limit_ms));
     else
@@ -188,7 +191,9 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
         ways.push_back({.end = Remedy::End::proxy, .settings = {}, .why = std::string(proxy->where)});
     } else {
         ways.push_back(
-            {.end = Remedy::End::proxy, .settings = {written(*proxy, lowered_ms)}, .why = std::string(proxy->where)});
+            {.end = Remedy::End::proxy,
+             .settings = {{.text = written(*proxy, lowered_ms), .note = proxy->where}},
+             .why = fmt::format("a second before the upstream, which closes after {}", seconds(timeout.ms))});
     }
     return ways;
 }

@@ -38,9 +38,13 @@ std::string written(const IdleSetting& setting, std::uint32_t value_ms);
 
 /// One of the ways to end the races of a pool.
 struct Remedy {
+    struct Setting {
+        std::string text;      ///< as it is to be written
+        std::string_view note; ///< where; may be empty
+    };
     enum class End { proxy, upstream } end;
-    std::vector<std::string> settings; ///< one, or the most common ones where the software is not known
-    std::string why;                   ///< one sentence
+    std::vector<Setting> settings; ///< one, or the most common ones where the software is not known
+    std::string why;               ///< one sentence, without its end
 };
 
 /// The ways out, the better one first. `timeout`: when the upstream closes. `own_limit`: when this host does, if it is

@@ -819,10 +819,20 @@ namespace {
 /// A pool that closes sooner keeps nothing.
 constexpr std::uint32_t shortest_own_limit_ms = 100;
 
+/// Whether the last that this host sent was TLS's farewell, or HTTP/2's: it looks like a request without an answer.
+bool ends_with_farewell(const event& e)
+{
+    const auto protocol = (e.connection.flags & CONNECTION_PROTOCOL) >> CONNECTION_PROTOCOL_SHIFT;
+    return protocol != PROTOCOL_HTTP1 && is_reused(e.connection) && e.response_bytes == 0 &&
+           e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES;
+}
+
 /// How long a connection had rested when this host closed it, in milliseconds; 0 if that is not known.
 std::uint32_t rest_at_local_close_ms(const event& e)
 {
     const connection& c = e.connection;
+    if (ends_with_farewell(e))
+        return c.idle_ms;
     const std::uint64_t last_ns = std::max({c.last_byte_ns, e.sent_ns, e.received_ns});
     return c.local_close_ns > last_ns && last_ns != 0
                ? static_cast<std::uint32_t>((c.local_close_ns - last_ns) / ns_per_ms)
@@ -859,7 +869,9 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
             upstream.rtt_us = e.srtt_us;
         if (is_reused(c) && !upstreams.is_other(upstream)) {
             upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, c.longest_idle_ms);
-            upstream.rests.add(c.longest_idle_ms);
+            // A farewell is no request; what else there was is not known if its rest was the longest.
+            if (!ends_with_farewell(e) || (c.exchange > 2 && c.longest_idle_ms > c.idle_ms))
+                upstream.rests.add(c.longest_idle_ms);
         }
         break;
     default:
@@ -876,8 +888,9 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
         break;
     case Ending::idle_close_by_local:
         ++counts.idle_closes_by_local;
+        // A reset answers what came unread, the upstream's own farewell (close_notify) above all: it closed first.
         if (const auto rest_ms = rest_at_local_close_ms(e);
-            rest_ms >= shortest_own_limit_ms && !upstreams.is_other(upstream))
+            !has(c, CONNECTION_LOCAL_RESET) && rest_ms >= shortest_own_limit_ms && !upstreams.is_other(upstream))
             upstream.own_idle_limit.learn(rest_ms, c.local_close_ns);
         break;
     case Ending::complete_close:

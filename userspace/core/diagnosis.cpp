@@ -2,86 +2,175 @@
 #include "core/diagnosis.h"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 
 namespace finrace {
 
 namespace {
+
+constexpr std::uint16_t first_proxy_failure = 500; ///< status
+constexpr std::size_t most_users = 8;              ///< of one upstream's that are told apart
 
 bool is_of_server(Cause cause)
 {
     return cause == Cause::closed_on_request || cause == Cause::server_cut_response || cause == Cause::accept_overflow;
 }
 
-constexpr std::uint16_t first_failure_status = 400;
+/// A verdict on a full queue, or on a proxy that tries no upstream, is told once in a while for all.
+std::uint64_t affected_by(const Judged& judged)
+{
+    const Cause cause = judged.classification.verdict->cause;
+    std::uint64_t count = 0;
+    if (cause == Cause::accept_overflow)
+        count = judged.e.turned_away;
+    else if (judged.benched != nullptr)
+        count = judged.benched->answer.untried;
+    return std::max<std::uint64_t>(count, 1);
+}
 
 } // namespace
 
-void Diagnosis::add(const Judged& judged, const std::string& process)
+bool Finding::is_of_timer() const
+{
+    return is_race(cause) && (reasons.empty() || reasons.count(Reason::idle_timer) != 0);
+}
+
+bool Finding::is_of_more_than_timer() const
+{
+    return !is_race(cause) || reasons.size() > reasons.count(Reason::idle_timer);
+}
+
+void Diagnosis::follow(const event& e, std::string_view process)
+{
+    if ((e.connection.flags & CONNECTION_CLIENT) == 0)
+        return;
+    const UpstreamKey where = UpstreamKey::of(e);
+    if (e.kind == EVENT_OPENED) {
+        if (open_.size() < most_open)
+            open_.insert_or_assign(e.connection.id, Open{.where = where, .since_ns = e.timestamp_ns});
+        else
+            lost_track_ = true;
+    }
+    if (e.kind != EVENT_CLOSED)
+        return;
+    open_.erase(e.connection.id);
+    if (process.empty() || !is_reused(e.connection))
+        return;
+    Users& users = users_[where];
+    if (const auto known = users.find(process); known != users.end())
+        ++known->second;
+    else if (users.size() < most_users)
+        users.emplace(process, 1);
+}
+
+void Diagnosis::add(const Judged& judged, const std::string& process, std::int64_t clock_offset_ns)
 {
     const Verdict& verdict = *judged.classification.verdict;
     const bool server_side = is_of_server(verdict.cause);
     const UpstreamKey where = server_side ? UpstreamKey::local_of(judged.e) : UpstreamKey::of(judged.e);
-    Finding& finding = findings_[{where, verdict.cause}];
-    if (finding.count == 0) {
+    const auto at_ns = static_cast<std::uint64_t>(static_cast<std::int64_t>(judged.e.timestamp_ns) + clock_offset_ns);
+    const std::pair key{where, verdict.cause};
+    if (findings_.size() == most_findings && findings_.count(key) == 0) {
+        ++more_failures_;
+        return;
+    }
+    Finding& finding = findings_[key];
+    if (finding.verdicts == 0) {
         finding.where = where;
         finding.server_side = server_side;
         finding.cause = verdict.cause;
-        finding.first_ns = judged.e.timestamp_ns;
+        finding.first_ns = at_ns;
     }
-    if (finding.count == 0 || verdict.certainty < finding.instance.verdict.certainty)
-        finding.instance = {
-            .e = judged.e, .last = judged.last, .verdict = verdict, .outcome = judged.outcome, .process = process};
-    ++finding.count;
+    if (finding.verdicts == 0 || verdict.certainty < finding.instance.verdict.certainty)
+        finding.instance = {.e = judged.e,
+                            .last = judged.last,
+                            .verdict = verdict,
+                            .outcome = judged.outcome,
+                            .process = process,
+                            .clock_offset_ns = clock_offset_ns};
+    ++finding.verdicts;
+    finding.affected += affected_by(judged);
     ++finding.certainties[verdict.certainty];
     if (verdict.reason && *verdict.reason != Reason::unknown)
         ++finding.reasons[*verdict.reason];
-    finding.last_ns = std::max<std::uint64_t>(finding.last_ns, judged.e.timestamp_ns);
+    finding.first_ns = std::min(finding.first_ns, at_ns);
+    finding.last_ns = std::max(finding.last_ns, at_ns);
     if (const auto& client = judged.outcome.client) {
         if (client->answered && client->status != 0)
             ++finding.answers[client->status];
         else if (!client->answered)
             ++finding.clients_left;
-        if (judged.outcome.retry && client->answered && client->status != 0 && client->status < first_failure_status)
+        if (judged.outcome.retry && client->answered && client->status != 0 && client->status < first_proxy_failure)
             ++finding.hidden;
     }
-    if (!server_side)
-        note_process(where, process);
 }
 
-void Diagnosis::note_process(const UpstreamKey& key, const std::string& process)
+void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns)
 {
-    if (!process.empty())
-        processes_[key] = process;
-}
-
-void Diagnosis::add(const Upstreams& upstreams, std::uint64_t observed_ns)
-{
+    struct StillOpen {
+        std::uint64_t count = 0;
+        std::uint64_t longest_ns = 0;
+    };
+    std::unordered_map<UpstreamKey, StillOpen, UpstreamKeyHash> still_open;
+    for (const auto& [id, open] : open_) {
+        StillOpen& there = still_open[open.where];
+        ++there.count;
+        there.longest_ns = std::max(there.longest_ns, now_ns > open.since_ns ? now_ns - open.since_ns : 0);
+    }
     upstreams.for_each([&](const UpstreamKey* key, const Upstream& upstream) {
-        Pool pool{.where = key != nullptr ? *key : UpstreamKey{},
-                  .other = key == nullptr,
-                  .upstream = upstream,
-                  .exposure = exposure_of(upstream, observed_ns),
-                  .process = {}};
-        if (key == nullptr) {
-            other_ = std::move(pool);
-            return;
-        }
-        if (const auto named = processes_.find(*key); named != processes_.end())
-            pool.process = named->second;
-        const auto [place, fresh] = pools_.try_emplace(*key, pool);
-        // Of several runs the one that saw more of it.
-        if (!fresh && place->second.upstream.counts.exchanges < upstream.counts.exchanges)
-            place->second = std::move(pool);
+        StillOpen open;
+        if (const auto found = key != nullptr ? still_open.find(*key) : still_open.end(); found != still_open.end())
+            open = found->second;
+        if (lost_track_)
+            open.longest_ns = std::numeric_limits<std::uint64_t>::max();
+        std::uint64_t races = 0;
+        for (const auto& [cause, count] : upstream.counts.verdicts)
+            races += is_race(cause) ? count : 0;
+        add_run({.where = key != nullptr ? *key : UpstreamKey{},
+                 .other = key == nullptr,
+                 .upstream = upstream,
+                 .exposure = exposure_of(upstream, observed_ns, open.longest_ns),
+                 .connections = upstream.counts.closed,
+                 .open = open.count,
+                 .requests = upstream.counts.exchanges,
+                 .races = races,
+                 .unclassified = upstream.counts.unclassified,
+                 .process = {}});
     });
+    open_.clear();
+    lost_track_ = false;
+}
+
+void Diagnosis::add_run(Pool run)
+{
+    Pool& pool = run.other ? other_ : pools_[run.where];
+    run.connections += pool.connections;
+    run.open += pool.open;
+    run.requests += pool.requests;
+    run.races += pool.races;
+    run.unclassified += pool.unclassified;
+    if (pool.connections != 0 && std::pair(pool.exposure.state, pool.upstream.counts.exchanges) >
+                                     std::pair(run.exposure.state, run.upstream.counts.exchanges)) {
+        run.upstream = pool.upstream;
+        run.exposure = pool.exposure;
+    }
+    if (const auto users = users_.find(run.where); users != users_.end() && !run.other)
+        run.process =
+            std::max_element(users->second.begin(), users->second.end(), [](const auto& one, const auto& other) {
+                return one.second < other.second;
+            })->first;
+    pool = std::move(run);
 }
 
 std::vector<const Finding*> Diagnosis::findings() const
 {
     std::vector<const Finding*> sorted;
+    sorted.reserve(findings_.size());
     for (const auto& [key, finding] : findings_)
         sorted.push_back(&finding);
     std::stable_sort(sorted.begin(), sorted.end(), [](const Finding* one, const Finding* other) {
-        return std::pair(one->harm(), one->count) > std::pair(other->harm(), other->count);
+        return std::pair(one->harm(), one->affected) > std::pair(other->harm(), other->affected);
     });
     return sorted;
 }
@@ -89,43 +178,70 @@ std::vector<const Finding*> Diagnosis::findings() const
 std::vector<const Pool*> Diagnosis::pools() const
 {
     std::vector<const Pool*> sorted;
+    sorted.reserve(pools_.size() + 1);
     for (const auto& [key, pool] : pools_)
         sorted.push_back(&pool);
     const auto weight = [](const Pool* pool) {
-        return std::pair(pool->exposure.state == PoolState::exposed, pool->upstream.counts.exchanges);
+        return std::pair(pool->exposure.state == PoolState::exposed, pool->requests);
     };
     std::stable_sort(sorted.begin(), sorted.end(),
                      [&](const Pool* one, const Pool* other) { return weight(one) > weight(other); });
-    if (other_)
-        sorted.push_back(&*other_);
+    if (other_.other)
+        sorted.push_back(&other_);
     return sorted;
+}
+
+const Pool* Diagnosis::pool(const UpstreamKey& key) const
+{
+    const auto found = pools_.find(key);
+    return found != pools_.end() ? &found->second : nullptr;
+}
+
+namespace {
+
+std::uint64_t sum_of(const std::vector<const Pool*>& pools, std::uint64_t Pool::*count)
+{
+    return std::accumulate(pools.begin(), pools.end(), std::uint64_t{0},
+                           [count](std::uint64_t sum, const Pool* pool) { return sum + pool->*count; });
+}
+
+} // namespace
+
+std::uint64_t Diagnosis::connections() const
+{
+    return sum_of(pools(), &Pool::connections);
+}
+
+std::uint64_t Diagnosis::open() const
+{
+    return sum_of(pools(), &Pool::open);
 }
 
 std::uint64_t Diagnosis::requests() const
 {
-    std::uint64_t sum = 0;
-    for (const Pool* pool : pools())
-        sum += pool->upstream.counts.exchanges;
-    return sum;
+    return sum_of(pools(), &Pool::requests);
 }
 
 std::uint64_t Diagnosis::unclassified() const
 {
-    std::uint64_t sum = 0;
-    for (const Pool* pool : pools())
-        sum += pool->upstream.counts.unclassified;
-    return sum;
+    return sum_of(pools(), &Pool::unclassified);
 }
 
-Diagnosis::State Diagnosis::state(bool lost) const
+Diagnosis::State Diagnosis::state(bool unseen) const
 {
-    if (!findings_.empty())
+    if (std::any_of(findings_.begin(), findings_.end(),
+                    [](const auto& one) { return one.second.cause != Cause::client_abort; }))
         return State::findings;
     const std::vector<const Pool*> all = pools();
     const auto is = [](PoolState state) { return [state](const Pool* pool) { return pool->exposure.state == state; }; };
     if (std::any_of(all.begin(), all.end(), is(PoolState::exposed)))
         return State::exposed;
-    if (lost || all.empty() || unclassified() > 0 || std::any_of(all.begin(), all.end(), is(PoolState::unknown)))
+    // What nothing was asked of is no pool.
+    const auto leaves_open = [](const Pool* pool) {
+        const bool asked = pool->requests > 0 || pool->open > 0;
+        return asked && pool->exposure.state != PoolState::safe && pool->exposure.state != PoolState::not_reused;
+    };
+    if (unseen || requests() == 0 || unclassified() > 0 || std::any_of(all.begin(), all.end(), leaves_open))
         return State::inconclusive;
     return State::healthy;
 }

@@ -2,10 +2,13 @@
 // What a while of watching comes to: findings by harm, and each upstream's pool with its exposure. Pure.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "core/docket.h"
@@ -19,13 +22,14 @@ struct Finding {
     UpstreamKey where;
     bool server_side = false;
     Cause cause{};
-    std::uint64_t count = 0;
-    std::uint64_t hidden = 0; ///< of these, retried so that the client got another answer
+    std::uint64_t verdicts = 0;
+    std::uint64_t affected = 0; ///< requests, or connections: a verdict may stand for many
+    std::uint64_t hidden = 0;   ///< of these, tried again so that the client got another answer than a 5xx
     std::map<Certainty, std::uint64_t> certainties;
     std::map<Reason, std::uint64_t> reasons;        ///< where the upstream's close has one that is known
     std::map<std::uint16_t, std::uint64_t> answers; ///< what clients got instead: statuses
     std::uint64_t clients_left = 0;                 ///< closed on without an answer, or gone before
-    std::uint64_t first_ns = 0;
+    std::uint64_t first_ns = 0;                     ///< CLOCK_REALTIME
     std::uint64_t last_ns = 0;
 
     /// The most telling one: the most certain, of these the first.
@@ -35,17 +39,28 @@ struct Finding {
         Verdict verdict;
         Outcome outcome;
         std::string process;
+        std::int64_t clock_offset_ns; ///< CLOCK_REALTIME less CLOCK_MONOTONIC
     } instance;
 
-    [[nodiscard]] std::uint64_t harm() const { return count - hidden; }
+    /// What somebody lost by it. A client that leaves has lost nothing that a proxy or an upstream owed it.
+    [[nodiscard]] std::uint64_t harm() const { return cause == Cause::client_abort ? 0 : affected - hidden; }
+    /// Whether an idle timeout's setting cures some of it; whether something else must be looked at as well.
+    [[nodiscard]] bool is_of_timer() const;
+    [[nodiscard]] bool is_of_more_than_timer() const;
 };
 
+/// One upstream, over all runs.
 struct Pool {
     UpstreamKey where;
     bool other = false; ///< all beyond those that are told apart
-    Upstream upstream;
+    Upstream upstream;  ///< as the run has it in which it stood worst
     Exposure exposure;
-    std::string process; ///< the last one here that used it; empty if not known
+    std::uint64_t connections = 0; ///< that have ended
+    std::uint64_t open = 0;        ///< that have not
+    std::uint64_t requests = 0;    ///< on those that have ended
+    std::uint64_t races = 0;
+    std::uint64_t unclassified = 0;
+    std::string process; ///< that used most of its connections again; empty if not known
 };
 
 class Diagnosis {
@@ -54,29 +69,48 @@ public:
         healthy,      ///< pools were seen that can't race, and nothing failed
         exposed,      ///< nothing failed by a race so far, but it will
         findings,     ///< requests died
-        inconclusive, ///< not enough was seen, or events were lost
+        inconclusive, ///< not enough was seen, or not all
     };
 
-    void add(const Judged& judged, const std::string& process);
-    /// Which process here uses an upstream.
-    void note_process(const UpstreamKey& key, const std::string& process);
-    /// A run of the source ends: what its upstreams came to.
-    void add(const Upstreams& upstreams, std::uint64_t observed_ns);
+    static constexpr std::size_t most_findings = 4096;
+    static constexpr std::size_t most_open = 1U << 18U; ///< connections that are followed
+
+    /// Any event of a connection that this host opened; `process` is its owner's name.
+    void follow(const event& e, std::string_view process);
+    void add(const Judged& judged, const std::string& process, std::int64_t clock_offset_ns);
+    /// A run of the source ends, `now_ns` on CLOCK_MONOTONIC: what its upstreams came to.
+    void end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns);
 
     /// By harm, the worst first.
     [[nodiscard]] std::vector<const Finding*> findings() const;
+    /// Failures that found no room in the table of findings.
+    [[nodiscard]] std::uint64_t more_failures() const { return more_failures_; }
     /// Those that are exposed first, and the busiest of them.
     [[nodiscard]] std::vector<const Pool*> pools() const;
+    [[nodiscard]] const Pool* pool(const UpstreamKey& key) const;
+    [[nodiscard]] std::uint64_t connections() const;
+    [[nodiscard]] std::uint64_t open() const;
     [[nodiscard]] std::uint64_t requests() const;
     [[nodiscard]] std::uint64_t unclassified() const;
-    /// `lost`: whether anything was not seen that should have been.
-    [[nodiscard]] State state(bool lost) const;
+    /// `unseen`: whether there was anything that has not been seen.
+    [[nodiscard]] State state(bool unseen) const;
 
 private:
+    struct Open {
+        UpstreamKey where;
+        std::uint64_t since_ns;
+    };
+    using Users = std::map<std::string, std::uint64_t, std::less<>>; ///< connections used again, by process
+
+    void add_run(Pool run);
+
     std::map<std::pair<UpstreamKey, Cause>, Finding> findings_;
+    std::uint64_t more_failures_ = 0;
     std::map<UpstreamKey, Pool> pools_;
-    std::map<UpstreamKey, std::string> processes_;
-    std::optional<Pool> other_;
+    std::unordered_map<UpstreamKey, Users, UpstreamKeyHash> users_;
+    std::unordered_map<std::uint64_t, Open> open_; ///< of this run, by connection
+    bool lost_track_ = false;                      ///< of some that are open
+    Pool other_;
 };
 
 } // namespace finrace

@@ -18,6 +18,11 @@ constexpr double loop_turn_ms = 1.0;
 /// So many connections of one request each, and none of more, are a habit.
 constexpr std::uint64_t habit = 5;
 constexpr double enough_near = 5;
+/// So many late requests, and none in the last eighth before the timer, are no chance: 7/8 to that power is 1 in 200.
+constexpr double enough_late = 20;
+/// What has been open for longer may be kept to be used again.
+constexpr std::uint64_t longest_single_ms = 1000;
+constexpr std::uint64_t ns_per_ms = 1'000'000;
 
 } // namespace
 
@@ -60,14 +65,14 @@ double RestHistogram::between(std::uint32_t from_ms, std::uint32_t to_ms) const
     return sum;
 }
 
-Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns)
+Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, std::uint64_t longest_open_ns)
 {
     Exposure exposure;
     const UpstreamCounts& counts = upstream.counts;
     const std::optional<IdleTimeout> timeout = upstream.idle_timeout.timeout();
+    const std::optional<IdleTimeout> own = upstream.own_idle_limit.timeout();
     exposure.window_ms = upstream.rtt_us / 1e3 + loop_turn_ms;
     if (timeout) {
-        exposure.state = PoolState::exposed;
         // Rests are taken as even over the half before the timer; where enough of them are nearer to it, over its
         // eighth.
         const auto lost_of = [&](std::uint32_t range_ms) {
@@ -76,17 +81,30 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns)
         };
         double lost = 0;
         std::tie(exposure.late_reuses, lost) = lost_of(timeout->ms / 2);
-        if (const auto [near, nearly_lost] = lost_of(timeout->ms / 8); near >= enough_near)
+        const auto [near, nearly_lost] = lost_of(timeout->ms / 8);
+        if (near >= enough_near)
             lost = std::max(lost, nearly_lost);
         if (counts.exchanges > 0)
-            exposure.share = lost / static_cast<double>(counts.exchanges);
+            exposure.share = std::min(1.0, lost / static_cast<double>(counts.exchanges));
         if (observed_ns > 0)
             exposure.races_a_day = lost * day_ns / static_cast<double>(observed_ns);
-    } else if (upstream.own_idle_limit.timeout() && counts.idle_closes_by_peer == 0) {
-        exposure.state = PoolState::safe;
-    } else if (counts.complete_closes >= habit && upstream.rests.count() == 0 && counts.idle_closes_by_peer == 0) {
-        exposure.state = PoolState::not_reused;
+        if (upstream.rests.count() == 0) // nothing was used again: whether it would be is not known
+            exposure.state = PoolState::unknown;
+        else if (exposure.late_reuses >= enough_late && near < 0.5 &&
+                 upstream.longest_reused_idle_ms < timeout->lowest_ms)
+            exposure.state = PoolState::kept_clear;
+        else
+            exposure.state = PoolState::exposed;
+        return exposure;
     }
+    const auto open_for_less_than = [&](std::uint64_t ms) { return longest_open_ns < ms * ns_per_ms; };
+    if (counts.idle_closes_by_peer > 0)
+        return exposure;
+    if (own && upstream.longest_reused_idle_ms <= own->highest_ms && open_for_less_than(2ULL * own->highest_ms))
+        exposure.state = PoolState::safe;
+    else if (!own && counts.closed >= habit && upstream.rests.count() == 0 && counts.idle_closes_by_local == 0 &&
+             open_for_less_than(longest_single_ms))
+        exposure.state = PoolState::not_reused;
     return exposure;
 }
 

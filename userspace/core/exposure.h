@@ -31,9 +31,10 @@ private:
 };
 
 enum class PoolState {
-    unknown,    ///< not enough has been seen
     not_reused, ///< connections carry one request each: no idle close can meet another
     safe,       ///< this host closes first
+    unknown,    ///< not enough has been seen
+    kept_clear, ///< the upstream closes first, but of many late requests none came near its timer
     exposed,    ///< the upstream closes connections that this host would use again: a request will meet that close
 };
 
@@ -50,7 +51,8 @@ struct Exposure {
     double races_a_day = 0; ///< to be expected, if the day goes on as what was seen
 };
 
-/// `observed_ns`: how long this upstream has been watched.
-Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns);
+/// `observed_ns`: how long this upstream has been watched. `longest_open_ns`: for how long one of its connections has
+/// been open by now, of those that have not ended; how they will end is not known.
+Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, std::uint64_t longest_open_ns);
 
 } // namespace finrace

@@ -2,6 +2,10 @@
 #include "sink/report.h"
 
 #include <algorithm>
+#include <map>
+#include <set>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -18,7 +22,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int report_schema = 1;
-constexpr std::size_t most_pools = 20; ///< on a page for people
+constexpr std::size_t most_shown = 20; ///< findings, or upstreams, on a page for people
 
 std::string endpoint(const UpstreamKey& key)
 {
@@ -79,6 +83,52 @@ private:
     std::string text_;
 };
 
+/// Two containers may have the same loopback address: then the network namespace tells them apart.
+class Places {
+public:
+    explicit Places(const Diagnosis& diagnosis)
+    {
+        for (const Pool* pool : diagnosis.pools())
+            note(pool->where);
+        for (const Finding* finding : diagnosis.findings())
+            note(finding->where);
+    }
+
+    [[nodiscard]] std::string name(const UpstreamKey& key) const
+    {
+        const std::string name = endpoint(key);
+        const auto found = networks_.find(name);
+        return found != networks_.end() && found->second.size() > 1
+                   ? fmt::format("{} (network namespace {})", name, key.netns)
+                   : name;
+    }
+
+private:
+    void note(const UpstreamKey& key) { networks_[endpoint(key)].insert(key.netns); }
+
+    std::map<std::string, std::set<std::uint32_t>> networks_;
+};
+
+/// "12 requests died"
+std::string affected_text(const Finding& finding)
+{
+    switch (finding.cause) {
+    case Cause::connect_refused:
+    case Cause::connect_timeout:
+    case Cause::connect_unreachable:
+    case Cause::handshake_failed:
+        return fmt::format("{} failed", counted(finding.affected, "attempt"));
+    case Cause::accept_overflow:
+        return fmt::format("{} turned away", counted(finding.affected, "connection"));
+    case Cause::upstream_benched:
+        return fmt::format("{} answered without an upstream", counted(finding.affected, "request"));
+    case Cause::client_abort:
+        return fmt::format("{} left before the answer", counted(finding.affected, "client"));
+    default:
+        return fmt::format("{} died", counted(finding.affected, "request"));
+    }
+}
+
 std::string clients_text(const Finding& finding, bool tells_outcomes)
 {
     if (!tells_outcomes)
@@ -91,8 +141,8 @@ std::string clients_text(const Finding& finding, bool tells_outcomes)
     }
     if (finding.clients_left > 0)
         parts.push_back(fmt::format("{} closed on without an answer, or gone", finding.clients_left));
-    if (known < finding.count)
-        parts.push_back(fmt::format("{} not known", finding.count - known));
+    if (known < finding.verdicts)
+        parts.push_back(fmt::format("{} not known", finding.verdicts - known));
     return fmt::format("Clients got: {}.{}", fmt::join(parts, ", "),
                        finding.hidden > 0 ? fmt::format(" A retry hid {}.", finding.hidden) : "");
 }
@@ -111,30 +161,23 @@ std::string why_text(const Finding& finding)
     return text + ".";
 }
 
-std::uint64_t races_of(const Pool& pool)
+/// The pool whose timer a finding is about, and is known.
+const Pool* pool_to_set(const Diagnosis& diagnosis, const Finding& finding)
 {
-    std::uint64_t races = 0;
-    for (const auto& [cause, count] : pool.upstream.counts.verdicts)
-        races += is_race(cause) ? count : 0;
-    return races;
+    if (!finding.is_of_timer())
+        return nullptr;
+    const Pool* pool = diagnosis.pool(finding.where);
+    return pool != nullptr && pool->upstream.idle_timeout.timeout() ? pool : nullptr;
 }
 
-const Pool* pool_of(const Diagnosis& diagnosis, const Finding& finding)
+std::vector<Remedy> remedies_of(const Pool& pool)
 {
-    const std::vector<const Pool*> pools = diagnosis.pools();
-    const auto found = std::find_if(pools.begin(), pools.end(), [&](const Pool* pool) {
-        return !pool->other && !finding.server_side && pool->where == finding.where;
-    });
-    return found != pools.end() ? *found : nullptr;
+    return remedies(*pool.upstream.idle_timeout.timeout(), pool.upstream.own_idle_limit.timeout(), pool.process);
 }
 
 void add_remedies(Page& page, const Pool& pool, std::size_t indent)
 {
-    const std::optional<IdleTimeout> timeout = pool.upstream.idle_timeout.timeout();
-    if (!timeout)
-        return;
-    const auto ways = remedies(*timeout, pool.upstream.own_idle_limit.timeout(), pool.process);
-    for (const Remedy& way : ways) {
+    for (const Remedy& way : remedies_of(pool)) {
         const bool raise = way.end == Remedy::End::upstream;
         if (way.settings.empty()) {
             page.paragraph(fmt::format("{}: {}.", raise ? "The upstream" : "The proxy", way.why), indent);
@@ -144,24 +187,24 @@ void add_remedies(Page& page, const Pool& pool, std::size_t indent)
             fmt::format("{} ({}):", raise ? "Raise the upstream's idle timeout" : "Or let the proxy close first",
                         way.why),
             indent);
-        for (const std::string& setting : way.settings)
-            page.line(fmt::format("{:{}}{}", "", indent + 2, page.paint().bold(setting)));
+        for (const Remedy::Setting& setting : way.settings)
+            page.line(fmt::format("{:{}}{}{}", "", indent + 2, page.paint().bold(setting.text),
+                                  setting.note.empty() ? "" : fmt::format("  {}", setting.note)));
     }
 }
 
-std::string timeout_text(const Pool& pool)
+std::string timeout_text(const Places& places, const Pool& pool)
 {
-    const std::optional<IdleTimeout> timeout = pool.upstream.idle_timeout.timeout();
-    return timeout
-               ? fmt::format("{} closes connections that have rested for {} ({}, within {} ms)", endpoint(pool.where),
-                             duration_text(timeout->ms), counted(timeout->samples, "sample"), timeout->spread_ms())
-               : std::string();
+    const IdleTimeout timeout = *pool.upstream.idle_timeout.timeout();
+    return fmt::format("{} closes connections that have rested for {} ({}, within {} ms)", places.name(pool.where),
+                       duration_text(timeout.ms), counted(timeout.samples, "sample"), timeout.spread_ms());
 }
 
 std::string own_text(const Pool& pool)
 {
     const std::string who = pool.process.empty() ? "this host" : printable(pool.process);
-    if (const auto own = pool.upstream.own_idle_limit.timeout())
+    if (const auto own = pool.upstream.own_idle_limit.timeout();
+        own && own->highest_ms >= pool.upstream.longest_reused_idle_ms)
         return fmt::format("{} closes them after {}", who, duration_text(own->ms));
     if (pool.upstream.longest_reused_idle_ms > 0)
         return fmt::format("{} has used them again after up to {}", who,
@@ -169,121 +212,140 @@ std::string own_text(const Pool& pool)
     return fmt::format("{} has used none of them again so far", who);
 }
 
-void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched, const Finding& finding,
-                 std::size_t number)
+void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched, const Places& places,
+                 const Finding& finding, std::size_t number)
 {
-    const Pool* pool = pool_of(diagnosis, finding);
+    const WallClock real(0);
     page.line();
     page.line(fmt::format("{} {}  {}  {}", page.paint().bold(fmt::format("{}.", number)),
-                          page.paint().red(to_string(finding.cause)), endpoint(finding.where),
-                          fmt::format("{} died", counted(finding.count, "request"))));
+                          page.paint().red(to_string(finding.cause)), places.name(finding.where),
+                          affected_text(finding)));
     page.paragraph(why_text(finding), 3);
-    page.paragraph(clients_text(finding, watched.tells_outcomes), 3);
-    const std::string first = watched.clock.time_of_day(finding.first_ns);
-    page.paragraph(finding.count == 1 ? fmt::format("At {}:", first)
-                                      : fmt::format("From {} to {}. The most telling one:", first,
-                                                    watched.clock.time_of_day(finding.last_ns)),
+    if (!finding.server_side)
+        page.paragraph(clients_text(finding, watched.tells_outcomes), 3);
+    const std::string first = real.time_of_day(finding.first_ns);
+    page.paragraph(finding.verdicts == 1
+                       ? fmt::format("At {}:", first)
+                       : fmt::format("From {} to {}. The most telling one:", first, real.time_of_day(finding.last_ns)),
                    3);
-    const Sighting sighting{.judged = finding.instance.e,
-                            .last = finding.instance.last,
-                            .verdict = finding.instance.verdict,
-                            .outcome = finding.instance.outcome,
-                            .idle_timeout = pool != nullptr ? pool->upstream.idle_timeout.timeout() : std::nullopt,
-                            .process_name = finding.instance.process};
-    page.add(timeline(sighting, watched.clock, page.paint(), page.width() > 5 ? page.width() - 5 : 1), 5);
+    const Pool* pool = diagnosis.pool(finding.where);
+    const Sighting sighting{
+        .judged = finding.instance.e,
+        .last = finding.instance.last,
+        .verdict = finding.instance.verdict,
+        .outcome = finding.instance.outcome,
+        .idle_timeout = pool != nullptr && !finding.server_side ? pool->upstream.idle_timeout.timeout() : std::nullopt,
+        .process_name = finding.instance.process};
+    page.add(timeline(sighting, WallClock(finding.instance.clock_offset_ns), page.paint(),
+                      page.width() > 5 ? page.width() - 5 : 1),
+             5);
     page.head("   What to change");
-    if (is_race(finding.cause) && pool != nullptr && pool->upstream.idle_timeout.timeout() &&
-        finding.reasons.count(Reason::restart) == 0) {
-        page.paragraph(fmt::format("{}; {}.", timeout_text(*pool), own_text(*pool)), 5);
-        add_remedies(page, *pool, 5);
-    } else {
+    const Pool* to_set = pool_to_set(diagnosis, finding);
+    if (to_set != nullptr) {
+        page.paragraph(fmt::format("{}; {}.", timeout_text(places, *to_set), own_text(*to_set)), 5);
+        add_remedies(page, *to_set, 5);
+    }
+    if (to_set == nullptr || finding.is_of_more_than_timer())
         page.paragraph(text_of(finding.cause).remedy, 5);
+}
+
+void add_pool(Page& page, const Places& places, const Pool& pool)
+{
+    const PoolState pool_state = pool.exposure.state;
+    const std::string state(to_string(pool_state));
+    page.line(fmt::format(
+        "  {}  {} on {}{}  {}", pool.other ? "all others" : places.name(pool.where), counted(pool.requests, "request"),
+        counted(pool.connections, "connection"), pool.open > 0 ? fmt::format(" and {} still open", pool.open) : "",
+        pool_state == PoolState::exposed                                          ? page.paint().red(state)
+        : pool_state == PoolState::unknown || pool_state == PoolState::kept_clear ? page.paint().yellow(state)
+                                                                                  : page.paint().green(state)));
+    switch (pool_state) {
+    case PoolState::exposed:
+        page.paragraph(fmt::format("{}; {}.", timeout_text(places, pool), own_text(pool)), 4);
+        page.paragraph(
+            fmt::format("Races to be expected: {}, if requests go on as they did ({:.0f} after more than half "
+                        "that time); one is lost if it comes within {:.1f} ms of the timer. Races seen: {}.",
+                        rate_text(pool.exposure.races_a_day), pool.exposure.late_reuses, pool.exposure.window_ms,
+                        pool.races),
+            4);
+        break;
+    case PoolState::kept_clear:
+        page.paragraph(
+            fmt::format("{}; of {:.0f} requests after more than half that time none came near it. A limit that "
+                        "is looked at as a connection is used again (Apache httpd's ttl) looks like this, or "
+                        "chance.",
+                        timeout_text(places, pool), pool.exposure.late_reuses),
+            4);
+        break;
+    case PoolState::safe:
+        page.paragraph(fmt::format("{}, before the upstream does: no request can meet an idle close.", own_text(pool)),
+                       4);
+        break;
+    case PoolState::not_reused:
+        page.paragraph("Each connection carries one request: no request can meet an idle close.", 4);
+        break;
+    case PoolState::unknown:
+        if (pool.upstream.idle_timeout.timeout())
+            page.paragraph(fmt::format("{}; {}.", timeout_text(places, pool), own_text(pool)), 4);
+        else
+            page.paragraph("Who closes its idle connections, and after how long, has not shown.", 4);
+        break;
     }
 }
 
-void add_pools(Page& page, const Diagnosis& diagnosis)
+void add_pools(Page& page, const Diagnosis& diagnosis, const Places& places)
 {
     const std::vector<const Pool*> pools = diagnosis.pools();
     if (pools.empty())
         return;
     page.line();
     page.head("Upstreams");
-    for (std::size_t number = 0; number < pools.size(); ++number) {
-        if (number == most_pools) {
-            page.line(fmt::format("  and {} more: --json tells all, --upstream chooses", pools.size() - number));
-            break;
-        }
-        const Pool* pool = pools[number];
-        const UpstreamCounts& counts = pool->upstream.counts;
-        const std::string state(to_string(pool->exposure.state));
-        page.line(fmt::format("  {}  {}, {}  {}", pool->other ? "all others" : endpoint(pool->where),
-                              counted(counts.closed, "connection"), counted(counts.exchanges, "request"),
-                              pool->exposure.state == PoolState::exposed   ? page.paint().red(state)
-                              : pool->exposure.state == PoolState::unknown ? page.paint().yellow(state)
-                                                                           : page.paint().green(state)));
-        switch (pool->exposure.state) {
-        case PoolState::exposed:
-            page.paragraph(fmt::format("{}; {}.", timeout_text(*pool), own_text(*pool)), 4);
-            page.paragraph(
-                fmt::format("Races to be expected: {}, if requests go on as they did ({:.0f} after more than "
-                            "half that time); one is lost if it comes within {:.1f} ms of the timer. Races "
-                            "seen: {}.",
-                            rate_text(pool->exposure.races_a_day), pool->exposure.late_reuses, pool->exposure.window_ms,
-                            races_of(*pool)),
-                4);
-            break;
-        case PoolState::safe:
-            page.paragraph(
-                fmt::format("{}, before the upstream does: no request can meet an idle close.", own_text(*pool)), 4);
-            break;
-        case PoolState::not_reused:
-            page.paragraph("Each connection carries one request: no request can meet an idle close.", 4);
-            break;
-        case PoolState::unknown:
-            page.paragraph("Not enough has been seen of how its connections end: watch for longer.", 4);
-            break;
-        }
-    }
+    for (std::size_t number = 0; number < std::min(pools.size(), most_shown); ++number)
+        add_pool(page, places, *pools[number]);
+    if (pools.size() > most_shown)
+        page.line(fmt::format("  and {} more: --json tells all, --upstream chooses", pools.size() - most_shown));
 }
 
 /// What exposed pools need that no finding has said already.
-void add_exposed(Page& page, const Diagnosis& diagnosis)
+void add_exposed(Page& page, const Diagnosis& diagnosis, const Places& places, const std::set<const Pool*>& told)
 {
-    const std::vector<const Finding*> findings = diagnosis.findings();
+    std::size_t shown = 0;
     for (const Pool* pool : diagnosis.pools()) {
-        const bool told = std::any_of(findings.begin(), findings.end(), [&](const Finding* finding) {
-            return is_race(finding->cause) && finding->where == pool->where;
-        });
-        if (pool->exposure.state != PoolState::exposed || pool->other || told)
+        if (pool->exposure.state != PoolState::exposed || pool->other || told.count(pool) != 0)
             continue;
+        if (++shown > most_shown)
+            return;
         page.line();
-        page.head(fmt::format("Before a request dies at {}", endpoint(pool->where)));
+        page.head(fmt::format("Before a request dies at {}", places.name(pool->where)));
         add_remedies(page, *pool, 2);
     }
 }
 
-std::string conclusion(const Diagnosis& diagnosis, const Watched& watched)
+std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const Places& places)
 {
-    switch (diagnosis.state(watched.lost > 0)) {
+    switch (diagnosis.state(watched.is_partial())) {
     case Diagnosis::State::healthy:
         return "Healthy: nothing failed, and no pool can race with its upstream.";
     case Diagnosis::State::exposed:
         return "Nothing failed so far, but a pool races with its upstream's timer: it is a matter of time.";
     case Diagnosis::State::findings: {
-        std::uint64_t died = 0;
-        std::uint64_t hidden = 0;
-        for (const Finding* finding : diagnosis.findings()) {
-            died += finding->count;
-            hidden += finding->hidden;
-        }
-        return fmt::format("{} died, of {}{}.", counted(died, "request"), counted(diagnosis.findings().size(), "cause"),
-                           hidden > 0 ? fmt::format("; a retry hid {} from its client", hidden) : "");
+        const std::vector<const Finding*> findings = diagnosis.findings();
+        const Finding& worst = *findings.front();
+        return fmt::format("{}: {}{} at {}: {}.", counted(findings.size(), "finding"),
+                           findings.size() > 1 ? "the worst is " : "", to_string(worst.cause), places.name(worst.where),
+                           affected_text(worst));
     }
     case Diagnosis::State::inconclusive:
-        return watched.lost > 0 ? "Inconclusive: events were lost, so that nothing failed can't be trusted."
-               : diagnosis.requests() == 0
-                   ? "Inconclusive: no request was seen. Watch for longer, or while there is traffic."
-                   : "Inconclusive: nothing failed, but not enough was seen of how connections end. Watch for longer.";
+        if (watched.server_side_only)
+            return "Inconclusive: no server's failure was seen; what healthy ones do is not followed.";
+        if (watched.lost > 0)
+            return "Inconclusive: not all was seen, so that nothing failed can't be trusted.";
+        if (diagnosis.requests() == 0)
+            return diagnosis.open() > 0
+                       ? "Inconclusive: no connection has ended yet, which is when its requests are known. Watch for "
+                         "longer."
+                       : "Inconclusive: no request was seen. Watch for longer, or while there is traffic.";
+        return "Inconclusive: nothing failed, but not enough was seen of how connections end.";
     }
     return {};
 }
@@ -300,7 +362,10 @@ Json timeout_json(const IdleTimeout& timeout)
 
 Json endpoint_json(const UpstreamKey& key)
 {
-    return {{"address", address_text(key.address.data(), key.family)}, {"port", key.port}};
+    Json json = {{"address", address_text(key.address.data(), key.family)}, {"port", key.port}};
+    if (key.netns != 0)
+        json["netns"] = key.netns;
+    return json;
 }
 
 template <typename Name>
@@ -318,11 +383,69 @@ Json counts_json(const std::map<Name, std::uint64_t>& counts)
 Json remedies_json(const Pool& pool)
 {
     Json json = Json::array();
-    if (const std::optional<IdleTimeout> timeout = pool.upstream.idle_timeout.timeout())
-        for (const Remedy& way : remedies(*timeout, pool.upstream.own_idle_limit.timeout(), pool.process))
-            json.push_back({{"end", way.end == Remedy::End::proxy ? "proxy" : "upstream"},
-                            {"settings", way.settings},
-                            {"why", way.why}});
+    for (const Remedy& way : remedies_of(pool)) {
+        Json settings = Json::array();
+        for (const Remedy::Setting& setting : way.settings) {
+            Json one = {{"setting", setting.text}};
+            if (!setting.note.empty())
+                one["note"] = setting.note;
+            settings.push_back(std::move(one));
+        }
+        json.push_back({{"end", way.end == Remedy::End::proxy ? "proxy" : "upstream"},
+                        {"settings", std::move(settings)},
+                        {"why", way.why}});
+    }
+    return json;
+}
+
+Json finding_json(const Diagnosis& diagnosis, const Finding& finding)
+{
+    const WallClock real(0);
+    Json json = {{"cause", to_string(finding.cause)},
+                 {"side", finding.server_side ? "server" : "client"},
+                 {finding.server_side ? "listener" : "upstream", endpoint_json(finding.where)},
+                 {"verdicts", finding.verdicts},
+                 {"affected", finding.affected},
+                 {"hidden_by_retry", finding.hidden},
+                 {"certainty", counts_json(finding.certainties)},
+                 {"reason", counts_json(finding.reasons)},
+                 {"answers", counts_json(finding.answers)},
+                 {"clients_left", finding.clients_left},
+                 {"first", real.rfc3339(finding.first_ns)},
+                 {"last", real.rfc3339(finding.last_ns)},
+                 {"message", printable(finding.instance.verdict.message)}};
+    const Pool* to_set = pool_to_set(diagnosis, finding);
+    if (to_set != nullptr)
+        json["remedies"] = remedies_json(*to_set);
+    if (to_set == nullptr || finding.is_of_more_than_timer())
+        json["remedy"] = text_of(finding.cause).remedy;
+    return json;
+}
+
+Json pool_json(const Pool& pool)
+{
+    Json json = pool.other ? Json{{"other", true}} : endpoint_json(pool.where);
+    const Upstream& upstream = pool.upstream;
+    json["state"] = to_string(pool.exposure.state);
+    json["connections"] = pool.connections;
+    json["open"] = pool.open;
+    json["requests"] = pool.requests;
+    json["races"] = pool.races;
+    json["unclassified"] = pool.unclassified;
+    json["longest_reused_idle_ms"] = upstream.longest_reused_idle_ms;
+    if (const auto timeout = upstream.idle_timeout.timeout())
+        json["idle_timeout"] = timeout_json(*timeout);
+    if (const auto own = upstream.own_idle_limit.timeout())
+        json["own_idle_limit"] = timeout_json(*own);
+    if (!pool.process.empty())
+        json["process"] = printable(pool.process);
+    if (pool.exposure.state == PoolState::exposed) {
+        json["exposure"] = {{"window_ms", pool.exposure.window_ms},
+                            {"late_reuses", pool.exposure.late_reuses},
+                            {"share", pool.exposure.share},
+                            {"races_a_day", pool.exposure.races_a_day}};
+        json["remedies"] = remedies_json(pool);
+    }
     return json;
 }
 
@@ -337,6 +460,8 @@ std::string_view to_string(PoolState state)
         return "not_reused";
     case PoolState::safe:
         return "safe";
+    case PoolState::kept_clear:
+        return "kept_clear";
     case PoolState::exposed:
         return "exposed";
     }
@@ -361,13 +486,25 @@ std::string_view to_string(Diagnosis::State state)
 std::string report_text(const Diagnosis& diagnosis, const Watched& watched, const Paint& paint, std::size_t width)
 {
     Page page(paint, width);
-    page.paragraph(fmt::format("finrace on {}: {}, {:.1f} s, {}, {}", printable(watched.host_name), watched.source,
-                               seconds(watched.observed_ns), counted(diagnosis.pools().size(), "upstream"),
-                               counted(diagnosis.requests(), "request")),
+    const Places places(diagnosis);
+    page.paragraph(fmt::format("finrace on {}: {}, {:.1f} s, {}, {} on {}{}", printable(watched.host_name),
+                               watched.source, seconds(watched.observed_ns),
+                               counted(diagnosis.pools().size(), "upstream"), counted(diagnosis.requests(), "request"),
+                               counted(diagnosis.connections(), "connection"),
+                               diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open()) : ""),
                    0);
-    page.head(conclusion(diagnosis, watched));
+    page.head(conclusion(diagnosis, watched, places));
     if (watched.lost > 0)
-        page.line(paint.red(fmt::format("{} lost: the counts below are too low.", counted(watched.lost, "event"))));
+        page.line(
+            paint.red(fmt::format("{} not seen, or lost: the counts below are too low.",
+                                  watched.lost == 1 ? "1 event was" : fmt::format("{} events were", watched.lost))));
+    if (watched.adopted_open > 0)
+        page.paragraph(fmt::format("{} older than finrace and {} not ended: how {} will is not known.",
+                                   watched.adopted_open == 1 ? "1 connection is"
+                                                             : fmt::format("{} connections are", watched.adopted_open),
+                                   watched.adopted_open == 1 ? "has" : "have",
+                                   watched.adopted_open == 1 ? "it" : "they"),
+                       0);
     if (watched.missing_hooks > 0)
         page.paragraph(fmt::format("{} could not be attached: finrace doctor tells what can't be seen without.",
                                    counted(watched.missing_hooks, "hook")),
@@ -377,69 +514,47 @@ std::string report_text(const Diagnosis& diagnosis, const Watched& watched, cons
                                    "unclassified).",
                                    count == 1 ? "1 connection ended" : fmt::format("{} connections ended", count)),
                        0);
+    std::set<const Pool*> told;
     std::size_t number = 0;
-    for (const Finding* finding : diagnosis.findings())
-        add_finding(page, diagnosis, watched, *finding, ++number);
-    add_exposed(page, diagnosis);
-    add_pools(page, diagnosis);
+    for (const Finding* finding : diagnosis.findings()) {
+        if (++number <= most_shown)
+            add_finding(page, diagnosis, watched, places, *finding, number);
+        if (const Pool* pool = pool_to_set(diagnosis, *finding); pool != nullptr && number <= most_shown)
+            told.insert(pool);
+    }
+    if (number > most_shown || diagnosis.more_failures() > 0) {
+        page.line();
+        page.line(fmt::format("And {} more: --json tells all, --upstream chooses{}.",
+                              counted(number - std::min(number, most_shown), "finding"),
+                              diagnosis.more_failures() > 0
+                                  ? fmt::format("; {} failures elsewhere are counted alone", diagnosis.more_failures())
+                                  : ""));
+    }
+    add_exposed(page, diagnosis, places, told);
+    add_pools(page, diagnosis, places);
     return page.take();
 }
 
 Json report_json(const Diagnosis& diagnosis, const Watched& watched)
 {
     Json findings = Json::array();
-    for (const Finding* finding : diagnosis.findings()) {
-        const Pool* pool = pool_of(diagnosis, *finding);
-        Json json = {{"cause", to_string(finding->cause)},
-                     {"side", finding->server_side ? "server" : "client"},
-                     {finding->server_side ? "listener" : "upstream", endpoint_json(finding->where)},
-                     {"requests", finding->count},
-                     {"hidden_by_retry", finding->hidden},
-                     {"certainty", counts_json(finding->certainties)},
-                     {"reason", counts_json(finding->reasons)},
-                     {"answers", counts_json(finding->answers)},
-                     {"clients_left", finding->clients_left},
-                     {"first", watched.clock.rfc3339(finding->first_ns)},
-                     {"last", watched.clock.rfc3339(finding->last_ns)},
-                     {"message", finding->instance.verdict.message},
-                     {"remedy", text_of(finding->cause).remedy}};
-        if (is_race(finding->cause) && pool != nullptr)
-            json["remedies"] = remedies_json(*pool);
-        findings.push_back(std::move(json));
-    }
+    for (const Finding* finding : diagnosis.findings())
+        findings.push_back(finding_json(diagnosis, *finding));
     Json upstreams = Json::array();
-    for (const Pool* pool : diagnosis.pools()) {
-        Json json = pool->other ? Json{{"other", true}} : endpoint_json(pool->where);
-        const Upstream& upstream = pool->upstream;
-        json["state"] = to_string(pool->exposure.state);
-        json["connections"] = upstream.counts.closed;
-        json["requests"] = upstream.counts.exchanges;
-        json["unclassified"] = upstream.counts.unclassified;
-        json["longest_reused_idle_ms"] = upstream.longest_reused_idle_ms;
-        if (const auto timeout = upstream.idle_timeout.timeout())
-            json["idle_timeout"] = timeout_json(*timeout);
-        if (const auto own = upstream.own_idle_limit.timeout())
-            json["own_idle_limit"] = timeout_json(*own);
-        if (!pool->process.empty())
-            json["process"] = printable(pool->process);
-        if (pool->exposure.state == PoolState::exposed) {
-            json["exposure"] = {{"window_ms", pool->exposure.window_ms},
-                                {"late_reuses", pool->exposure.late_reuses},
-                                {"share", pool->exposure.share},
-                                {"races_seen", races_of(*pool)},
-                                {"races_a_day", pool->exposure.races_a_day}};
-            json["remedies"] = remedies_json(*pool);
-        }
-        upstreams.push_back(std::move(json));
-    }
+    for (const Pool* pool : diagnosis.pools())
+        upstreams.push_back(pool_json(*pool));
     return {{"schema", report_schema},
-            {"state", to_string(diagnosis.state(watched.lost > 0))},
+            {"state", to_string(diagnosis.state(watched.is_partial()))},
             {"host", printable(watched.host_name)},
             {"source", watched.source},
             {"observed_s", seconds(watched.observed_ns)},
+            {"connections", diagnosis.connections()},
+            {"open", diagnosis.open()},
             {"requests", diagnosis.requests()},
             {"lost", watched.lost},
+            {"adopted_open", watched.adopted_open},
             {"missing_hooks", watched.missing_hooks},
+            {"more_failures", diagnosis.more_failures()},
             {"findings", std::move(findings)},
             {"upstreams", std::move(upstreams)}};
 }
