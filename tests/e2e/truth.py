@@ -234,8 +234,8 @@ class Truth:
         ask = self.asks.get(attempt.id)
         at_timer = near_timer(attempt.rested, self.keep_alive, self.late)
         killed = self.killing.get(ask.accident, False) if ask else False
-        if at_timer and ask and ask.accident in self.violent:  # either explains it
-            at_timer, killed = False, None
+        if at_timer and ask and ask.accident in self.violent:
+            at_timer, killed = False, None if killed else False  # either explains it
         return expect(attempt, self.began(attempt), at_timer, ask, self.backend, killed)
 
     # -- the proxy's own failures

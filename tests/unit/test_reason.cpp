@@ -83,6 +83,8 @@ TEST_CASE("a restart", "[reason]")
     CHECK(reason_among({closed(2, 1000, 10), closed(3, 1000, 1200)}, raced, five_seconds) == Reason::unknown);
     const event behind = closed(1, 1000, 10, 1, true);
     CHECK(reason_among({closed(2, 1000, 700), closed(3, 1000, 1200)}, behind, five_seconds) == Reason::unknown);
+    CHECK(reason_among({closed(2, 1000, 700), closed(3, 1000, 1200), closed(4, 1000, 1900)}, behind, std::nullopt) ==
+          Reason::unknown);
 }
 
 TEST_CASE("a number of requests", "[reason]")
@@ -106,7 +108,7 @@ TEST_CASE("a number of requests", "[reason]")
     std::vector<event> crowd;
     for (std::uint64_t i = 0; i < 6; ++i)
         crowd.push_back(closed(10 + i, 9000, 50, 10));
-    CHECK(reason_among(crowd, raced, five_seconds) == Reason::restart);
+    CHECK(reason_among(crowd, closed(1, 9000, 11, 10, true), five_seconds) == Reason::restart);
     // Connections used once each say nothing of a limit.
     std::vector<event> single;
     for (std::uint64_t i = 0; i < 6; ++i)

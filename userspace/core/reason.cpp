@@ -91,7 +91,7 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
     if (timeout && timeout->nearness(close.rested_ms, rtt_ms) != Nearness::far)
         return Reason::idle_timer;
 
-    std::size_t together = close.rested_ms > behind_answer_ms ? 1 : 0;
+    std::size_t together = 1;
     std::size_t limited = 1;
     std::size_t counted = 1;
     std::size_t early = 0;
@@ -120,7 +120,7 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
     const bool by_no_timer = 2 * shortest < longest || (timeout && 2 * longest < timeout->lowest_ms);
     if (close.served > 1 && limited >= limited_connections && limited * 100 >= counted * limited_percent)
         return Reason::request_limit;
-    if (together >= crowd && by_no_timer)
+    if (together >= crowd && by_no_timer && close.rested_ms > behind_answer_ms)
         return Reason::restart;
     if (timeout && close.rested_ms < timeout->lowest_ms && early >= crowd)
         return Reason::early_purge;
