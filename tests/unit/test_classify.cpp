@@ -2042,6 +2042,55 @@ TEST_CASE("everything is counted once per upstream", "[classify]")
     CHECK(upstream.idle_timeout.samples() == 6); // the stale reuse's FIN as well
 }
 
+TEST_CASE("this host's own idle limit is learned from its own closes", "[classify]")
+{
+    const auto backend = GENERATE(Backend::trace, Backend::cgroup);
+    Upstreams upstreams;
+    event last{};
+    const auto end = [&](std::uint64_t number, std::uint64_t rest_ms, bool by_reset) {
+        DrivenSocket s = used(2, backend, number * 1000);
+        s.wait_ms(rest_ms);
+        if (by_reset) // with something unread: the upstream's farewell
+            s.local_reset();
+        else
+            s.close();
+        if (s.open_still())
+            s.local_fin_acknowledged();
+        if (s.open_still())
+            s.fin();
+        for (const event& e : s.events)
+            account(e, upstreams);
+        last = s.last();
+    };
+    const auto upstream = [&]() -> const Upstream& { return upstreams.at(UpstreamKey::of(last)); };
+    SECTION("after a rest")
+    {
+        for (std::uint64_t i = 0; i < 3; ++i)
+            end(i, 3000, false);
+        REQUIRE(upstream().own_idle_limit.timeout());
+        CHECK(upstream().own_idle_limit.timeout()->ms == 3000);
+        CHECK(upstream().kept_idle == 3);
+        CHECK(upstream().rests.count() == 3);
+        CHECK(!upstream().idle_timeout.timeout());
+    }
+    SECTION("at once: nothing was kept")
+    {
+        for (std::uint64_t i = 0; i < 3; ++i)
+            end(i, 99, false);
+        CHECK(upstream().own_idle_limit.samples() == 0);
+        CHECK(upstream().kept_idle == 0);
+        end(4, 100, false);
+        CHECK(upstream().own_idle_limit.samples() == 1);
+    }
+    SECTION("by a reset: the upstream may have closed first")
+    {
+        for (std::uint64_t i = 0; i < 3; ++i)
+            end(i, 3000, true);
+        CHECK(upstream().own_idle_limit.samples() == 0);
+        CHECK(upstream().kept_idle == 3);
+    }
+}
+
 TEST_CASE("of upstreams beyond the limit nothing is learned together", "[classify]")
 {
     Upstreams upstreams(0);

@@ -181,7 +181,9 @@ TEST_CASE("what a pool is", "[exposure]")
         }
         SECTION("but this host lets one rest before it closes it")
         {
-            upstream.counts.idle_closes_by_local = 1;
+            upstream.counts.idle_closes_by_local = 1; // at once
+            CHECK(state() == PoolState::not_reused);
+            upstream.kept_idle = 1;
             CHECK(state() == PoolState::unknown);
         }
     }

@@ -889,9 +889,13 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
     case Ending::idle_close_by_local:
         ++counts.idle_closes_by_local;
         // A reset answers what came unread, the upstream's own farewell (close_notify) above all: it closed first.
-        if (const auto rest_ms = rest_at_local_close_ms(e);
-            !has(c, CONNECTION_LOCAL_RESET) && rest_ms >= shortest_own_limit_ms && !upstreams.is_other(upstream))
-            upstream.own_idle_limit.learn(rest_ms, c.local_close_ns);
+        if (const auto rest_ms = rest_at_local_close_ms(e); has(c, CONNECTION_LOCAL_RESET)) {
+            ++upstream.kept_idle;
+        } else if (rest_ms >= shortest_own_limit_ms) {
+            ++upstream.kept_idle;
+            if (!upstreams.is_other(upstream))
+                upstream.own_idle_limit.learn(rest_ms, c.local_close_ns);
+        }
         break;
     case Ending::complete_close:
         ++counts.complete_closes;

@@ -102,7 +102,7 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, std::u
         return exposure;
     if (own && upstream.longest_reused_idle_ms <= own->highest_ms && open_for_less_than(2ULL * own->highest_ms))
         exposure.state = PoolState::safe;
-    else if (!own && counts.closed >= habit && upstream.rests.count() == 0 && counts.idle_closes_by_local == 0 &&
+    else if (!own && counts.closed >= habit && upstream.rests.count() == 0 && upstream.kept_idle == 0 &&
              open_for_less_than(longest_single_ms))
         exposure.state = PoolState::not_reused;
     return exposure;

@@ -99,6 +99,7 @@ struct Upstream {
     UpstreamCounts counts;
     CloseHistory closes;
     std::uint32_t longest_reused_idle_ms = 0; ///< this host reused connections after as much as this
+    std::uint64_t kept_idle = 0;              ///< connections that had rested when this host closed or reset them
     std::uint32_t rtt_us = 0;                 ///< the newest connection's smoothed round-trip time
 };
 
