@@ -93,6 +93,10 @@ TEST_CASE("half a day of the same makes twice as many races a day", "[exposure]"
     CHECK(once > 0);
     CHECK(exposure_of(upstream, day_ns / 2, 0).races_a_day == Approx(2 * once));
     CHECK(exposure_of(upstream, 0, 0).races_a_day == 0);
+    upstream.counts.verdicts[Cause::upstream_reset] = 100;
+    CHECK(exposure_of(upstream, day_ns, 0).races_a_day == Approx(once));
+    upstream.counts.verdicts[Cause::stale_reuse] = 100; // more than was to be expected
+    CHECK(exposure_of(upstream, day_ns, 0).races_a_day == 100);
 }
 
 TEST_CASE("what a pool is", "[exposure]")

@@ -49,6 +49,7 @@ int main(int argc, char** argv)
     program.require_subcommand(1);
     program.footer("Examples:\n"
                    "  finrace doctor                        what this kernel allows\n"
+                   "  finrace diagnose --for 60s            what is wrong, and which setting to change\n"
                    "  finrace watch                         each race as a timeline, live\n"
                    "  finrace run --output finrace.jsonl    the daemon\n"
                    "  finrace explain keepalive_race        a cause, its evidence and its remedy");

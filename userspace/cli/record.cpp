@@ -67,7 +67,7 @@ int record(RecordCommand command)
 
 void add_record(CLI::App& program, Action& action)
 {
-    CLI::App* command = program.add_subcommand("record", "the raw events to a file, for run --replay");
+    CLI::App* command = program.add_subcommand("record", "the raw events to a file, for diagnose and run --replay");
     auto options = std::make_shared<RecordCommand>();
     add_watch_options(*command, options->watch);
     add_record_options(*command, "--output", options->record);
@@ -80,6 +80,7 @@ void add_record(CLI::App& program, Action& action)
                     "\n"
                     "Examples:\n"
                     "  finrace record --output /var/tmp/finrace.rec --for 10m\n"
+                    "  finrace diagnose /var/tmp/finrace.rec\n"
                     "  finrace run --replay /var/tmp/finrace.rec");
     command->callback([options, &action] { action = [options] { return record(*options); }; });
 }

@@ -46,10 +46,11 @@ void end_on(int signal)
 
 } // namespace
 
-Replay::Replay(Filter filter, bool connections, const std::vector<std::string>& paths) : needs_connections_(connections)
+Replay::Replay(Filter filter, bool connections, const std::vector<std::string>& paths)
+    : flags_(filter.flags), needs_connections_(connections)
 {
     if (std::count(paths.begin(), paths.end(), "-") > 1)
-        throw UsageError("--replay: - is standard input; name it once");
+        throw UsageError("- is standard input; name it once");
     end_on(SIGINT);
     end_on(SIGTERM);
     for (const std::string& path : paths)
@@ -80,8 +81,8 @@ void Replay::sort_files()
     const auto same = std::adjacent_find(
         files_.begin(), files_.end(), [&](const auto& one, const auto& other) { return place(*one) == place(*other); });
     if (same != files_.end())
-        throw UsageError(fmt::format("--replay: {} and {} are the same part of one recording; name it once",
-                                     (*same)->name(), (*std::next(same))->name()));
+        throw UsageError(fmt::format("{} and {} are the same part of one recording; name it once", (*same)->name(),
+                                     (*std::next(same))->name()));
 }
 
 bool Replay::reads(int descriptor) const
@@ -145,7 +146,7 @@ void Replay::begin(const RecordingHeader& header, const RecordingReader& file, L
         if (header.part > 1)
             say(fmt::format("warning: {} begins with part {} of its recording; what came before is missing",
                             file.name(), header.part));
-        if (!header.filter.empty())
+        if (!header.filter.empty() && header.filter != flags_)
             say(fmt::format("{} was recorded with {}: give the same flags for the same verdicts", file.name(),
                             printable(fmt::format("{}", fmt::join(header.filter, " ")))));
         if (needs_connections_ && !header.connections)

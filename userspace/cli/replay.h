@@ -48,6 +48,7 @@ private:
     std::uint64_t now_ns_ = 0;
     RecordingHeader header_; ///< of the run that is read, and how far it has come
     SourceCounts counts_;
+    std::vector<std::string> flags_; ///< the filter's, as they were typed
     bool needs_connections_;
     std::uint64_t gaps_ = 0; ///< in the file that is read
     std::uint64_t lines_in_gaps_ = 0;

@@ -160,7 +160,8 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
     const std::uint32_t raised_ms = rounded_up(
         limit_ms != 0 ? limit_ms + upstream_behind_ms : std::max(long_enough_ms, 2 * std::min(timeout.ms, longest_ms)));
     for (const IdleSetting& server : servers)
-        raise.settings.push_back({.text = written(server, raised_ms), .note = server.where});
+        raise.settings.push_back(
+            {.software = server.software, .text = written(server, raised_ms), .note = server.where});
     if (own_counts)
         raise.why = fmt::format("this host closes its idle connections after {}", seconds(own_limit->highest_ms));
     else if (default_counts)
@@ -177,10 +178,10 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
     const std::uint32_t lowered_ms =
         room_ms >= 2 * proxy_ahead_ms ? (room_ms - proxy_ahead_ms) / second_ms * second_ms : 0;
     if (lowered_ms == 0) {
-        ways.push_back({.end = Remedy::End::proxy,
-                        .settings = {},
-                        .why = fmt::format("the upstream closes after {}: too soon for an idle limit below it",
-                                           seconds(timeout.ms))});
+        ways.push_back(
+            {.end = Remedy::End::proxy,
+             .settings = {},
+             .why = fmt::format("no limit there is worth it, for the upstream closes after {}", seconds(timeout.ms))});
     } else if (proxy == nullptr) {
         ways.push_back({.end = Remedy::End::proxy,
                         .settings = {},
@@ -192,7 +193,7 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
     } else {
         ways.push_back(
             {.end = Remedy::End::proxy,
-             .settings = {{.text = written(*proxy, lowered_ms), .note = proxy->where}},
+             .settings = {{.software = proxy->software, .text = written(*proxy, lowered_ms), .note = proxy->where}},
              .why = fmt::format("a second before the upstream, which closes after {}", seconds(timeout.ms))});
     }
     return ways;

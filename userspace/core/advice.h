@@ -39,6 +39,7 @@ std::string written(const IdleSetting& setting, std::uint32_t value_ms);
 /// One of the ways to end the races of a pool.
 struct Remedy {
     struct Setting {
+        std::string_view software;
         std::string text;      ///< as it is to be written
         std::string_view note; ///< where; may be empty
     };

@@ -154,8 +154,13 @@ std::string why_text(const Finding& finding)
         parts.push_back(fmt::format("{} {}", count, to_string(certainty)));
     std::string text = fmt::format("{}: {}", text_of(finding.cause).title, fmt::join(parts, ", "));
     parts.clear();
-    for (const auto& [reason, count] : finding.reasons)
+    std::uint64_t known = 0;
+    for (const auto& [reason, count] : finding.reasons) {
         parts.push_back(fmt::format("{} {}", count, to_string(reason)));
+        known += count;
+    }
+    if (!parts.empty() && known < finding.verdicts)
+        parts.push_back(fmt::format("{} not known", finding.verdicts - known));
     if (!parts.empty())
         text += fmt::format(". Why the upstream closed: {}", fmt::join(parts, ", "));
     return text + ".";
@@ -188,8 +193,8 @@ void add_remedies(Page& page, const Pool& pool, std::size_t indent)
                         way.why),
             indent);
         for (const Remedy::Setting& setting : way.settings)
-            page.line(fmt::format("{:{}}{}{}", "", indent + 2, page.paint().bold(setting.text),
-                                  setting.note.empty() ? "" : fmt::format("  {}", setting.note)));
+            page.line(fmt::format("{:{}}{}: {}{}", "", indent + 2, setting.software, page.paint().bold(setting.text),
+                                  setting.note.empty() ? "" : fmt::format("  ({})", setting.note)));
     }
 }
 
@@ -341,7 +346,7 @@ std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const
         if (watched.lost > 0)
             return "Inconclusive: not all was seen, so that nothing failed can't be trusted.";
         if (diagnosis.requests() == 0)
-            return diagnosis.open() > 0
+            return diagnosis.open() > 0 || watched.adopted_open > 0
                        ? "Inconclusive: no connection has ended yet, which is when its requests are known. Watch for "
                          "longer."
                        : "Inconclusive: no request was seen. Watch for longer, or while there is traffic.";
@@ -386,7 +391,7 @@ Json remedies_json(const Pool& pool)
     for (const Remedy& way : remedies_of(pool)) {
         Json settings = Json::array();
         for (const Remedy::Setting& setting : way.settings) {
-            Json one = {{"setting", setting.text}};
+            Json one = {{"software", setting.software}, {"setting", setting.text}};
             if (!setting.note.empty())
                 one["note"] = setting.note;
             settings.push_back(std::move(one));
@@ -498,12 +503,13 @@ std::string report_text(const Diagnosis& diagnosis, const Watched& watched, cons
         page.line(
             paint.red(fmt::format("{} not seen, or lost: the counts below are too low.",
                                   watched.lost == 1 ? "1 event was" : fmt::format("{} events were", watched.lost))));
-    if (watched.adopted_open > 0)
-        page.paragraph(fmt::format("{} older than finrace and {} not ended: how {} will is not known.",
+    if (watched.adopted_open > 0 && (!watched.chosen || diagnosis.requests() == 0))
+        page.paragraph(fmt::format("{} older than finrace, on this host, and {} not ended: nothing is known of "
+                                   "{} yet.",
                                    watched.adopted_open == 1 ? "1 connection is"
                                                              : fmt::format("{} connections are", watched.adopted_open),
                                    watched.adopted_open == 1 ? "has" : "have",
-                                   watched.adopted_open == 1 ? "it" : "they"),
+                                   watched.adopted_open == 1 ? "it" : "them"),
                        0);
     if (watched.missing_hooks > 0)
         page.paragraph(fmt::format("{} could not be attached: finrace doctor tells what can't be seen without.",
