@@ -1983,20 +1983,28 @@ TEST_CASE("an accepted connection gets no verdict and counts for no upstream", "
 
 // ----------------------------------------------------------------------------------------------------------- counting
 
+namespace {
+
+/// All of a connection's life, to its end.
+DrivenSocket accounted_life(DrivenSocket s, Upstreams& upstreams)
+{
+    if (s.open_still())
+        s.close();
+    if (s.open_still())
+        s.local_fin_acknowledged();
+    if (s.open_still())
+        s.fin();
+    for (const event& e : s.events)
+        account(e, upstreams);
+    return s;
+}
+
+} // namespace
+
 TEST_CASE("everything is counted once per upstream", "[classify]")
 {
     Upstreams upstreams;
-    const auto live = [&](DrivenSocket s) {
-        if (s.open_still())
-            s.close();
-        if (s.open_still())
-            s.local_fin_acknowledged();
-        if (s.open_still())
-            s.fin();
-        for (const event& e : s.events)
-            account(e, upstreams);
-        return s;
-    };
+    const auto live = [&](DrivenSocket s) { return accounted_life(std::move(s), upstreams); };
     for (std::uint64_t i = 0; i < 5; ++i) {
         DrivenSocket idle = used(2, Backend::trace, i * 1000);
         idle.wait_ms(3000);
@@ -2052,15 +2060,7 @@ TEST_CASE("this host's own idle limit is learned from its own closes", "[classif
         s.wait_ms(rest_ms);
         if (by_reset) // with something unread: the upstream's farewell
             s.local_reset();
-        else
-            s.close();
-        if (s.open_still())
-            s.local_fin_acknowledged();
-        if (s.open_still())
-            s.fin();
-        for (const event& e : s.events)
-            account(e, upstreams);
-        last = s.last();
+        last = accounted_life(s, upstreams).last();
     };
     const auto upstream = [&]() -> const Upstream& { return upstreams.at(UpstreamKey::of(last)); };
     SECTION("after a rest")

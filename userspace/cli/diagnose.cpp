@@ -82,8 +82,7 @@ public:
         const SourceCounts counts = feed_.counts();
         diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_);
         watched_.observed_ns += ran_ns;
-        for (const std::uint64_t count : counts.losses.by_place)
-            watched_.lost += count;
+        watched_.lost += counts.lost();
         watched_.adopted_open +=
             counts.connections_adopted - std::min(counts.connections_adopted, std::exchange(adopted_closed_, 0));
         watched_.tells_outcomes = watched_.tells_outcomes || feed_.facts().tells_outcomes;
@@ -167,7 +166,6 @@ int diagnose(const DiagnoseOptions& options)
         const int status = report(options, doctor.diagnosis(), watched);
         return feed.failed() ? exit_unusable : status;
     }
-    check_combination(options.watch);
     LiveLoop feed(options.watch, tick);
     Doctor doctor(feed, options.duration);
     feed.run(doctor);

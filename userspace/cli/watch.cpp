@@ -78,11 +78,7 @@ void say_tally(const LiveLoop& loop)
         parts.emplace_back("no verdict");
     if (const std::uint64_t count = loop.intake().unclassified(); count > 0)
         parts.push_back(fmt::format("{} failed without a cause that can be named", count));
-    const loss_counters losses = loop.counts().losses;
-    std::uint64_t lost = 0;
-    for (const std::uint64_t count : losses.by_place)
-        lost += count;
-    if (lost > 0)
+    if (const std::uint64_t lost = loop.counts().lost(); lost > 0)
         parts.push_back(fmt::format("{} events or connections lost: this is not all (--ring-bytes)", lost));
     say(fmt::format("{}", fmt::join(parts, ", ")));
 }

@@ -751,6 +751,14 @@ bool is_race(Cause cause)
     return cause == Cause::keepalive_race || cause == Cause::stale_response || cause == Cause::stale_reuse;
 }
 
+std::uint64_t races_of(const UpstreamCounts& counts)
+{
+    std::uint64_t races = 0;
+    for (const auto& [cause, count] : counts.verdicts)
+        races += is_race(cause) ? count : 0;
+    return races;
+}
+
 bool kernel_gave_up(const event& e)
 {
     // Unanswered probes end in an RST of the kernel's own (tcp_keepalive_timer()).

@@ -52,6 +52,8 @@ Classification classify(const event& e, const Upstream& upstream, const Outcome&
 
 /// Whether a verdict is that a request met the upstream's idle close.
 bool is_race(Cause cause);
+/// Of an upstream's verdicts those that are.
+std::uint64_t races_of(const UpstreamCounts& counts);
 
 /// Whether this host ended an exchange that had no answer yet: what the client got tells why.
 bool depends_on_outcome(const event& e);

@@ -12,9 +12,9 @@ namespace {
 constexpr std::uint16_t first_proxy_failure = 500; ///< status
 constexpr std::size_t most_users = 8;              ///< of one upstream's that are told apart
 
-bool is_of_server(Cause cause)
+bool is_client(const event& e)
 {
-    return cause == Cause::closed_on_request || cause == Cause::server_cut_response || cause == Cause::accept_overflow;
+    return (e.connection.flags & CONNECTION_CLIENT) != 0;
 }
 
 /// A verdict on a full queue, or on a proxy that tries no upstream, is told once in a while for all.
@@ -43,7 +43,7 @@ bool Finding::is_of_more_than_timer() const
 
 void Diagnosis::follow(const event& e, std::string_view process)
 {
-    if ((e.connection.flags & CONNECTION_CLIENT) == 0)
+    if (!is_client(e))
         return;
     const UpstreamKey where = UpstreamKey::of(e);
     if (e.kind == EVENT_OPENED) {
@@ -67,7 +67,7 @@ void Diagnosis::follow(const event& e, std::string_view process)
 void Diagnosis::add(const Judged& judged, const std::string& process, std::int64_t clock_offset_ns)
 {
     const Verdict& verdict = *judged.classification.verdict;
-    const bool server_side = is_of_server(verdict.cause);
+    const bool server_side = !is_client(judged.e);
     const UpstreamKey where = server_side ? UpstreamKey::local_of(judged.e) : UpstreamKey::of(judged.e);
     const auto at_ns = static_cast<std::uint64_t>(static_cast<std::int64_t>(judged.e.timestamp_ns) + clock_offset_ns);
     const std::pair key{where, verdict.cause};
@@ -124,9 +124,6 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
             open = found->second;
         if (lost_track_)
             open.longest_ns = std::numeric_limits<std::uint64_t>::max();
-        std::uint64_t races = 0;
-        for (const auto& [cause, count] : upstream.counts.verdicts)
-            races += is_race(cause) ? count : 0;
         add_run({.where = key != nullptr ? *key : UpstreamKey{},
                  .other = key == nullptr,
                  .upstream = upstream,
@@ -134,7 +131,7 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
                  .connections = upstream.counts.closed,
                  .open = open.count,
                  .requests = upstream.counts.exchanges,
-                 .races = races,
+                 .races = races_of(upstream.counts),
                  .unclassified = upstream.counts.unclassified,
                  .process = {}});
     });
@@ -197,34 +194,10 @@ const Pool* Diagnosis::pool(const UpstreamKey& key) const
     return found != pools_.end() ? &found->second : nullptr;
 }
 
-namespace {
-
-std::uint64_t sum_of(const std::vector<const Pool*>& pools, std::uint64_t Pool::*count)
+std::uint64_t Diagnosis::sum(std::uint64_t Pool::*count) const
 {
-    return std::accumulate(pools.begin(), pools.end(), std::uint64_t{0},
-                           [count](std::uint64_t sum, const Pool* pool) { return sum + pool->*count; });
-}
-
-} // namespace
-
-std::uint64_t Diagnosis::connections() const
-{
-    return sum_of(pools(), &Pool::connections);
-}
-
-std::uint64_t Diagnosis::open() const
-{
-    return sum_of(pools(), &Pool::open);
-}
-
-std::uint64_t Diagnosis::requests() const
-{
-    return sum_of(pools(), &Pool::requests);
-}
-
-std::uint64_t Diagnosis::unclassified() const
-{
-    return sum_of(pools(), &Pool::unclassified);
+    return std::accumulate(pools_.begin(), pools_.end(), other_.*count,
+                           [count](std::uint64_t sum, const auto& one) { return sum + one.second.*count; });
 }
 
 Diagnosis::State Diagnosis::state(bool unseen) const

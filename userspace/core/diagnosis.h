@@ -88,10 +88,10 @@ public:
     /// Those that are exposed first, and the busiest of them.
     [[nodiscard]] std::vector<const Pool*> pools() const;
     [[nodiscard]] const Pool* pool(const UpstreamKey& key) const;
-    [[nodiscard]] std::uint64_t connections() const;
-    [[nodiscard]] std::uint64_t open() const;
-    [[nodiscard]] std::uint64_t requests() const;
-    [[nodiscard]] std::uint64_t unclassified() const;
+    [[nodiscard]] std::uint64_t connections() const { return sum(&Pool::connections); }
+    [[nodiscard]] std::uint64_t open() const { return sum(&Pool::open); }
+    [[nodiscard]] std::uint64_t requests() const { return sum(&Pool::requests); }
+    [[nodiscard]] std::uint64_t unclassified() const { return sum(&Pool::unclassified); }
     /// `unseen`: whether there was anything that has not been seen.
     [[nodiscard]] State state(bool unseen) const;
 
@@ -103,6 +103,7 @@ private:
     using Users = std::map<std::string, std::uint64_t, std::less<>>; ///< connections used again, by process
 
     void add_run(Pool run);
+    [[nodiscard]] std::uint64_t sum(std::uint64_t Pool::*count) const; ///< over all pools
 
     std::map<std::pair<UpstreamKey, Cause>, Finding> findings_;
     std::uint64_t more_failures_ = 0;

@@ -88,11 +88,9 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, std::u
         if (counts.exchanges > 0)
             exposure.share = std::min(1.0, lost / static_cast<double>(counts.exchanges));
         // What has been seen is no less likely than what was reckoned.
-        double seen = 0;
-        for (const auto& [cause, count] : counts.verdicts)
-            seen += is_race(cause) ? static_cast<double>(count) : 0;
         if (observed_ns > 0)
-            exposure.races_a_day = std::max(lost, seen) * day_ns / static_cast<double>(observed_ns);
+            exposure.races_a_day =
+                std::max(lost, static_cast<double>(races_of(counts))) * day_ns / static_cast<double>(observed_ns);
         if (upstream.rests.count() == 0) // nothing was used again: whether it would be is not known
             exposure.state = PoolState::unknown;
         else if (exposure.late_reuses >= enough_late && near < 0.5 &&

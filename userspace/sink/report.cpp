@@ -29,12 +29,9 @@ std::string endpoint(const UpstreamKey& key)
     return endpoint_text(key.address.data(), key.port, key.family);
 }
 
-std::string counted(std::uint64_t count, std::string_view one, std::string_view many = {})
+std::string counted(std::uint64_t count, std::string_view one)
 {
-    return fmt::format("{} {}", count,
-                       count == 1     ? std::string(one)
-                       : many.empty() ? fmt::format("{}s", one)
-                                      : std::string(many));
+    return fmt::format("{} {}{}", count, one, count == 1 ? "" : "s");
 }
 
 std::string duration_text(std::uint64_t ms)

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -33,6 +35,12 @@ struct SourceCounts {
     std::uint64_t connections_begun = 0; ///< opened, accepted and adopted, as far as followed
     std::uint64_t connections_adopted = 0;
     loss_counters losses{}; ///< summed over CPUs
+
+    /// Events and connections, wherever they were lost.
+    [[nodiscard]] std::uint64_t lost() const
+    {
+        return std::accumulate(std::begin(losses.by_place), std::end(losses.by_place), std::uint64_t{0});
+    }
 };
 
 } // namespace finrace
