@@ -404,3 +404,43 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "    Races to be expected: about 2.9 a day, if requests go on as they did (5 after more than half\n"
           "    that time); one is lost if it comes within 1.0 ms of the timer. Races seen: 0.\n");
 }
+
+TEST_CASE("the pools that are there now, and who stands at their ends", "[diagnosis]")
+{
+    const UpstreamKey where = UpstreamKey::of(crossing());
+    Resting resting;
+    resting[where] = {.connections = 3, .longest_ms = 1234, .owner = {.process = "nginx", .pid = 7}};
+    Diagnosis diagnosis;
+    Owner asked;
+    diagnosis.end_run(
+        Upstreams(), minute_ns, minute_ns,
+        [&](const UpstreamKey& key, const Owner& owner) {
+            CHECK(key == where);
+            asked = owner;
+            Ends ends = ends_by_name(key, owner);
+            ends.proxy.present = {{.ms = 60'000, .text = {}, .place = "upstream app, /etc/nginx/nginx.conf:9"}};
+            ends.upstream = {.software = setting_of_server("uvicorn", {}),
+                             .pid = 8,
+                             .present = {{.ms = 5000, .text = "--timeout-keep-alive 5", .place = "command line"}}};
+            return ends;
+        },
+        resting);
+    CHECK(asked.process == "nginx");
+    CHECK(asked.pid == 7);
+    REQUIRE(diagnosis.pools().size() == 1);
+    CHECK(diagnosis.state(false) == Diagnosis::State::exposed); // before any request was seen
+    const std::string report = text(diagnosis);
+    CHECK(says(report, "3 connections rest now, for up to 1.23 s"));
+    CHECK(says(report, "rested for 5.00 s, as uvicorn is told"));
+    CHECK(says(report, "not known yet: watch for longer"));
+    CHECK(says(report, "uvicorn --timeout-keep-alive 65"));
+    CHECK(!says(report, "gunicorn"));
+    CHECK(says(report, "now --timeout-keep-alive 5: command line"));
+    CHECK(says(report, "now its default, 60.00 s: upstream app, /etc/nginx/nginx.conf:9"));
+    const auto json = report_json(diagnosis, watched());
+    CHECK(json["upstreams"][0]["resting"]["connections"] == 3);
+    CHECK(json["upstreams"][0]["proxy"]["software"] == "nginx");
+    CHECK(json["upstreams"][0]["server"]["present"][0]["ms"] == 5000);
+    CHECK(json["upstreams"][0]["remedies"][1]["settings"][0]["present"][0]["place"] ==
+          "upstream app, /etc/nginx/nginx.conf:9");
+}

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "core/exposure.h"
+#include "core/software.h"
 #include "core/upstream.h"
 #include "teach.h"
 
@@ -72,7 +73,7 @@ TEST_CASE("races are predicted as often as chance brings them about", "[exposure
         lost += ms >= timeout_ms && ms < timeout_ms + window_ms ? 1 : 0;
     }
     upstream.counts.exchanges = 2 * connections;
-    const Exposure exposure = exposure_of(upstream, day_ns, 0);
+    const Exposure exposure = exposure_of(upstream, day_ns, {}, {});
     CAPTURE(timeout_ms, rtt_us, mean_ms, lost, exposure.races_a_day, exposure.late_reuses);
     CHECK(exposure.state == PoolState::exposed);
     CHECK(exposure.window_ms == Approx(window_ms));
@@ -89,22 +90,23 @@ TEST_CASE("half a day of the same makes twice as many races a day", "[exposure]"
     for (std::uint32_t ms = 2500; ms < 5000; ms += 10)
         upstream.rests.add(ms);
     upstream.counts.exchanges = 1000;
-    const double once = exposure_of(upstream, day_ns, 0).races_a_day;
+    const double once = exposure_of(upstream, day_ns, {}, {}).races_a_day;
     CHECK(once > 0);
-    CHECK(exposure_of(upstream, day_ns / 2, 0).races_a_day == Approx(2 * once));
-    CHECK(exposure_of(upstream, 0, 0).races_a_day == 0);
+    CHECK(exposure_of(upstream, day_ns / 2, {}, {}).races_a_day == Approx(2 * once));
+    CHECK(exposure_of(upstream, 0, {}, {}).races_a_day == 0);
     upstream.counts.verdicts[Cause::upstream_reset] = 100;
-    CHECK(exposure_of(upstream, day_ns, 0).races_a_day == Approx(once));
+    CHECK(exposure_of(upstream, day_ns, {}, {}).races_a_day == Approx(once));
     upstream.counts.verdicts[Cause::stale_reuse] = 100; // more than was to be expected
-    CHECK(exposure_of(upstream, day_ns, 0).races_a_day == 100);
+    CHECK(exposure_of(upstream, day_ns, {}, {}).races_a_day == 100);
 }
 
 TEST_CASE("what a pool is", "[exposure]")
 {
     constexpr std::uint64_t ns_per_ms = 1'000'000;
     Upstream upstream;
-    std::uint64_t longest_open_ms = 0;
-    const auto state = [&] { return exposure_of(upstream, day_ns, longest_open_ms * ns_per_ms).state; };
+    OpenConnections open;
+    Ends ends;
+    const auto state = [&] { return exposure_of(upstream, day_ns, open, ends).state; };
     const auto reuse = [&](std::uint32_t rest_ms) {
         upstream.rests.add(rest_ms);
         upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, rest_ms);
@@ -159,9 +161,9 @@ TEST_CASE("what a pool is", "[exposure]")
         }
         SECTION("but one has been open for so long that another may keep it")
         {
-            longest_open_ms = 7999;
+            open.longest_ns = 7999 * ns_per_ms;
             CHECK(state() == PoolState::safe);
-            longest_open_ms = 8000;
+            open.longest_ns = 8000 * ns_per_ms;
             CHECK(state() == PoolState::unknown);
         }
     }
@@ -173,9 +175,9 @@ TEST_CASE("what a pool is", "[exposure]")
         CHECK(state() == PoolState::not_reused);
         SECTION("but one is kept")
         {
-            longest_open_ms = 999;
+            open.longest_ns = 999 * ns_per_ms;
             CHECK(state() == PoolState::not_reused);
-            longest_open_ms = 1000;
+            open.longest_ns = 1000 * ns_per_ms;
             CHECK(state() == PoolState::unknown);
         }
         SECTION("but one was used again")
@@ -189,6 +191,127 @@ TEST_CASE("what a pool is", "[exposure]")
             CHECK(state() == PoolState::not_reused);
             upstream.kept_idle = 1;
             CHECK(state() == PoolState::unknown);
+        }
+    }
+}
+
+TEST_CASE("what the ends have been told counts where nothing has shown", "[exposure]")
+{
+    Upstream upstream;
+    OpenConnections open;
+    Ends ends;
+    const auto exposure = [&] { return exposure_of(upstream, day_ns, open, ends); };
+    const auto state = [&] { return exposure().state; };
+    const auto tell = [](End& end, std::uint32_t ms) { end.present = {{.ms = ms, .text = {}, .place = "there"}}; };
+    const auto reuse = [&](std::uint32_t rest_ms) {
+        upstream.rests.add(rest_ms);
+        upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, rest_ms);
+    };
+    SECTION("the proxy is told to keep connections for longer than the upstream")
+    {
+        tell(ends.upstream, 5000);
+        tell(ends.proxy, 60'000);
+        CHECK(state() == PoolState::unknown); // of no connection at all
+        open.resting = 1;
+        CHECK(state() == PoolState::exposed);
+        CHECK(exposure().told_timeout_ms == 5000U);
+        CHECK(exposure().races_a_day == 0);
+        for (int i = 0; i < 10; ++i)
+            reuse(4000);
+        CHECK(exposure().races_a_day > 0);
+        SECTION("or without end")
+        {
+            tell(ends.proxy, 0);
+            CHECK(state() == PoolState::exposed);
+        }
+        SECTION("by less than what is told is worth")
+        {
+            tell(ends.proxy, 4501);
+            CHECK(state() == PoolState::exposed);
+        }
+        SECTION("but the upstream's is not in force, perhaps")
+        {
+            ends.upstream.present.front().pending = true;
+            CHECK(state() == PoolState::unknown);
+        }
+        SECTION("but what the proxy is told is not known")
+        {
+            ends.proxy.present.clear();
+            CHECK(state() == PoolState::unknown);
+        }
+    }
+    SECTION("of many used again none had rested for half as long")
+    {
+        tell(ends.upstream, 5000);
+        tell(ends.proxy, 60'000);
+        for (int i = 0; i < 19; ++i)
+            reuse(2400);
+        CHECK(state() == PoolState::exposed);
+        reuse(2400);
+        CHECK(state() == PoolState::kept_clear);
+        SECTION("but one rests now")
+        {
+            open.longest_rest_ms = 2500;
+            CHECK(state() == PoolState::exposed);
+        }
+    }
+    SECTION("the proxy is told to close first")
+    {
+        tell(ends.upstream, 5000);
+        tell(ends.proxy, 4500);
+        CHECK(state() == PoolState::safe);
+        CHECK(exposure().safe_as_told);
+        reuse(4600);
+        CHECK(state() == PoolState::safe);
+        reuse(4601); // it does not what it is told
+        CHECK(state() == PoolState::unknown);
+    }
+    SECTION("an upstream that closed nevertheless")
+    {
+        tell(ends.upstream, 5000);
+        tell(ends.proxy, 4000);
+        upstream.counts.idle_closes_by_peer = 1;
+        CHECK(state() == PoolState::unknown);
+    }
+    SECTION("this host let go of all, well before")
+    {
+        tell(ends.upstream, 65'000);
+        upstream.kept_idle = 2;
+        upstream.longest_kept_ms = 9000;
+        CHECK(state() == PoolState::unknown);
+        upstream.kept_idle = 3;
+        CHECK(state() == PoolState::safe);
+        SECTION("but one rests now")
+        {
+            open.resting = 1;
+            CHECK(state() == PoolState::unknown);
+        }
+        SECTION("but one for more than half as long")
+        {
+            upstream.longest_kept_ms = 32'501;
+            CHECK(state() == PoolState::unknown);
+        }
+        SECTION("but one has been open for as long")
+        {
+            open.longest_ns = 65'000 * 1'000'000ULL;
+            CHECK(state() == PoolState::unknown);
+        }
+    }
+    SECTION("a limit that is looked at on use shows by nothing else")
+    {
+        upstream = closing_after(6000);
+        reuse(1000);
+        ends.proxy.software = setting_of_proxy("apache2");
+        tell(ends.proxy, 0);
+        CHECK(state() == PoolState::exposed);
+        tell(ends.proxy, 5000);
+        CHECK(state() == PoolState::safe);
+        reuse(5101);
+        CHECK(state() == PoolState::exposed);
+        SECTION("a limit of another kind would have shown")
+        {
+            ends.proxy.software = setting_of_proxy("nginx");
+            CHECK(state() == PoolState::exposed);
         }
     }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,6 +24,7 @@
 #include "sink/facts.h"
 #include "sink/report.h"
 #include "sink/text.h"
+#include "source/host.h"
 
 namespace finrace {
 
@@ -45,9 +47,10 @@ struct DiagnoseOptions {
 
 class Doctor final : public Listener {
 public:
-    /// `duration`: after which it ends; without one it takes all that comes.
-    Doctor(const Feed& feed, std::optional<std::chrono::nanoseconds> duration)
-        : feed_(feed), duration_(duration), shows_progress_(duration && ::isatty(STDERR_FILENO) == 1)
+    /// `duration`: after which it ends; without one it takes all that comes, which is not this host's.
+    Doctor(const Feed& feed, const Filter& filter, std::optional<std::chrono::nanoseconds> duration)
+        : feed_(feed), filter_(filter), live_(duration.has_value()), duration_(duration),
+          shows_progress_(duration && ::isatty(STDERR_FILENO) == 1)
     {
         if (duration_)
             newest_ns_ = started_ns_ = feed_.now_ns();
@@ -55,6 +58,7 @@ public:
 
     void on_event(const event& e) override
     {
+        tells_netns_ = tells_netns_ || (e.observed & OBSERVED_NETNS) != 0;
         if (is_client(e) && e.kind == EVENT_CLOSED && (e.connection.flags & CONNECTION_ADOPTED) != 0)
             ++adopted_closed_;
         diagnosis_.follow(e, e.kind == EVENT_CLOSED ? name_of(e) : std::string());
@@ -80,7 +84,13 @@ public:
     {
         const std::uint64_t ran_ns = newest_ns_ - started_ns_;
         const SourceCounts counts = feed_.counts();
-        diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_);
+        if (live_) {
+            const Host host = Host::now();
+            const auto ends_of = [&](const UpstreamKey& where, const Owner& owner) { return host.ends(where, owner); };
+            diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, resting(host));
+        } else {
+            diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_);
+        }
         watched_.observed_ns += ran_ns;
         watched_.lost += counts.lost();
         watched_.adopted_open +=
@@ -98,6 +108,31 @@ public:
 private:
     std::string name_of(const event& e) const { return process_name(e.connection, feed_.names()); }
 
+    /// The pools that there are now, as far as the filter lets them through.
+    [[nodiscard]] Resting resting(const Host& host) const
+    {
+        Resting pools;
+        if (filter_.side == Side::server)
+            return pools;
+        for (const Host::Resting& one : host.resting()) {
+            event e{};
+            std::copy(one.upstream.address.begin(), one.upstream.address.end(), std::begin(e.peer_address));
+            e.peer_port = one.upstream.port;
+            e.family = one.upstream.family;
+            e.netns = tells_netns_ ? one.upstream.netns : 0;
+            e.connection.pid = one.pid;
+            e.connection.flags = CONNECTION_CLIENT;
+            if (!filter_.matches(e, feed_.names()))
+                continue;
+            RestingPool& pool = pools[UpstreamKey::of(e)];
+            ++pool.connections;
+            pool.longest_ms = std::max(pool.longest_ms, one.rested_ms);
+            if (pool.owner.pid == 0)
+                pool.owner = {.process = feed_.names().of(one.pid), .pid = one.pid};
+        }
+        return pools;
+    }
+
     void show_progress() const
     {
         std::uint64_t requests = 0;
@@ -111,6 +146,8 @@ private:
     }
 
     const Feed& feed_;
+    const Filter& filter_;
+    bool live_;
     std::optional<std::chrono::nanoseconds> duration_;
     bool shows_progress_;
     Diagnosis diagnosis_;
@@ -119,6 +156,7 @@ private:
     std::uint64_t newest_ns_ = 0;
     std::uint64_t adopted_closed_ = 0;
     std::uint64_t verdicts_ = 0;
+    bool tells_netns_ = false;
 };
 
 /// Prints it; the exit status that it comes to.
@@ -159,7 +197,7 @@ int diagnose(const DiagnoseOptions& options)
 {
     if (!options.files.empty()) {
         Replay feed(options.watch.filter, false, options.files);
-        Doctor doctor(feed, std::nullopt);
+        Doctor doctor(feed, options.watch.filter, std::nullopt);
         feed.run(doctor);
         Watched watched = described(doctor.watched(), options, feed, "recorded by ");
         watched.lost += feed.missing();
@@ -167,7 +205,7 @@ int diagnose(const DiagnoseOptions& options)
         return feed.failed() ? exit_unusable : status;
     }
     LiveLoop feed(options.watch, tick);
-    Doctor doctor(feed, options.duration);
+    Doctor doctor(feed, options.watch.filter, options.duration);
     feed.run(doctor);
     return report(options, doctor.diagnosis(), described(doctor.watched(), options, feed, ""));
 }

@@ -899,8 +899,10 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
         // A reset answers what came unread, the upstream's own farewell (close_notify) above all: it closed first.
         if (const auto rest_ms = rest_at_local_close_ms(e); has(c, CONNECTION_LOCAL_RESET)) {
             ++upstream.kept_idle;
+            upstream.longest_kept_ms = std::max(upstream.longest_kept_ms, rest_ms);
         } else if (rest_ms >= shortest_own_limit_ms) {
             ++upstream.kept_idle;
+            upstream.longest_kept_ms = std::max(upstream.longest_kept_ms, rest_ms);
             if (!upstreams.is_other(upstream))
                 upstream.own_idle_limit.learn(rest_ms, c.local_close_ns);
         }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <set>
 
 namespace finrace {
 
@@ -30,6 +31,22 @@ std::uint64_t affected_by(const Judged& judged)
 }
 
 } // namespace
+
+Ends ends_by_name(const UpstreamKey& /*where*/, const Owner& owner)
+{
+    Ends ends;
+    ends.proxy.software = setting_of_proxy(owner.process);
+    return ends;
+}
+
+std::optional<IdleTimeout> Pool::timeout() const
+{
+    if (const auto learned = upstream.idle_timeout.timeout())
+        return learned;
+    if (const auto told_ms = exposure.told_timeout_ms)
+        return IdleTimeout{.ms = *told_ms, .lowest_ms = *told_ms, .highest_ms = *told_ms, .samples = 0};
+    return std::nullopt;
+}
 
 bool Finding::is_of_timer() const
 {
@@ -58,10 +75,14 @@ void Diagnosis::follow(const event& e, std::string_view process)
     if (process.empty() || !is_reused(e.connection))
         return;
     Users& users = users_[where];
-    if (const auto known = users.find(process); known != users.end())
-        ++known->second;
-    else if (users.size() < most_users)
-        users.emplace(process, 1);
+    auto known = users.find(process);
+    if (known == users.end()) {
+        if (users.size() == most_users)
+            return;
+        known = users.emplace(process, User{}).first;
+    }
+    ++known->second.connections;
+    known->second.pid = e.connection.pid;
 }
 
 void Diagnosis::add(const Judged& judged, const std::string& process, std::int64_t clock_offset_ns)
@@ -106,35 +127,70 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
     }
 }
 
-void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns)
+Owner Diagnosis::owner_of(const UpstreamKey& where, const Resting& resting) const
 {
-    struct StillOpen {
-        std::uint64_t count = 0;
-        std::uint64_t longest_ns = 0;
-    };
-    std::unordered_map<UpstreamKey, StillOpen, UpstreamKeyHash> still_open;
+    if (const auto users = users_.find(where); users != users_.end()) {
+        const auto most =
+            std::max_element(users->second.begin(), users->second.end(), [](const auto& one, const auto& other) {
+                return one.second.connections < other.second.connections;
+            });
+        return {.process = most->first, .pid = most->second.pid};
+    }
+    const auto pool = resting.find(where);
+    return pool != resting.end() ? pool->second.owner : Owner{};
+}
+
+void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns,
+                        const EndsOf& ends_of, const Resting& resting)
+{
+    std::unordered_map<UpstreamKey, OpenConnections, UpstreamKeyHash> still_open;
     for (const auto& [id, open] : open_) {
-        StillOpen& there = still_open[open.where];
+        OpenConnections& there = still_open[open.where];
         ++there.count;
         there.longest_ns = std::max(there.longest_ns, now_ns > open.since_ns ? now_ns - open.since_ns : 0);
     }
-    upstreams.for_each([&](const UpstreamKey* key, const Upstream& upstream) {
-        StillOpen open;
-        if (const auto found = key != nullptr ? still_open.find(*key) : still_open.end(); found != still_open.end())
-            open = found->second;
-        if (lost_track_)
-            open.longest_ns = std::numeric_limits<std::uint64_t>::max();
-        add_run({.where = key != nullptr ? *key : UpstreamKey{},
+    const auto add = [&](const UpstreamKey* key, const Upstream& upstream) {
+        OpenConnections open;
+        Pool run{.where = key != nullptr ? *key : UpstreamKey{},
                  .other = key == nullptr,
                  .upstream = upstream,
-                 .exposure = exposure_of(upstream, observed_ns, open.longest_ns),
+                 .exposure = {},
                  .connections = upstream.counts.closed,
-                 .open = open.count,
+                 .open = 0,
+                 .resting = {},
                  .requests = upstream.counts.exchanges,
                  .races = races_of(upstream.counts),
                  .unclassified = upstream.counts.unclassified,
-                 .process = {}});
+                 .process = {},
+                 .ends = {}};
+        if (key != nullptr) {
+            if (const auto found = still_open.find(*key); found != still_open.end())
+                open = found->second;
+            if (const auto found = resting.find(*key); found != resting.end()) {
+                run.resting = found->second;
+                open.resting = found->second.connections;
+                open.longest_rest_ms = found->second.longest_ms;
+            }
+            const Owner owner = owner_of(*key, resting);
+            run.process = owner.process;
+            run.ends = ends_of(*key, owner);
+        }
+        if (lost_track_)
+            open.longest_ns = std::numeric_limits<std::uint64_t>::max();
+        run.open = open.count;
+        run.exposure = exposure_of(upstream, observed_ns, open, run.ends);
+        add_run(std::move(run));
+    };
+    std::set<UpstreamKey> told;
+    upstreams.for_each([&](const UpstreamKey* key, const Upstream& upstream) {
+        add(key, upstream);
+        if (key != nullptr)
+            told.insert(*key);
     });
+    // Of these no connection has ended while they were watched.
+    for (const auto& [key, pool] : resting)
+        if (told.count(key) == 0 && pools_.size() < most_pools)
+            add(&key, Upstream{});
     open_.clear();
     lost_track_ = false;
 }
@@ -151,12 +207,8 @@ void Diagnosis::add_run(Pool run)
                                      std::pair(run.exposure.state, run.upstream.counts.exchanges)) {
         run.upstream = pool.upstream;
         run.exposure = pool.exposure;
+        run.ends = pool.ends;
     }
-    if (const auto users = users_.find(run.where); users != users_.end() && !run.other)
-        run.process =
-            std::max_element(users->second.begin(), users->second.end(), [](const auto& one, const auto& other) {
-                return one.second < other.second;
-            })->first;
     pool = std::move(run);
 }
 
@@ -211,7 +263,7 @@ Diagnosis::State Diagnosis::state(bool unseen) const
         return State::exposed;
     // What nothing was asked of is no pool.
     const auto leaves_open = [](const Pool* pool) {
-        const bool asked = pool->requests > 0 || pool->open > 0;
+        const bool asked = pool->requests > 0 || pool->open > 0 || pool->resting.connections > 0;
         return asked && pool->exposure.state != PoolState::safe && pool->exposure.state != PoolState::not_reused;
     };
     if (unseen || requests() == 0 || unclassified() > 0 || std::any_of(all.begin(), all.end(), leaves_open))

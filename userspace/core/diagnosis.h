@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -13,6 +15,7 @@
 
 #include "core/docket.h"
 #include "core/exposure.h"
+#include "core/software.h"
 #include "core/upstream.h"
 
 namespace finrace {
@@ -49,6 +52,20 @@ struct Finding {
     [[nodiscard]] bool is_of_more_than_timer() const;
 };
 
+/// Who owns connections to an upstream.
+struct Owner {
+    std::string process; ///< comm; empty if not known
+    std::uint32_t pid = 0;
+};
+
+/// Connections that are open and carry no request, older ones than the tracer included.
+struct RestingPool {
+    std::uint64_t connections = 0;
+    std::uint64_t longest_ms = 0; ///< for how long one of them has rested
+    Owner owner;                  ///< of most of them
+};
+using Resting = std::map<UpstreamKey, RestingPool>;
+
 /// One upstream, over all runs.
 struct Pool {
     UpstreamKey where;
@@ -56,12 +73,22 @@ struct Pool {
     Upstream upstream;  ///< as the run has it in which it stood worst
     Exposure exposure;
     std::uint64_t connections = 0; ///< that have ended
-    std::uint64_t open = 0;        ///< that have not
+    std::uint64_t open = 0;        ///< that have not, of those that were opened meanwhile
+    RestingPool resting;           ///< at the run's end
     std::uint64_t requests = 0;    ///< on those that have ended
     std::uint64_t races = 0;
     std::uint64_t unclassified = 0;
     std::string process; ///< that used most of its connections again; empty if not known
+    Ends ends;
+
+    /// The upstream's idle timeout as learned, else, without samples, as it has been told.
+    [[nodiscard]] std::optional<IdleTimeout> timeout() const;
 };
+
+/// What is known of the two ends of a pool.
+using EndsOf = std::function<Ends(const UpstreamKey& where, const Owner& owner)>;
+/// By the owner's name alone: of what was seen elsewhere, nothing is to be looked for on this host.
+Ends ends_by_name(const UpstreamKey& where, const Owner& owner);
 
 class Diagnosis {
 public:
@@ -74,12 +101,15 @@ public:
 
     static constexpr std::size_t most_findings = 4096;
     static constexpr std::size_t most_open = 1U << 18U; ///< connections that are followed
+    static constexpr std::size_t most_pools = 4096;     ///< of those of which no connection has ended
 
     /// Any event of a connection that this host opened; `process` is its owner's name.
     void follow(const event& e, std::string_view process);
     void add(const Judged& judged, const std::string& process, std::int64_t clock_offset_ns);
-    /// A run of the source ends, `now_ns` on CLOCK_MONOTONIC: what its upstreams came to.
-    void end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns);
+    /// A run of the source ends, `now_ns` on CLOCK_MONOTONIC: what its upstreams came to. `resting`: connections that
+    /// carry no request now, by upstream.
+    void end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns,
+                 const EndsOf& ends_of = ends_by_name, const Resting& resting = {});
 
     /// By harm, the worst first.
     [[nodiscard]] std::vector<const Finding*> findings() const;
@@ -100,7 +130,13 @@ private:
         UpstreamKey where;
         std::uint64_t since_ns;
     };
-    using Users = std::map<std::string, std::uint64_t, std::less<>>; ///< connections used again, by process
+    struct User {
+        std::uint64_t connections = 0; ///< used again
+        std::uint32_t pid = 0;         ///< of the newest
+    };
+    using Users = std::map<std::string, User, std::less<>>; ///< by process
+
+    [[nodiscard]] Owner owner_of(const UpstreamKey& where, const Resting& resting) const;
 
     void add_run(Pool run);
     [[nodiscard]] std::uint64_t sum(std::uint64_t Pool::*count) const; ///< over all pools

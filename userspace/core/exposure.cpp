@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/classify.h"
+#include "core/software.h"
 #include "core/upstream.h"
 
 namespace finrace {
@@ -24,6 +25,26 @@ constexpr double enough_late = 20;
 /// What has been open for longer may be kept to be used again.
 constexpr std::uint64_t longest_single_ms = 1000;
 constexpr std::uint64_t ns_per_ms = 1'000'000;
+/// A limit that is set stands out by its connections: so many, and none that rested for longer.
+constexpr std::uint64_t enough_kept = 3;
+/// Timers are late by that, at most, on a host that is not short of CPU.
+constexpr std::uint32_t late_ms = 100;
+/// What has been told is no measurement: one end's limit is below the other's only if it is so by this much.
+constexpr std::uint32_t told_apart_ms = 500;
+
+/// Whether no connection can rest until the upstream's timer, which has not shown, by what the ends have been told and
+/// what was seen.
+bool is_safe_as_told(const Upstream& upstream, const OpenConnections& open, const Ends& ends, std::uint32_t timeout_ms)
+{
+    if (upstream.counts.idle_closes_by_peer > 0)
+        return false;
+    const std::uint32_t longest_ms = std::max(upstream.longest_reused_idle_ms, upstream.longest_kept_ms);
+    if (const auto own_ms = ends.proxy.limit_ms(); own_ms && *own_ms != 0 && *own_ms + told_apart_ms <= timeout_ms)
+        return longest_ms <= *own_ms + late_ms;
+    // No limit is known, but this host let go of all, well before.
+    return upstream.kept_idle >= enough_kept && longest_ms <= timeout_ms / 2 &&
+           open.longest_ns < timeout_ms * ns_per_ms && open.resting == 0;
+}
 
 } // namespace
 
@@ -66,48 +87,83 @@ double RestHistogram::between(std::uint32_t from_ms, std::uint32_t to_ms) const
     return sum;
 }
 
-Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, std::uint64_t longest_open_ns)
+Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const OpenConnections& open, const Ends& ends)
 {
     Exposure exposure;
     const UpstreamCounts& counts = upstream.counts;
-    const std::optional<IdleTimeout> timeout = upstream.idle_timeout.timeout();
+    const std::optional<IdleTimeout> learned = upstream.idle_timeout.timeout();
     const std::optional<IdleTimeout> own = upstream.own_idle_limit.timeout();
+    const auto open_for_less_than = [&](std::uint64_t ms) { return open.longest_ns < ms * ns_per_ms; };
+    const bool used_again = upstream.rests.count() > 0;
     exposure.window_ms = upstream.rtt_us / 1e3 + loop_turn_ms;
-    if (timeout) {
-        // Rests are taken as even over the half before the timer; where enough of them are nearer to it, over its
-        // eighth.
-        const auto lost_of = [&](std::uint32_t range_ms) {
-            const double reuses = upstream.rests.between(timeout->ms - range_ms, timeout->ms);
-            return std::pair(reuses, reuses * std::min(1.0, exposure.window_ms / std::max(1U, range_ms)));
-        };
-        double lost = 0;
-        std::tie(exposure.late_reuses, lost) = lost_of(timeout->ms / 2);
-        const auto [near, nearly_lost] = lost_of(timeout->ms / 8);
-        if (near >= enough_near)
-            lost = std::max(lost, nearly_lost);
-        if (counts.exchanges > 0)
-            exposure.share = std::min(1.0, lost / static_cast<double>(counts.exchanges));
-        // What has been seen is no less likely than what was reckoned.
-        if (observed_ns > 0)
-            exposure.races_a_day =
-                std::max(lost, static_cast<double>(races_of(counts))) * day_ns / static_cast<double>(observed_ns);
-        if (upstream.rests.count() == 0) // nothing was used again: whether it would be is not known
-            exposure.state = PoolState::unknown;
-        else if (exposure.late_reuses >= enough_late && near < 0.5 &&
-                 upstream.longest_reused_idle_ms < timeout->lowest_ms)
-            exposure.state = PoolState::kept_clear;
-        else
-            exposure.state = PoolState::exposed;
+
+    std::uint32_t timeout_ms = learned ? learned->ms : 0;
+    if (!learned) {
+        if (const auto told_ms = ends.upstream.limit_ms(); told_ms && *told_ms != 0)
+            timeout_ms = *told_ms;
+        if (own && counts.idle_closes_by_peer == 0 && upstream.longest_reused_idle_ms <= own->highest_ms &&
+            open_for_less_than(2ULL * own->highest_ms)) {
+            exposure.state = PoolState::safe;
+            return exposure;
+        }
+        if (!own && counts.closed >= habit && !used_again && upstream.kept_idle == 0 &&
+            counts.idle_closes_by_peer == 0 && open_for_less_than(longest_single_ms)) {
+            exposure.state = PoolState::not_reused;
+            return exposure;
+        }
+        if (timeout_ms == 0)
+            return exposure;
+        exposure.told_timeout_ms = timeout_ms;
+        if (is_safe_as_told(upstream, open, ends, timeout_ms)) {
+            exposure.state = PoolState::safe;
+            exposure.safe_as_told = true;
+            return exposure;
+        }
+        // Whether this host would keep connections for so long must be known as well.
+        const auto own_ms = ends.proxy.limit_ms();
+        const bool outlives = own_ms && (*own_ms == 0 || *own_ms + told_apart_ms > timeout_ms);
+        if (!outlives || (own && own->highest_ms < timeout_ms) || (!used_again && open.resting == 0))
+            return exposure;
+    }
+
+    // Rests are taken as even over the half before the timer; where enough of them are nearer to it, over its eighth.
+    const auto lost_of = [&](std::uint32_t range_ms) {
+        const double reuses = upstream.rests.between(timeout_ms - range_ms, timeout_ms);
+        return std::pair(reuses, reuses * std::min(1.0, exposure.window_ms / std::max(1U, range_ms)));
+    };
+    double lost = 0;
+    std::tie(exposure.late_reuses, lost) = lost_of(timeout_ms / 2);
+    const auto [near, nearly_lost] = lost_of(timeout_ms / 8);
+    if (near >= enough_near)
+        lost = std::max(lost, nearly_lost);
+    if (counts.exchanges > 0)
+        exposure.share = std::min(1.0, lost / static_cast<double>(counts.exchanges));
+    // What has been seen is no less likely than what was reckoned.
+    if (observed_ns > 0)
+        exposure.races_a_day =
+            std::max(lost, static_cast<double>(races_of(counts))) * day_ns / static_cast<double>(observed_ns);
+    if (!learned) {
+        // Told, but nobody has come near it.
+        const bool far_from_it = static_cast<double>(upstream.rests.count()) >= enough_late &&
+                                 upstream.longest_reused_idle_ms < timeout_ms / 2 &&
+                                 open.longest_rest_ms < timeout_ms / 2;
+        exposure.state = far_from_it ? PoolState::kept_clear : PoolState::exposed;
         return exposure;
     }
-    const auto open_for_less_than = [&](std::uint64_t ms) { return longest_open_ns < ms * ns_per_ms; };
-    if (counts.idle_closes_by_peer > 0)
-        return exposure;
-    if (own && upstream.longest_reused_idle_ms <= own->highest_ms && open_for_less_than(2ULL * own->highest_ms))
+    const bool limited_on_use = ends.proxy.software != nullptr && ends.proxy.software->looked_at_on_use;
+    const auto own_ms = limited_on_use ? ends.proxy.limit_ms() : std::nullopt;
+    if (own_ms && *own_ms != 0 && *own_ms < learned->lowest_ms &&
+        upstream.longest_reused_idle_ms <= *own_ms + late_ms) {
         exposure.state = PoolState::safe;
-    else if (!own && counts.closed >= habit && upstream.rests.count() == 0 && upstream.kept_idle == 0 &&
-             open_for_less_than(longest_single_ms))
-        exposure.state = PoolState::not_reused;
+        exposure.safe_as_told = true;
+    } else if (!used_again) { // whether it would be is not known
+        exposure.state = PoolState::unknown;
+    } else if (exposure.late_reuses >= enough_late && near < 0.5 &&
+               upstream.longest_reused_idle_ms < learned->lowest_ms) {
+        exposure.state = PoolState::kept_clear;
+    } else {
+        exposure.state = PoolState::exposed;
+    }
     return exposure;
 }
 

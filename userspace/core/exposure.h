@@ -10,6 +10,7 @@
 
 namespace finrace {
 
+struct Ends;
 struct Upstream;
 
 /// How long connections had rested, by eighths of an octave: each bucket is at most an eighth wider than its lower end.
@@ -41,6 +42,10 @@ enum class PoolState {
 /// What may be expected of a pool.
 struct Exposure {
     PoolState state = PoolState::unknown;
+    /// No idle close has taught the upstream's timeout: what it has been told is taken for it, in milliseconds.
+    std::optional<std::uint32_t> told_timeout_ms;
+    /// `safe` follows, in part, from what the ends have been told.
+    bool safe_as_told = false;
     /// Time before the upstream's close becomes known here in which a request is lost: a round trip, and the turn of
     /// an event loop. In milliseconds.
     double window_ms = 0;
@@ -51,8 +56,16 @@ struct Exposure {
     double races_a_day = 0; ///< to be expected, if the day goes on as what was seen
 };
 
-/// `observed_ns`: how long this upstream has been watched. `longest_open_ns`: for how long one of its connections has
-/// been open by now, of those that have not ended; how they will end is not known.
-Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, std::uint64_t longest_open_ns);
+/// Connections to an upstream that have not ended: how they will end is not known.
+struct OpenConnections {
+    std::uint64_t count = 0;
+    std::uint64_t longest_ns = 0; ///< for how long one of them has been open by now
+    std::uint64_t resting = 0;    ///< of those that there are now, older ones included: those that carry no request
+    std::uint64_t longest_rest_ms = 0; ///< of these
+};
+
+/// `observed_ns`: how long this upstream has been watched.
+Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const OpenConnections& open,
+                     const Ends& ends);
 
 } // namespace finrace

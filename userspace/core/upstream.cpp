@@ -11,17 +11,22 @@ namespace {
 
 UpstreamKey key_of(const std::uint8_t (&address)[16], std::uint16_t port, const event& e)
 {
-    constexpr std::array<std::uint8_t, 16> loopback_6{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
     UpstreamKey key;
     std::copy(std::begin(address), std::end(address), key.address.begin());
     key.port = port;
     key.family = e.family;
-    if (e.family == 6 ? key.address == loopback_6 : address[0] == 127)
+    if (key.is_loopback())
         key.netns = e.netns;
     return key;
 }
 
 } // namespace
+
+bool UpstreamKey::is_loopback() const
+{
+    constexpr std::array<std::uint8_t, 16> loopback_6{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+    return family == 6 ? address == loopback_6 : address.front() == 127;
+}
 
 UpstreamKey UpstreamKey::of(const event& e)
 {

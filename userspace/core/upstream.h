@@ -26,8 +26,9 @@ struct UpstreamKey {
     std::uint8_t family = 4;
     std::uint32_t netns = 0; ///< of loopback addresses, which every network namespace has; 0 where that is not known
 
-    static UpstreamKey of(const event& e);                ///< the peer's end of its connection
-    static UpstreamKey local_of(const event& e);          ///< this host's
+    static UpstreamKey of(const event& e);       ///< the peer's end of its connection
+    static UpstreamKey local_of(const event& e); ///< this host's
+    [[nodiscard]] bool is_loopback() const;
     auto operator<=>(const UpstreamKey&) const = default; // NOLINT(modernize-use-nullptr): the 0 is the compiler's own
 };
 
@@ -100,6 +101,7 @@ struct Upstream {
     CloseHistory closes;
     std::uint32_t longest_reused_idle_ms = 0; ///< this host reused connections after as much as this
     std::uint64_t kept_idle = 0;              ///< connections that had rested when this host closed or reset them
+    std::uint32_t longest_kept_ms = 0;        ///< of these: as long as this
     std::uint32_t rtt_us = 0;                 ///< the newest connection's smoothed round-trip time
 };
 

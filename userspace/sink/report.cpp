@@ -169,16 +169,28 @@ const Pool* pool_to_set(const Diagnosis& diagnosis, const Finding& finding)
     if (!finding.is_of_timer())
         return nullptr;
     const Pool* pool = diagnosis.pool(finding.where);
-    return pool != nullptr && pool->upstream.idle_timeout.timeout() ? pool : nullptr;
+    return pool != nullptr && pool->timeout() ? pool : nullptr;
 }
 
 std::vector<Remedy> remedies_of(const Pool& pool)
 {
-    return remedies(*pool.upstream.idle_timeout.timeout(), pool.upstream.own_idle_limit.timeout(), pool.process);
+    return remedies(*pool.timeout(), pool.upstream.own_idle_limit.timeout(), pool.ends);
+}
+
+/// "now keepalive_timeout 60s;: /etc/nginx/nginx.conf:12"
+std::string present_text(const Present& present)
+{
+    const std::string_view text = present.text;
+    const std::string now = !text.empty()     ? fmt::format("now {}", text)
+                            : present.ms == 0 ? "now without a limit"
+                                              : fmt::format("now its default, {}", duration_text(present.ms));
+    return printable(fmt::format("{}: {}{}", now, present.place,
+                                 present.pending ? "; changed since the process began: reload it" : ""));
 }
 
 void add_remedies(Page& page, const Pool& pool, std::size_t indent)
 {
+    bool first = true;
     for (const Remedy& way : remedies_of(pool)) {
         const bool raise = way.end == Remedy::End::upstream;
         if (way.settings.empty()) {
@@ -186,18 +198,28 @@ void add_remedies(Page& page, const Pool& pool, std::size_t indent)
             continue;
         }
         page.paragraph(
-            fmt::format("{} ({}):", raise ? "Raise the upstream's idle timeout" : "Or let the proxy close first",
+            fmt::format("{} ({}):",
+                        raise   ? first ? "Raise the upstream's idle timeout" : "Or raise the upstream's idle timeout"
+                        : first ? "Let the proxy close first"
+                                : "Or let the proxy close first",
                         way.why),
             indent);
-        for (const Remedy::Setting& setting : way.settings)
+        first = false;
+        for (const Remedy::Setting& setting : way.settings) {
             page.line(fmt::format("{:{}}{}: {}{}", "", indent + 2, setting.software, page.paint().bold(setting.text),
                                   setting.note.empty() ? "" : fmt::format("  ({})", setting.note)));
+            for (const Present& present : setting.present)
+                page.paragraph(present_text(present), indent + 4);
+        }
     }
 }
 
 std::string timeout_text(const Places& places, const Pool& pool)
 {
-    const IdleTimeout timeout = *pool.upstream.idle_timeout.timeout();
+    const IdleTimeout timeout = *pool.timeout();
+    if (timeout.samples == 0)
+        return fmt::format("{} closes connections that have rested for {}, as {} is told", places.name(pool.where),
+                           duration_text(timeout.ms), pool.ends.upstream.software->software);
     return fmt::format("{} closes connections that have rested for {} ({}, within {} ms)", places.name(pool.where),
                        duration_text(timeout.ms), counted(timeout.samples, "sample"), timeout.spread_ms());
 }
@@ -208,10 +230,31 @@ std::string own_text(const Pool& pool)
     if (const auto own = pool.upstream.own_idle_limit.timeout();
         own && own->highest_ms >= pool.upstream.longest_reused_idle_ms)
         return fmt::format("{} closes them after {}", who, duration_text(own->ms));
+    if (const auto told_ms = pool.ends.proxy.limit_ms())
+        return *told_ms == 0 ? fmt::format("{} would keep them without end", who)
+                             : fmt::format("{} would close them after {}", who, duration_text(*told_ms));
     if (pool.upstream.longest_reused_idle_ms > 0)
         return fmt::format("{} has used them again after up to {}", who,
                            duration_text(pool.upstream.longest_reused_idle_ms));
     return fmt::format("{} has used none of them again so far", who);
+}
+
+/// Why no connection of it is there when the upstream closes.
+std::string safe_text(const Places& places, const Pool& pool)
+{
+    if (!pool.exposure.safe_as_told)
+        return fmt::format("{}, before the upstream does", own_text(pool));
+    const std::uint32_t longest_ms = std::max(pool.upstream.longest_reused_idle_ms, pool.upstream.longest_kept_ms);
+    const auto told_ms = pool.ends.proxy.limit_ms();
+    if (told_ms && *told_ms != 0 && pool.ends.proxy.software->looked_at_on_use)
+        return fmt::format("{}; {} uses none again after {}, as it is told", timeout_text(places, pool),
+                           pool.ends.proxy.software->software, duration_text(*told_ms));
+    return fmt::format("{}; {}", timeout_text(places, pool),
+                       told_ms && *told_ms != 0
+                           ? own_text(pool)
+                           : fmt::format("{} let none of {} rest for longer than {} before it closed it",
+                                         pool.process.empty() ? "this host" : printable(pool.process),
+                                         counted(pool.upstream.kept_idle, "connection"), duration_text(longest_ms)));
 }
 
 void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched, const Places& places,
@@ -261,9 +304,20 @@ void add_pool(Page& page, const Places& places, const Pool& pool)
         pool_state == PoolState::exposed                                          ? page.paint().red(state)
         : pool_state == PoolState::unknown || pool_state == PoolState::kept_clear ? page.paint().yellow(state)
                                                                                   : page.paint().green(state)));
+    if (pool.resting.connections > 0)
+        page.paragraph(fmt::format("{} now, for up to {}.",
+                                   pool.resting.connections == 1
+                                       ? "1 connection rests"
+                                       : fmt::format("{} connections rest", pool.resting.connections),
+                                   duration_text(pool.resting.longest_ms)),
+                       4);
     switch (pool_state) {
     case PoolState::exposed:
         page.paragraph(fmt::format("{}; {}.", timeout_text(places, pool), own_text(pool)), 4);
+        if (pool.requests == 0) {
+            page.paragraph("How often a request will meet that is not known yet: watch for longer.", 4);
+            break;
+        }
         page.paragraph(
             fmt::format("Races to be expected: {}, if requests go on as they did ({:.0f} after more than half "
                         "that time); one is lost if it comes within {:.1f} ms of the timer. Races seen: {}.",
@@ -272,6 +326,12 @@ void add_pool(Page& page, const Places& places, const Pool& pool)
             4);
         break;
     case PoolState::kept_clear:
+        if (pool.exposure.told_timeout_ms) {
+            page.paragraph(fmt::format("{}; of {} used again none had rested for half as long.",
+                                       timeout_text(places, pool), counted(pool.upstream.rests.count(), "connection")),
+                           4);
+            break;
+        }
         page.paragraph(
             fmt::format("{}; of {:.0f} requests after more than half that time none came near it. A limit that "
                         "is looked at as a connection is used again (Apache httpd's ttl) looks like this, or "
@@ -280,14 +340,13 @@ void add_pool(Page& page, const Places& places, const Pool& pool)
             4);
         break;
     case PoolState::safe:
-        page.paragraph(fmt::format("{}, before the upstream does: no request can meet an idle close.", own_text(pool)),
-                       4);
+        page.paragraph(fmt::format("{}: no request can meet an idle close.", safe_text(places, pool)), 4);
         break;
     case PoolState::not_reused:
         page.paragraph("Each connection carries one request: no request can meet an idle close.", 4);
         break;
     case PoolState::unknown:
-        if (pool.upstream.idle_timeout.timeout())
+        if (pool.timeout())
             page.paragraph(fmt::format("{}; {}.", timeout_text(places, pool), own_text(pool)), 4);
         else
             page.paragraph("Who closes its idle connections, and after how long, has not shown.", 4);
@@ -382,6 +441,30 @@ Json counts_json(const std::map<Name, std::uint64_t>& counts)
     return json;
 }
 
+Json present_json(const std::vector<Present>& settings)
+{
+    Json json = Json::array();
+    for (const Present& present : settings) {
+        Json one = {{"ms", present.ms}, {"place", printable(present.place)}};
+        if (!present.text.empty())
+            one["setting"] = printable(present.text);
+        if (present.pending)
+            one["pending"] = true;
+        json.push_back(std::move(one));
+    }
+    return json;
+}
+
+Json end_json(const End& end)
+{
+    Json json = {{"software", end.software->software}};
+    if (end.pid != 0)
+        json["pid"] = end.pid;
+    if (!end.present.empty())
+        json["present"] = present_json(end.present);
+    return json;
+}
+
 Json remedies_json(const Pool& pool)
 {
     Json json = Json::array();
@@ -391,6 +474,8 @@ Json remedies_json(const Pool& pool)
             Json one = {{"software", setting.software}, {"setting", setting.text}};
             if (!setting.note.empty())
                 one["note"] = setting.note;
+            if (!setting.present.empty())
+                one["present"] = present_json(setting.present);
             settings.push_back(std::move(one));
         }
         json.push_back({{"end", way.end == Remedy::End::proxy ? "proxy" : "upstream"},
@@ -441,6 +526,11 @@ Json pool_json(const Pool& pool)
         json["own_idle_limit"] = timeout_json(*own);
     if (!pool.process.empty())
         json["process"] = printable(pool.process);
+    if (pool.resting.connections > 0)
+        json["resting"] = {{"connections", pool.resting.connections}, {"longest_ms", pool.resting.longest_ms}};
+    for (const auto& [name, end] : {std::pair("proxy", &pool.ends.proxy), std::pair("server", &pool.ends.upstream)})
+        if (end->software != nullptr)
+            json[name] = end_json(*end);
     if (pool.exposure.state == PoolState::exposed) {
         json["exposure"] = {{"window_ms", pool.exposure.window_ms},
                             {"late_reuses", pool.exposure.late_reuses},

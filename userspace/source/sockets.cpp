@@ -28,6 +28,7 @@
 #include <fmt/format.h>
 
 #include "bpf/event.h"
+#include "core/address.h"
 #include "source/descriptor.h"
 
 namespace finrace {
@@ -95,6 +96,17 @@ bool list_family(int netlink, std::uint8_t family, const std::function<void(cons
             listed.cookie = socket->id.idiag_cookie[0] | std::uint64_t{socket->id.idiag_cookie[1]} << 32U;
             listed.inode = socket->idiag_inode;
             listed.local_port = ntohs(socket->id.idiag_sport);
+            listed.peer_port = ntohs(socket->id.idiag_dport);
+            listed.family = socket->idiag_family == AF_INET ? 4 : 6;
+            std::memcpy(listed.local_address.data(), socket->id.idiag_src, sizeof(socket->id.idiag_src));
+            std::memcpy(listed.peer_address.data(), socket->id.idiag_dst, sizeof(socket->id.idiag_dst));
+            // What listens for both families has no address at all.
+            if (listed.family == 6 && is_ipv4_mapped(listed.local_address.data())) {
+                listed.family = 4;
+                ipv4_from_mapped(listed.local_address.data());
+                if (is_ipv4_mapped(listed.peer_address.data()))
+                    ipv4_from_mapped(listed.peer_address.data());
+            }
             listed.state = socket->idiag_state;
             const auto* attribute = reinterpret_cast<const rtattr*>(socket + 1);
             auto bytes = static_cast<unsigned>(NLMSG_PAYLOAD(h, sizeof(*socket)));
@@ -153,9 +165,8 @@ bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle)
     return list_family(netlink.get(), AF_INET, handle) && list_family(netlink.get(), AF_INET6, handle);
 }
 
-SocketOwners find_socket_owners()
+void for_each_socket_holder(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle)
 {
-    SocketOwners owners;
     std::error_code ignored;
     for (const auto& process : fs::directory_iterator("/proc", ignored)) {
         const std::string name = process.path().filename();
@@ -172,9 +183,15 @@ SocketOwners find_socket_owners()
             std::uint32_t inode = 0;
             if (text.starts_with(prefix) &&
                 std::from_chars(text.data() + prefix.size(), text.data() + text.size(), inode).ec == std::errc())
-                owners.emplace(inode, pid);
+                handle(inode, pid);
         }
     }
+}
+
+SocketOwners find_socket_owners()
+{
+    SocketOwners owners;
+    for_each_socket_holder([&](std::uint32_t inode, std::uint32_t pid) { owners.emplace(inode, pid); });
     return owners;
 }
 

@@ -2,6 +2,7 @@
 // The connections that are open already: network namespaces of this host, and their TCP sockets by NETLINK_SOCK_DIAG.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -20,16 +21,21 @@ struct ListedSocket {
     std::uint64_t last_send_ns;    ///< CLOCK_MONOTONIC, millisecond steps; 0 if nothing was sent
     std::uint64_t last_receive_ns; ///< 0 if nothing was received
     std::uint32_t inode;
+    std::array<std::uint8_t, 16> local_address; ///< network order; IPv4 in the first four bytes
+    std::array<std::uint8_t, 16> peer_address;
     std::uint16_t local_port;
-    std::uint8_t state; ///< enum tcp_connection_state
+    std::uint16_t peer_port;
+    std::uint8_t family; ///< 4 or 6; IPv4-mapped addresses are 4
+    std::uint8_t state;  ///< enum tcp_connection_state
 };
 
 /// Lists the TCP sockets of the namespace that the calling thread is in. False with errno set if the kernel refuses.
 bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle);
 
+/// One walk through /proc: calls `handle` for each socket (by its inode) that a process holds.
+void for_each_socket_holder(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle);
 /// Process ids by socket inode: of several that hold one, any.
 using SocketOwners = std::unordered_map<std::uint32_t, std::uint32_t>;
-/// One walk through /proc.
 SocketOwners find_socket_owners();
 
 } // namespace finrace

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "source/host.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <ifaddrs.h>
+#include <linux/openat2.h>
+#include <netinet/in.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "source/configuration.h"
+#include "source/descriptor.h"
+#include "source/sockets.h"
+
+namespace finrace {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::uint64_t ns_per_ms = 1'000'000;
+constexpr std::size_t largest_file = 1U << 20U;
+constexpr std::size_t most_read = 16U << 20U; ///< of one process's files, all together
+constexpr unsigned most_parents = 8;
+
+std::uint64_t monotonic_ns()
+{
+    timespec now{};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+std::string read_proc(std::uint32_t pid, std::string_view name)
+{
+    std::ifstream file(fmt::format("/proc/{}/{}", pid, name), std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+std::vector<std::string> split_at_zeros(std::string_view text)
+{
+    std::vector<std::string> words;
+    while (!text.empty()) {
+        const std::size_t end = std::min(text.find('\0'), text.size());
+        words.emplace_back(text.substr(0, end));
+        text.remove_prefix(std::min(end + 1, text.size()));
+    }
+    return words;
+}
+
+std::string comm_of(std::uint32_t pid)
+{
+    std::string name = read_proc(pid, "comm");
+    if (!name.empty())
+        name.pop_back();
+    return name;
+}
+
+/// proc(5), /proc/PID/stat: field `number`, from 4 on (what stands before may hold spaces).
+std::uint64_t stat_field(std::uint32_t pid, unsigned number)
+{
+    const std::string text = read_proc(pid, "stat");
+    const std::size_t end_of_name = text.rfind(')');
+    std::uint64_t value = 0;
+    if (end_of_name == std::string::npos)
+        return value;
+    std::size_t at = end_of_name + 1; // the space before field 3
+    for (unsigned field = 3; field < number && at != std::string::npos; ++field)
+        at = text.find(' ', at + 1);
+    if (at != std::string::npos && at + 1 < text.size())
+        std::from_chars(text.data() + at + 1, text.data() + text.size(), value);
+    return value;
+}
+
+std::int64_t started_s(std::uint32_t pid)
+{
+    constexpr unsigned starttime = 22;
+    timespec real{};
+    timespec boot{};
+    ::clock_gettime(CLOCK_REALTIME, &real);
+    ::clock_gettime(CLOCK_BOOTTIME, &boot);
+    const auto ticks = static_cast<std::int64_t>(stat_field(pid, starttime));
+    // To the second after: a file that was written just before is older.
+    return real.tv_sec - boot.tv_sec + ticks / ::sysconf(_SC_CLK_TCK) + 2;
+}
+
+/// The files of a process, as it sees them: below its own root, whatever links say.
+class ProcessFiles {
+public:
+    explicit ProcessFiles(std::uint32_t pid)
+        : root_(::open(fmt::format("/proc/{}/root", pid).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC))
+    {
+    }
+
+    std::vector<ConfigurationFile> open_files(const std::string& path)
+    {
+        std::vector<ConfigurationFile> files;
+        std::vector<std::string> names{""};
+        for (const fs::path& part : fs::path(path).lexically_normal().relative_path())
+            names = extended(names, part);
+        for (const std::string& name : names)
+            add(files, name, true);
+        return files;
+    }
+
+private:
+    [[nodiscard]] Descriptor opened(const std::string& path, std::uint64_t flags) const
+    {
+        open_how how{};
+        how.flags = flags | O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+        how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+        return Descriptor(static_cast<int>(
+            ::syscall(SYS_openat2, root_.get(), path.empty() ? "." : path.c_str(), &how, sizeof(how))));
+    }
+
+    [[nodiscard]] std::vector<std::string> names_in(const std::string& directory) const
+    {
+        std::vector<std::string> names;
+        Descriptor fd = opened(directory, O_DIRECTORY);
+        const std::unique_ptr<DIR, int (*)(DIR*)> listing(::fdopendir(::dup(fd.get())), ::closedir);
+        if (!listing)
+            return names;
+        while (const dirent* entry = ::readdir(listing.get())) // NOLINT(concurrency-mt-unsafe): a DIR of our own
+            if (entry->d_name[0] != '.')
+                names.emplace_back(entry->d_name);
+        std::sort(names.begin(), names.end());
+        return names;
+    }
+
+    /// One component further, which may be a pattern.
+    [[nodiscard]] std::vector<std::string> extended(const std::vector<std::string>& paths,
+                                                    const std::string& part) const
+    {
+        std::vector<std::string> longer;
+        for (const std::string& path : paths) {
+            const std::string prefix = path.empty() ? path : path + '/';
+            if (part.find_first_of("*?[") == std::string::npos) {
+                longer.push_back(prefix + part);
+                continue;
+            }
+            for (const std::string& name : names_in(path))
+                if (::fnmatch(part.c_str(), name.c_str(), FNM_PERIOD) == 0)
+                    longer.push_back(prefix + name);
+        }
+        return longer;
+    }
+
+    void add(std::vector<ConfigurationFile>& files, const std::string& path, bool with_directories)
+    {
+        const Descriptor fd = opened(path, 0);
+        struct stat status {};
+        if (!fd || ::fstat(fd.get(), &status) != 0)
+            return;
+        if (S_ISDIR(status.st_mode) && with_directories) {
+            for (const std::string& name : names_in(path))
+                add(files, path + '/' + name, false);
+            return;
+        }
+        if (!S_ISREG(status.st_mode) || static_cast<std::size_t>(status.st_size) > largest_file ||
+            read_ + static_cast<std::size_t>(status.st_size) > most_read)
+            return;
+        std::string text(static_cast<std::size_t>(status.st_size), '\0');
+        std::size_t size = 0;
+        while (size < text.size()) {
+            const ssize_t got = ::read(fd.get(), text.data() + size, text.size() - size);
+            if (got < 0 && errno == EINTR)
+                continue;
+            if (got <= 0)
+                break;
+            size += static_cast<std::size_t>(got);
+        }
+        text.resize(size);
+        read_ += size;
+        files.push_back({.path = '/' + path, .text = std::move(text), .modified_s = status.st_mtim.tv_sec});
+    }
+
+    Descriptor root_;
+    std::size_t read_ = 0;
+};
+
+/// A worker's command line is its master's: the topmost of its parents of the same name.
+ProcessFacts facts_of(std::uint32_t pid)
+{
+    constexpr unsigned ppid = 4;
+    ProcessFacts facts{.pid = pid,
+                       .name = comm_of(pid),
+                       .arguments = {},
+                       .environment = {},
+                       .directory = {},
+                       .started_s = started_s(pid)};
+    for (unsigned i = 0; i < most_parents; ++i) {
+        const auto parent = static_cast<std::uint32_t>(stat_field(facts.pid, ppid));
+        if (parent <= 1 || comm_of(parent) != facts.name)
+            break;
+        facts.pid = parent;
+    }
+    facts.arguments = split_at_zeros(read_proc(facts.pid, "cmdline"));
+    const std::vector<std::string_view> wanted = deciding_variables();
+    for (const std::string& variable : split_at_zeros(read_proc(facts.pid, "environ"))) {
+        const std::size_t equals = variable.find('=');
+        if (equals != std::string::npos &&
+            std::find(wanted.begin(), wanted.end(), std::string_view(variable).substr(0, equals)) != wanted.end())
+            facts.environment[variable.substr(0, equals)] = variable.substr(equals + 1);
+    }
+    std::error_code gone;
+    facts.directory = fs::read_symlink(fmt::format("/proc/{}/cwd", facts.pid), gone).string();
+    return facts;
+}
+
+UpstreamKey key_of(const std::array<std::uint8_t, 16>& address, std::uint16_t port, std::uint8_t family,
+                   std::uint32_t netns)
+{
+    UpstreamKey key{.address = address, .port = port, .family = family, .netns = 0};
+    if (key.is_loopback())
+        key.netns = netns;
+    return key;
+}
+
+std::uint32_t this_network_namespace()
+{
+    struct stat status {};
+    return ::stat("/proc/thread-self/ns/net", &status) == 0 ? static_cast<std::uint32_t>(status.st_ino) : 0;
+}
+
+/// Calls `handle` with each address, and its family, of the network namespace that the calling thread is in.
+template <typename Handle>
+void for_each_own_address(const Handle& handle)
+{
+    ifaddrs* all = nullptr;
+    if (::getifaddrs(&all) != 0)
+        return;
+    for (const ifaddrs* one = all; one != nullptr; one = one->ifa_next) {
+        std::array<std::uint8_t, 16> address{};
+        if (one->ifa_addr == nullptr)
+            continue;
+        if (one->ifa_addr->sa_family == AF_INET) {
+            std::memcpy(address.data(), &reinterpret_cast<const sockaddr_in*>(one->ifa_addr)->sin_addr, 4);
+            handle(address, std::uint8_t{4});
+        } else if (one->ifa_addr->sa_family == AF_INET6) {
+            std::memcpy(address.data(), &reinterpret_cast<const sockaddr_in6*>(one->ifa_addr)->sin6_addr, 16);
+            handle(address, std::uint8_t{6});
+        }
+    }
+    ::freeifaddrs(all);
+}
+
+} // namespace
+
+Host Host::now()
+{
+    Host host;
+    std::unordered_map<std::uint32_t, std::vector<std::uint32_t>> holders;
+    for_each_socket_holder([&](std::uint32_t inode, std::uint32_t pid) {
+        std::vector<std::uint32_t>& pids = holders[inode];
+        if (pids.empty() || pids.back() != pid)
+            pids.push_back(pid);
+    });
+    for (auto& [inode, pids] : holders)
+        std::sort(pids.begin(), pids.end());
+    const auto holders_of = [&](std::uint32_t inode) {
+        const auto found = holders.find(inode);
+        return found != holders.end() ? found->second : std::vector<std::uint32_t>();
+    };
+
+    // What can't be entered has been told of by the source.
+    in_each_network_namespace([&] {
+        const std::uint32_t netns = this_network_namespace();
+        for_each_own_address([&](const std::array<std::uint8_t, 16>& address, std::uint8_t family) {
+            host.addresses_.emplace(UpstreamKey{.address = address, .port = 0, .family = family, .netns = 0}, netns);
+        });
+        std::vector<ListedSocket> sockets;
+        std::set<std::uint16_t> listening;
+        list_tcp_sockets([&](const ListedSocket& socket) {
+            sockets.push_back(socket);
+            if (socket.state == TCP_STATE_LISTEN)
+                listening.insert(socket.local_port);
+        });
+        const std::uint64_t now_ns = monotonic_ns();
+        for (const ListedSocket& socket : sockets) {
+            if (socket.state == TCP_STATE_LISTEN) {
+                // Of an IPv6 socket without an address it is not known whether it takes IPv4 as well: most do.
+                const bool any = socket.local_address == std::array<std::uint8_t, 16>{};
+                host.listeners_.push_back({.where = {.address = socket.local_address,
+                                                     .port = socket.local_port,
+                                                     .family = socket.family,
+                                                     .netns = netns},
+                                           .both_families = any && socket.family == 6,
+                                           .holders = holders_of(socket.inode)});
+                continue;
+            }
+            const bool answered = socket.last_receive_ns != 0 && socket.last_receive_ns >= socket.last_send_ns;
+            if (socket.state != TCP_STATE_ESTABLISHED || listening.count(socket.local_port) != 0 || !answered)
+                continue;
+            const std::vector<std::uint32_t> pids = holders_of(socket.inode);
+            host.resting_.push_back(
+                {.upstream = key_of(socket.peer_address, socket.peer_port, socket.family, netns),
+                 .rested_ms = now_ns > socket.last_receive_ns ? (now_ns - socket.last_receive_ns) / ns_per_ms : 0,
+                 .pid = pids.empty() ? 0 : pids.front()});
+        }
+    });
+    return host;
+}
+
+const Host::Listener* Host::listener(const UpstreamKey& upstream) const
+{
+    // A loopback address without a namespace is this one's own, as far as anybody can tell.
+    const auto own = addresses_.find({.address = upstream.address, .port = 0, .family = upstream.family, .netns = 0});
+    const bool is_own = own != addresses_.end() || upstream.is_loopback();
+    if (!is_own)
+        return nullptr;
+    const auto fits = [&](const Listener& one, bool by_address) {
+        if (one.where.port != upstream.port)
+            return false;
+        if (upstream.netns != 0 ? one.where.netns != upstream.netns
+                                : own != addresses_.end() && !upstream.is_loopback() && one.where.netns != own->second)
+            return false;
+        if (by_address)
+            return one.where.family == upstream.family && one.where.address == upstream.address;
+        return one.where.address == std::array<std::uint8_t, 16>{} &&
+               (one.where.family == upstream.family || one.both_families);
+    };
+    for (const bool by_address : {true, false})
+        for (const Listener& one : listeners_)
+            if (fits(one, by_address))
+                return &one;
+    return nullptr;
+}
+
+Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
+{
+    Ends ends;
+    ends.proxy.software = setting_of_proxy(owner.process);
+    if (ends.proxy.software != nullptr && owner.pid != 0) {
+        const ProcessFacts process = facts_of(owner.pid);
+        // Its name may be its thread's; but another process may have its number by now.
+        if (const IdleSetting* by_name = setting_of_proxy(process.name);
+            by_name == nullptr || by_name == ends.proxy.software) {
+            ProcessFiles files(process.pid);
+            ends.proxy.pid = process.pid;
+            ends.proxy.present = present_of_proxy(*ends.proxy.software, process, upstream,
+                                                  [&](const std::string& path) { return files.open_files(path); });
+        }
+    }
+    const Listener* there = listener(upstream);
+    if (there == nullptr)
+        return ends;
+    for (const std::uint32_t pid : there->holders) {
+        const ProcessFacts process = facts_of(pid);
+        const IdleSetting* software = setting_of_server(process.name, process.arguments);
+        if (software == nullptr)
+            continue;
+        ProcessFiles files(process.pid);
+        ends.upstream = {.software = software,
+                         .pid = process.pid,
+                         .present = present_of_server(*software, process,
+                                                      [&](const std::string& path) { return files.open_files(path); })};
+        break;
+    }
+    return ends;
+}
+
+} // namespace finrace

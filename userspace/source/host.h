@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// This host as it is now: the connections that rest in pools, and who stands at a pool's two ends, with what they have
+// been told. Nothing that it reads is run, and no more of a file is kept than the setting that is looked for.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "core/diagnosis.h"
+#include "core/software.h"
+#include "core/upstream.h"
+
+namespace finrace {
+
+class Host {
+public:
+    /// A connection that this host opened and that carries no request: nothing was sent since the last answer came.
+    struct Resting {
+        UpstreamKey upstream; ///< its network namespace is known
+        std::uint64_t rested_ms = 0;
+        std::uint32_t pid = 0; ///< of its owner; 0 if not known
+    };
+
+    /// Looks at all sockets of all network namespaces that can be entered, and at who holds them.
+    static Host now();
+
+    [[nodiscard]] const std::vector<Resting>& resting() const { return resting_; }
+
+    /// What can be told of a pool's ends: of the proxy's by its owner; of the upstream's if it listens on this host.
+    [[nodiscard]] Ends ends(const UpstreamKey& upstream, const Owner& owner) const;
+
+private:
+    struct Listener {
+        UpstreamKey where; ///< zeros: any address
+        bool both_families = false;
+        std::vector<std::uint32_t> holders; ///< process ids, the lowest first
+    };
+
+    [[nodiscard]] const Listener* listener(const UpstreamKey& upstream) const;
+
+    std::vector<Resting> resting_;
+    std::vector<Listener> listeners_;
+    std::map<UpstreamKey, std::uint32_t> addresses_; ///< of this host, without port: which namespace has it
+};
+
+} // namespace finrace
