@@ -173,7 +173,7 @@ private:
             return;
         if (S_ISDIR(status.st_mode) && with_directories) {
             for (const std::string& name : names_in(path))
-                add(files, path + '/' + name, false);
+                add(files, fmt::format("{}/{}", path, name), false);
             return;
         }
         if (!S_ISREG(status.st_mode) || static_cast<std::size_t>(status.st_size) > largest_file ||
