@@ -36,10 +36,12 @@ TEST_CASE("durations take a unit")
     CHECK(parse_duration("1.5s") == 1500ms);
     CHECK(parse_duration("2m") == 2min);
     CHECK(parse_duration("1h") == 1h);
+    CHECK(parse_duration("1h30m") == 90min);
     CHECK(parse_duration("7us") == 7us);
     CHECK(parse_duration("0s") == 0s);
     CHECK_THROWS_WITH(parse_duration("10"), Catch::Contains("'10' has no unit") && Catch::Contains("250ms, 10s"));
     CHECK_THROWS_WITH(parse_duration("10x"), Catch::Contains("unknown unit 'x'"));
+    CHECK_THROWS_WITH(parse_duration("1h30"), Catch::Contains("'1h30' has no unit"));
     for (const char* text : {"", "s", "-1s", "1..5s", "1e3s", "ten", " 1s", "1s ", "9999999h", "."}) {
         CAPTURE(text);
         CHECK_THROWS_AS(parse_duration(text), UsageError);

@@ -60,6 +60,8 @@ int main(int argc, char** argv)
     add_record(program, action);
     add_doctor(program, action);
     add_explain(program, action);
+    add_manual(program, action);
+    add_completion(program, action);
 
     try {
         program.parse(argc, argv);

@@ -26,6 +26,8 @@ void add_record(CLI::App& program, Action& action);
 void add_diagnose(CLI::App& program, Action& action);
 void add_doctor(CLI::App& program, Action& action);
 void add_explain(CLI::App& program, Action& action);
+void add_manual(CLI::App& program, Action& action);
+void add_completion(CLI::App& program, Action& action);
 
 /// What to watch, and how to attach.
 struct WatchOptions {

@@ -85,20 +85,27 @@ std::chrono::nanoseconds parse_duration(std::string_view text)
     static constexpr std::array<Unit, 5> units{
         Unit{"us", 1e3}, Unit{"ms", 1e6}, Unit{"s", 1e9}, Unit{"m", 60e9}, Unit{"h", 3600e9},
     };
-    static constexpr std::string_view forms = "accepted: a number with a unit: 250ms, 10s, 1.5s, 2m, 1h";
+    static constexpr std::string_view forms = "accepted: numbers with units: 250ms, 10s, 1.5s, 2m, 1h30m";
     static constexpr double longest_ns = 366.0 * 24 * 3600e9;
 
-    const auto [number, unit] = split_unit(text);
-    const std::optional<double> value = whole_number<double>(number);
-    if (!value)
-        throw UsageError(fmt::format("'{}' is no duration; {}", text, forms));
-    if (unit.empty())
-        throw UsageError(fmt::format("'{}' has no unit; {}", text, forms));
-    const auto* const found =
-        std::find_if(units.begin(), units.end(), [name = unit](const Unit& u) { return u.name == name; });
-    if (found == units.end())
-        throw UsageError(fmt::format("'{}' has an unknown unit '{}'; {}", text, unit, forms));
-    const double ns = *value * found->ns;
+    double ns = 0;
+    std::string_view rest = text;
+    do {
+        const std::size_t end_of_number = std::min(rest.find_first_not_of("0123456789."), rest.size());
+        const std::size_t end = std::min(rest.find_first_of("0123456789.", end_of_number), rest.size());
+        const std::string_view unit = rest.substr(end_of_number, end - end_of_number);
+        const std::optional<double> value = whole_number<double>(rest.substr(0, end_of_number));
+        if (!value)
+            throw UsageError(fmt::format("'{}' is no duration; {}", text, forms));
+        if (unit.empty())
+            throw UsageError(fmt::format("'{}' has no unit; {}", text, forms));
+        const auto* const found =
+            std::find_if(units.begin(), units.end(), [unit](const Unit& u) { return u.name == unit; });
+        if (found == units.end())
+            throw UsageError(fmt::format("'{}' has an unknown unit '{}'; {}", text, unit, forms));
+        ns += *value * found->ns;
+        rest.remove_prefix(end);
+    } while (!rest.empty());
     if (ns > longest_ns)
         throw UsageError(fmt::format("'{}' is longer than a year", text));
     return std::chrono::nanoseconds(std::llround(ns));
