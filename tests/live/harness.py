@@ -28,6 +28,7 @@ from datetime import datetime, timezone
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(1, os.path.join(ROOT, "tests"))
 try:
+    import check_page  # noqa: E402
     import check_records  # noqa: E402
 except ImportError as missing:
     print(f"live tests: {missing}: run scripts/setup", file=sys.stderr)
@@ -176,14 +177,21 @@ def check_replay(finrace, recordings, flags=()):
 
 
 def diagnose(options, *arguments, **more):
-    """(exit status, report, what was said) of `finrace diagnose --json`; asserts that the report is what the schema says."""
-    done = subprocess.run([options.finrace, "diagnose", "--json", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, timeout=LIMIT * 10, check=False, **more)
+    """(exit status, report, what was said) of `finrace diagnose --json`; asserts that the report is what the schema says, and
+    that the page beside it is sound and says the same."""
+    folder = tempfile.mkdtemp(dir=options.folder)
+    page = os.path.join(folder, "page.html")
+    done = subprocess.run([options.finrace, "diagnose", "--json", "--html", page, *arguments], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=LIMIT * 10, check=False, **more)
     said = done.stderr.decode("utf-8", "replace")
     must(done.returncode in (0, 1, 3), lambda: f"diagnose: exit {done.returncode}: {said[-2000:]}")
     report = json.loads(done.stdout)
     found = check_records.report_complaints(report)
     must(not found, lambda: f"{len(found)} complaints about the report: {found[0]}")
+    must(os.listdir(folder) == ["page.html"] and os.stat(page).st_mode & 0o777 == 0o600, f"beside the page: {os.listdir(folder)}")
+    with open(page, encoding="utf-8") as file:
+        found = check_page.complaints(file.read(), report)
+    must(not found, lambda: f"{len(found)} complaints about the page: {found[0]}")
     return done.returncode, report, said
 
 

@@ -17,6 +17,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -29,7 +30,7 @@ import harness  # noqa: E402
 import send_calls  # noqa: E402
 from harness import LIMIT, Finrace, Net, Pair, checked, libc, listen, must, read_all, wait_for  # noqa: E402
 
-PR_SET_NAME = 15
+PR_SET_NAME, PR_GET_NAME = 15, 16
 MEMORY_BUDGET = 64 << 20  # of userspace, at 100,000 followed connections
 OLD_IDLE = 1.1  # above 0.9 s, so that an idle close is thinkable at all
 # Longer than a TLS farewell, which is no request.
@@ -44,6 +45,18 @@ def network():
         yield net
     finally:
         net.close()
+
+
+@contextmanager
+def renamed(name):
+    """This thread, as the kernel names it."""
+    before = ctypes.create_string_buffer(16)
+    checked(libc.prctl(PR_GET_NAME, before), "prctl")
+    checked(libc.prctl(PR_SET_NAME, ctypes.create_string_buffer(name.encode())), "prctl")
+    try:
+        yield
+    finally:
+        checked(libc.prctl(PR_SET_NAME, before), "prctl")
 
 
 def healthy(net, listener, exchanges=1, client_host=None):
@@ -778,6 +791,73 @@ def test_recording(options):
         must(done.returncode == 2 and words in done.stderr, f"{arguments}: exit {done.returncode}, {done.stderr}")
 
 
+# What check_page must find.
+PAGE_DEFECTS = [
+    ("<main>", "<main><script>1</script>"), ("<main>", "<main><img src='http://192.0.2.1/'>"), ("</svg>", ""),
+    ("<main>", "<main><p onclick='1'></p>"), ("Content-Security-Policy", "Content-Policy"), ("<main>", "<main><a href='http://a/'>a</a>"),
+    ("color-scheme: light dark", "background: url(a)"), ("--soft: #535e6a", "--soft: #939eaa"), ("<desc", "<text"),
+    ("class=\"finding\"", "class=\"lost\""), ("upstream_closed</code>", "closed</code>"), ("<h2>", "<h1>"), ("</html>", "&lt;<b"),
+]
+
+
+def test_page(options):
+    """diagnose --html: a page that is whole or not there, told before the watching if it can't be; a signal ends that alone."""
+    folder = os.path.join(options.folder, "pages")
+    os.makedirs(os.path.join(folder, "folder"))
+    page, recording = os.path.join(folder, "page.html"), os.path.join(options.folder, "for-a-page")
+    name = "<b>\"&'</script>"[:15]
+    with network() as net, Finrace(options, "--record", recording) as finrace:
+        listener = listen(net)
+        with renamed(name):
+            unanswered(net, listener)
+            finrace.wait_verdicts(net, 1)
+        finrace.stop()
+    _, report, _ = harness.diagnose(options, recording)
+    must(len(report["findings"]) == 1, f"{report}")
+
+    with open(page, "w", encoding="ascii") as file:
+        file.write("old")
+    os.chmod(page, 0o644)
+    link = os.path.join(folder, "link")
+    os.symlink(page, link)
+    before = sorted(os.listdir(folder))
+    refusals = [
+        ("-", "name a file"), ("", "name a file"), (link, "is a symbolic link"), ("/dev/null", "is no plain file"),
+        (os.path.join(folder, "folder"), "is a directory"), (os.path.join(folder, "nothing", "x"), "No such file"),
+    ]
+    for path, words in refusals:  # at once, not after an hour
+        done = run_finrace(options, ["diagnose", *options.backend_flags, "--for", "1h", "--html", path])
+        must(done.returncode == 2 and words in done.stderr and not done.stdout, f"{path}: exit {done.returncode}, {done.stderr}")
+    must(stat.S_ISCHR(os.stat("/dev/null").st_mode) and read_file(page) == b"old", "what was there is not as it was")
+    must(sorted(os.listdir(folder)) == before, f"left behind: {os.listdir(folder)}")
+
+    done = run_finrace(options, ["diagnose", recording, "--html", page])
+    text = read_file(page).decode("utf-8")
+    must(done.returncode == 1 and "upstream_closed" in done.stdout and text.endswith("</html>\n"), f"exit {done.returncode}: {done.stderr}")
+    must(os.stat(page).st_mode & 0o777 == 0o600, "others can read the page")
+    must("&lt;b&gt;&quot;&amp;&#39;&lt;" in text and not harness.check_page.complaints(text, report), "a name got into the page")
+    must(sorted(os.listdir(folder)) == before, f"left behind: {os.listdir(folder)}")
+
+    for sound, broken in PAGE_DEFECTS:
+        must(sound in text and harness.check_page.complaints(text.replace(sound, broken, 1), report), f"{broken!r} is not found")
+
+    with subprocess.Popen([options.finrace, "diagnose", *options.backend_flags, "--for", "1h", "--html", page],
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as watching:
+        while "ready" not in (line := watching.stderr.readline()):
+            must(line, "it never became ready")
+        must(read_file(page).decode("utf-8") == text, "the page changed before its time")
+        watching.send_signal(signal.SIGINT)
+        must(watching.wait(LIMIT) in (0, 1, 3), f"exit {watching.returncode}")
+    must(not harness.check_page.complaints(read_file(page).decode("utf-8")) and read_file(page).decode("utf-8") != text,
+         "no page of what was seen until the signal")
+
+    full = os.path.join(folder, "folder")
+    checked(libc.mount(b"none", full.encode(), b"tmpfs", 0, b"size=4k"), "mount tmpfs")
+    done = run_finrace(options, ["diagnose", recording, "--html", os.path.join(full, "page.html")])
+    must(done.returncode == 2 and "No space left" in done.stderr and "upstream_closed" in done.stdout, f"exit {done.returncode}: {done.stderr}")
+    must(not os.listdir(full), f"left behind: {os.listdir(full)}")
+
+
 def test_recording_lives_on(options):
     """The disk is full, the reader leaves: what could not be written is counted, and the recorder goes on or ends as it should."""
     command = [options.finrace, "record", *options.backend_flags, "--for", "1s"]
@@ -1239,7 +1319,7 @@ def test_no_cgroup_root(options):
 
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_told_to_end_in_a_flood, test_log_rotation,
-    test_recording, test_recording_lives_on, test_recorder_through_a_pipe,
+    test_recording, test_page, test_recording_lives_on, test_recorder_through_a_pipe,
     test_accept_queue_full,
     test_two_at_once, test_process_names, test_moved_sockets,
     test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,

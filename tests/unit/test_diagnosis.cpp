@@ -361,6 +361,51 @@ TEST_CASE("a page has an end, and a name can't steer it", "[diagnosis]")
     CHECK(json["findings"][0]["message"] == "by ??[31m");
 }
 
+TEST_CASE("a finding tells when: the first five times, and how many more", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    event e = crossing();
+    const auto wide = [&] { return report_text(diagnosis, watched(), Paint(false), 200); };
+    const auto again = [&] {
+        judge(diagnosis, e, race());
+        e.timestamp_ns += 1000 * ms;
+    };
+    again();
+    CHECK(says(wide(), "   At 12:00:10.020:\n"));
+    again();
+    CHECK(says(wide(), "   At 12:00:10.020, 12:00:11.020. The most telling one:\n"));
+    for (int i = 0; i < 3; ++i)
+        again();
+    CHECK(says(wide(), "12:00:13.020, 12:00:14.020. The most telling one:\n"));
+    again();
+    CHECK(says(wide(), "12:00:14.020, and 1 more until 12:00:15.020. The most telling one:\n"));
+}
+
+TEST_CASE("no line of a report is wider than it may be", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    Verdict verdict = race();
+    verdict.reason = Reason::idle_timer;
+    for (int i = 0; i < 7; ++i)
+        judge(diagnosis, crossing(), verdict, answered(502));
+    judge(diagnosis, refused(), verdict);
+    use_again(diagnosis, crossing(), "nginx");
+    diagnosis.end_run(exposed_upstreams(crossing(), 5), minute_ns, minute_ns);
+    for (const std::size_t width : {72U, 80U, 100U}) {
+        const std::string report = report_text(diagnosis, watched(2), Paint(false), width);
+        CAPTURE(report);
+        std::size_t widest = 0;
+        for (std::size_t at = 0; at < report.size();) {
+            const std::size_t end = report.find('\n', at);
+            widest = std::max(widest, columns(std::string_view(report).substr(at, end - at)));
+            at = end + 1;
+        }
+        CHECK(widest <= width);
+        CHECK(widest > width - 12);
+        CHECK(columns(report_text(diagnosis, watched(2), Paint(true), width)) == columns(report));
+    }
+}
+
 TEST_CASE("the report on a race, word for word", "[diagnosis]")
 {
     Diagnosis diagnosis;
@@ -379,11 +424,11 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "   At 12:00:10.020:\n"
           "     12:00:10.020  keepalive_race (fin_crossed)  proven  idle_timer\n"
           "       nginx[1234]  10.0.0.1:41234 → 10.0.0.2:8000  request 3 on this connection\n"
-          "             -981     ms   ·   idle      from here; this upstream closes after 5000 ms (5 closes, spread 0 "
-          "ms)\n"
+          "             -981     ms   ·   idle      from here; this upstream closes after 5000 ms (5 closes,\n"
+          "                                         spread 0 ms)\n"
           "               +0.000 ms  ──▶  request   176 bytes\n"
-          "              +20.113 ms  ◀──  FIN       acknowledges 0 of 176 request bytes: sent before the request "
-          "arrived\n"
+          "              +20.113 ms  ◀──  FIN       acknowledges 0 of 176 request bytes: sent before the\n"
+          "                                         request arrived\n"
           "       They crossed.\n"
           "       The client 0.0.0.0:4000 got 502.\n"
           "   What to change\n"

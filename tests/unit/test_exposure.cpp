@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <random>
+#include <vector>
 
 #include "core/exposure.h"
 #include "core/software.h"
@@ -40,6 +41,22 @@ TEST_CASE("rests are counted where they are", "[exposure]")
     CHECK(rests.between(ms - ms / 8, ms + ms / 7 + 1) > 0.4); // its bucket is at most an eighth wide
     CHECK(rests.between(ms, ms) == 0);
     CHECK(rests.between(0, ms / 2) < 0.001);
+}
+
+TEST_CASE("filled buckets hold what was added, in order", "[exposure]")
+{
+    RestHistogram rests;
+    CHECK(rests.filled().empty());
+    for (const std::uint32_t ms : {0U, 5000U, 5001U, 4'294'967'295U})
+        rests.add(ms);
+    const std::vector<RestHistogram::Bucket> filled = rests.filled();
+    REQUIRE(filled.size() == 3);
+    CHECK(filled[0].from_ms == 0);
+    CHECK(filled[0].to_ms == 1);
+    CHECK(filled[1].from_ms <= 5000);
+    CHECK(filled[1].to_ms > 5001);
+    CHECK(filled[1].count == 2);
+    CHECK(filled[2].to_ms > 4'294'967'295U);
 }
 
 TEST_CASE("of evenly spread rests a range has its share", "[exposure]")

@@ -29,7 +29,7 @@ std::string show(const Sighting& one, bool colours = false)
 {
     ::setenv("TZ", "UTC", 1);
     ::tzset();
-    return timeline(one, WallClock(1'769'860'800'000'000'000), Paint(colours), 100);
+    return timeline(one, WallClock(1'769'860'800'000'000'000), Paint(colours), 120);
 }
 
 } // namespace
@@ -45,6 +45,31 @@ TEST_CASE("a crossing as a timeline")
           "         +40.113 ms  ◀──  RST       its number is the FIN's: answers what was sent before the FIN came\n"
           "  They crossed.\n"
           "\n");
+}
+
+TEST_CASE("a timeline in a narrow terminal")
+{
+    ::setenv("TZ", "UTC", 1);
+    ::tzset();
+    const Sighting one = sighting(crossing(), crossing_closed());
+    const WallClock clock(1'769'860'800'000'000'000);
+    CHECK(timeline(one, clock, Paint(false), 72) ==
+          "12:00:10.020  keepalive_race (fin_crossed)  proven\n"
+          "  nginx[1234]  10.0.0.1:41234 → 10.0.0.2:8000  request 3 on this\n"
+          "  connection\n"
+          "        -981     ms   ·   idle      from here; this upstream closes\n"
+          "                                    after 1000 ms (4 closes, spread 5\n"
+          "                                    ms)\n"
+          "          +0.000 ms  ──▶  request   176 bytes\n"
+          "         +20.113 ms  ◀──  FIN       acknowledges 0 of 176 request bytes:\n"
+          "                                    sent before the request arrived\n"
+          "         +40.113 ms  ◀──  RST       its number is the FIN's: answers\n"
+          "                                    what was sent before the FIN came\n"
+          "  They crossed.\n"
+          "\n");
+    CHECK_THAT(timeline(one, clock, Paint(false), 48), Catch::Contains("         +20.113 ms  ◀──  FIN\n"
+                                                                       "        acknowledges 0 of 176 request bytes:\n"
+                                                                       "        sent before the request arrived\n"));
 }
 
 TEST_CASE("a server's end as a timeline")
@@ -193,6 +218,13 @@ TEST_CASE("a sighting waits for its connection's end, or half a second")
         queue.add(sighting(crossing(), crossing()));
     CHECK(queue.take_ready(seen_at).size() == 5);
     CHECK(queue.take_all().size() == SightingQueue::capacity);
+}
+
+TEST_CASE("columns are what the terminal shows")
+{
+    CHECK(columns("a → b") == 5);
+    CHECK(columns(Paint(true).red("a → b")) == 5);
+    CHECK(columns("") == 0);
 }
 
 TEST_CASE("wrapped text keeps its breaks and indents")

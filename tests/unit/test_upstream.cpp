@@ -180,6 +180,7 @@ TEST_CASE("what is learned follows a timer that was changed", "[upstream]")
     CHECK(learner.timeout()->ms == 65'000);
     CHECK(learner.timeout()->samples == 128);
     CHECK(learner.samples() == 128);
+    CHECK(learner.idle_times_ms() == std::vector<std::uint32_t>(128, 65'000));
 }
 
 TEST_CASE("the answer is not kept beyond the next sample", "[upstream]")

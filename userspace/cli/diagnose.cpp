@@ -18,10 +18,12 @@
 
 #include "cli/live_loop.h"
 #include "cli/options.h"
+#include "cli/page_file.h"
 #include "cli/replay.h"
 #include "cli/terminal.h"
 #include "core/diagnosis.h"
 #include "sink/facts.h"
+#include "sink/html.h"
 #include "sink/report.h"
 #include "sink/text.h"
 #include "source/host.h"
@@ -43,6 +45,7 @@ struct DiagnoseOptions {
     std::chrono::nanoseconds duration = by_default;
     std::vector<std::string> files{};
     bool json = false;
+    std::string page{}; ///< the file for it; empty if none is wanted
 };
 
 class Doctor final : public Listener {
@@ -159,7 +162,7 @@ private:
     bool tells_netns_ = false;
 };
 
-/// Prints it; the exit status that it comes to.
+/// Prints it, and writes its page; the exit status that it comes to.
 int report(const DiagnoseOptions& options, const Diagnosis& diagnosis, const Watched& watched)
 {
     if (options.json)
@@ -169,6 +172,8 @@ int report(const DiagnoseOptions& options, const Diagnosis& diagnosis, const Wat
     else
         fmt::print("{}", report_text(diagnosis, watched, Paint(shows_colours(stdout)),
                                      std::min(terminal_width(), widest_report)));
+    if (!options.page.empty())
+        write_page_file(options.page, report_html(diagnosis, watched));
     switch (diagnosis.state(watched.is_partial())) {
     case Diagnosis::State::healthy:
         return exit_success;
@@ -195,6 +200,8 @@ Watched described(Watched watched, const DiagnoseOptions& options, const Feed& f
 
 int diagnose(const DiagnoseOptions& options)
 {
+    if (!options.page.empty())
+        check_page_file(options.page); // before a minute of watching, not after it
     if (!options.files.empty()) {
         Replay feed(options.watch.filter, false, options.files);
         Doctor doctor(feed, options.watch.filter, std::nullopt);
@@ -226,6 +233,13 @@ void add_diagnose(CLI::App& program, Action& action)
                            throw UsageError(fmt::format("'{}' is too short; accepted: 1s and more", text));
                    });
     command->add_flag("--json", options->json, "the report for programs");
+    add_parsed(*command, "--html", "FILE",
+               "a page for a browser as well: one file that loads nothing, for its owner alone to read",
+               [options](const std::string& text) {
+                   if (text.empty() || text == "-")
+                       throw UsageError("standard output is the report's own: name a file");
+                   options->page = text;
+               });
     command->add_option("file", options->files, "recordings to read (finrace record) instead; - is standard input")
         ->type_name("FILE...")
         ->excludes(duration)
@@ -236,6 +250,7 @@ void add_diagnose(CLI::App& program, Action& action)
                     "Examples:\n"
                     "  finrace diagnose --for 5m --upstream 10.0.0.5:8000\n"
                     "  finrace diagnose /var/tmp/finrace.rec\n"
+                    "  finrace diagnose --for 10m --html report.html\n"
                     "  finrace diagnose --for 60s --json | jq '.findings[].cause'");
     command->callback([options, &action] { action = [options] { return diagnose(*options); }; });
 }

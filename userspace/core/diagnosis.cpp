@@ -117,6 +117,8 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
         ++finding.reasons[*verdict.reason];
     finding.first_ns = std::min(finding.first_ns, at_ns);
     finding.last_ns = std::max(finding.last_ns, at_ns);
+    if (finding.times_ns.size() < Finding::most_times)
+        finding.times_ns.push_back(at_ns);
     if (const auto& client = judged.outcome.client) {
         if (client->answered && client->status != 0)
             ++finding.answers[client->status];

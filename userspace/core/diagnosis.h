@@ -34,6 +34,8 @@ struct Finding {
     std::uint64_t clients_left = 0;                 ///< closed on without an answer, or gone before
     std::uint64_t first_ns = 0;                     ///< CLOCK_REALTIME
     std::uint64_t last_ns = 0;
+    static constexpr std::size_t most_times = 5;
+    std::vector<std::uint64_t> times_ns; ///< CLOCK_REALTIME, of the first verdicts
 
     /// The most telling one: the most certain, of these the first.
     struct Instance {

@@ -87,6 +87,15 @@ double RestHistogram::between(std::uint32_t from_ms, std::uint32_t to_ms) const
     return sum;
 }
 
+std::vector<RestHistogram::Bucket> RestHistogram::filled() const
+{
+    std::vector<Bucket> result;
+    for (std::size_t bucket = 0; bucket < buckets; ++bucket)
+        if (counts_[bucket] > 0)
+            result.push_back({.from_ms = lower_end(bucket), .to_ms = lower_end(bucket + 1), .count = counts_[bucket]});
+    return result;
+}
+
 Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const OpenConnections& open, const Ends& ends)
 {
     Exposure exposure;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace finrace {
 
@@ -20,6 +21,15 @@ public:
     [[nodiscard]] std::uint64_t count() const { return count_; }
     /// Rests of at least `from_ms` and less than `to_ms`; buckets that lie across an end count by their share.
     [[nodiscard]] double between(std::uint32_t from_ms, std::uint32_t to_ms) const;
+
+    /// Rests of at least `from_ms` and less than `to_ms`.
+    struct Bucket {
+        std::uint64_t from_ms;
+        std::uint64_t to_ms;
+        std::uint32_t count;
+    };
+    /// Those that hold any, the shortest rests first.
+    [[nodiscard]] std::vector<Bucket> filled() const;
 
 private:
     static constexpr unsigned steps = 8; ///< of an octave

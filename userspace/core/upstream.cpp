@@ -107,6 +107,15 @@ void IdleTimeoutLearner::learn(std::uint32_t idle_ms, std::uint64_t closed_ns)
     known_.reset();
 }
 
+std::vector<std::uint32_t> IdleTimeoutLearner::idle_times_ms() const
+{
+    std::vector<std::uint32_t> times;
+    times.reserve(samples_.size());
+    for (const Sample& sample : samples_)
+        times.push_back(sample.idle_ms);
+    return times;
+}
+
 std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
 {
     if (known_)

@@ -62,6 +62,8 @@ public:
     /// cluster.
     [[nodiscard]] std::optional<IdleTimeout> timeout() const;
     [[nodiscard]] std::size_t samples() const { return samples_.size(); }
+    /// Those that are kept, in no order.
+    [[nodiscard]] std::vector<std::uint32_t> idle_times_ms() const;
 
 private:
     static constexpr std::size_t capacity = 128;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "sink/clock.h"
 
+#include <cstdlib>
 #include <ctime>
 #include <limits>
 
@@ -59,6 +60,16 @@ std::string WallClock::time_of_day(std::uint64_t monotonic_ns) const
     ::localtime_r(&seconds, &local);
     return fmt::format("{:02}:{:02}:{:02}.{:03}", local.tm_hour, local.tm_min, local.tm_sec,
                        ns % second_ns / 1'000'000);
+}
+
+std::string WallClock::day_and_time(std::uint64_t monotonic_ns) const
+{
+    const std::time_t seconds = (static_cast<std::int64_t>(monotonic_ns) + offset_ns_) / second_ns;
+    std::tm local{};
+    ::localtime_r(&seconds, &local);
+    const long minutes = std::abs(local.tm_gmtoff) / 60;
+    return fmt::format("{:04}-{:02}-{:02} {} {}{:02}:{:02}", local.tm_year + 1900, local.tm_mon + 1, local.tm_mday,
+                       time_of_day(monotonic_ns), local.tm_gmtoff < 0 ? '-' : '+', minutes / 60, minutes % 60);
 }
 
 } // namespace finrace

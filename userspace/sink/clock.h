@@ -20,6 +20,8 @@ public:
     [[nodiscard]] std::string rfc3339(std::uint64_t monotonic_ns) const;
     /// The time of day in the local time zone, for people: "13:00:00.123"
     [[nodiscard]] std::string time_of_day(std::uint64_t monotonic_ns) const;
+    /// The same with its day, and what the zone adds to UTC: "2026-01-31 13:00:00.123 +01:00"
+    [[nodiscard]] std::string day_and_time(std::uint64_t monotonic_ns) const;
 
     static std::uint64_t monotonic_now_ns();
 

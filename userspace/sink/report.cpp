@@ -22,43 +22,40 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int report_schema = 1;
-constexpr std::size_t most_shown = 20; ///< findings, or upstreams, on a page for people
-
-std::string endpoint(const UpstreamKey& key)
-{
-    return endpoint_text(key.address.data(), key.port, key.family);
-}
-
-std::string counted(std::uint64_t count, std::string_view one)
-{
-    return fmt::format("{} {}{}", count, one, count == 1 ? "" : "s");
-}
-
-std::string duration_text(std::uint64_t ms)
-{
-    if (ms < 1000)
-        return fmt::format("{} ms", ms);
-    if (ms < 600'000)
-        return fmt::format("{:.2f} s", static_cast<double>(ms) / 1e3);
-    return fmt::format("{:.0f} min", static_cast<double>(ms) / 60e3);
-}
-
-std::string rate_text(double races_a_day)
-{
-    return races_a_day < 0.1 ? "less than one in ten days"
-                             : fmt::format("about {:.{}f} a day", races_a_day, races_a_day < 10 ? 1 : 0);
-}
 
 class Page {
 public:
     Page(const Paint& paint, std::size_t width) : paint_(paint), width_(width) {}
 
     void line(std::string_view text = {}) { text_ += fmt::format("{}\n", text); }
-    void head(std::string_view text) { line(paint_.bold(text)); }
+    void head(std::string_view text)
+    {
+        for (const std::string& one : wrap(text, width_))
+            line(paint_.bold(one));
+    }
+    void alarm(std::string_view text)
+    {
+        for (const std::string& one : wrap(text, width_))
+            line(paint_.red(one));
+    }
     void paragraph(std::string_view text, std::size_t indent)
     {
         for (const std::string& one : wrap(text, width_ > indent ? width_ - indent : 1))
             line(fmt::format("{:{}}{}", "", indent, one));
+    }
+    /// Parts that stay whole, on one line or, what does not fit there, below it.
+    void flowing(const std::vector<std::string>& parts, std::size_t indent)
+    {
+        std::string one = fmt::format("{:{}}{}", "", indent, parts.front());
+        for (std::size_t i = 1; i < parts.size(); ++i) {
+            if (columns(one) + 2 + columns(parts[i]) > width_) {
+                line(one);
+                one = fmt::format("{:{}}{}", "", indent + 2, parts[i]);
+            } else {
+                one += "  " + parts[i];
+            }
+        }
+        line(one);
     }
     void add(std::string_view lines, std::size_t indent)
     {
@@ -80,214 +77,41 @@ private:
     std::string text_;
 };
 
-/// Two containers may have the same loopback address: then the network namespace tells them apart.
-class Places {
-public:
-    explicit Places(const Diagnosis& diagnosis)
-    {
-        for (const Pool* pool : diagnosis.pools())
-            note(pool->where);
-        for (const Finding* finding : diagnosis.findings())
-            note(finding->where);
-    }
-
-    [[nodiscard]] std::string name(const UpstreamKey& key) const
-    {
-        const std::string name = endpoint(key);
-        const auto found = networks_.find(name);
-        return found != networks_.end() && found->second.size() > 1
-                   ? fmt::format("{} (network namespace {})", name, key.netns)
-                   : name;
-    }
-
-private:
-    void note(const UpstreamKey& key) { networks_[endpoint(key)].insert(key.netns); }
-
-    std::map<std::string, std::set<std::uint32_t>> networks_;
-};
-
-/// "12 requests died"
-std::string affected_text(const Finding& finding)
-{
-    switch (finding.cause) {
-    case Cause::connect_refused:
-    case Cause::connect_timeout:
-    case Cause::connect_unreachable:
-    case Cause::handshake_failed:
-        return fmt::format("{} failed", counted(finding.affected, "attempt"));
-    case Cause::accept_overflow:
-        return fmt::format("{} turned away", counted(finding.affected, "connection"));
-    case Cause::upstream_benched:
-        return fmt::format("{} answered without an upstream", counted(finding.affected, "request"));
-    case Cause::client_abort:
-        return fmt::format("{} left before the answer", counted(finding.affected, "client"));
-    default:
-        return fmt::format("{} died", counted(finding.affected, "request"));
-    }
-}
-
-std::string clients_text(const Finding& finding, bool tells_outcomes)
-{
-    if (!tells_outcomes)
-        return "What clients got is not known: backend cgroup does not see it.";
-    std::vector<std::string> parts;
-    std::uint64_t known = finding.clients_left;
-    for (const auto& [status, count] : finding.answers) {
-        parts.push_back(fmt::format("{} × {}", count, status));
-        known += count;
-    }
-    if (finding.clients_left > 0)
-        parts.push_back(fmt::format("{} closed on without an answer, or gone", finding.clients_left));
-    if (known < finding.verdicts)
-        parts.push_back(fmt::format("{} not known", finding.verdicts - known));
-    return fmt::format("Clients got: {}.{}", fmt::join(parts, ", "),
-                       finding.hidden > 0 ? fmt::format(" A retry hid {}.", finding.hidden) : "");
-}
-
-std::string why_text(const Finding& finding)
-{
-    std::vector<std::string> parts;
-    for (const auto& [certainty, count] : finding.certainties)
-        parts.push_back(fmt::format("{} {}", count, to_string(certainty)));
-    std::string text = fmt::format("{}: {}", text_of(finding.cause).title, fmt::join(parts, ", "));
-    parts.clear();
-    std::uint64_t known = 0;
-    for (const auto& [reason, count] : finding.reasons) {
-        parts.push_back(fmt::format("{} {}", count, to_string(reason)));
-        known += count;
-    }
-    if (!parts.empty() && known < finding.verdicts)
-        parts.push_back(fmt::format("{} not known", finding.verdicts - known));
-    if (!parts.empty())
-        text += fmt::format(". Why the upstream closed: {}", fmt::join(parts, ", "));
-    return text + ".";
-}
-
-/// The pool whose timer a finding is about, and is known.
-const Pool* pool_to_set(const Diagnosis& diagnosis, const Finding& finding)
-{
-    if (!finding.is_of_timer())
-        return nullptr;
-    const Pool* pool = diagnosis.pool(finding.where);
-    return pool != nullptr && pool->timeout() ? pool : nullptr;
-}
-
-std::vector<Remedy> remedies_of(const Pool& pool)
-{
-    return remedies(*pool.timeout(), pool.upstream.own_idle_limit.timeout(), pool.ends);
-}
-
-/// "now keepalive_timeout 60s;: /etc/nginx/nginx.conf:12"
-std::string present_text(const Present& present)
-{
-    const std::string_view text = present.text;
-    const std::string now = !text.empty()     ? fmt::format("now {}", text)
-                            : present.ms == 0 ? "now without a limit"
-                                              : fmt::format("now its default, {}", duration_text(present.ms));
-    return printable(fmt::format("{}: {}{}", now, present.place,
-                                 present.pending ? "; changed since the process began: reload it" : ""));
-}
-
 void add_remedies(Page& page, const Pool& pool, std::size_t indent)
 {
     bool first = true;
     for (const Remedy& way : remedies_of(pool)) {
-        const bool raise = way.end == Remedy::End::upstream;
-        if (way.settings.empty()) {
-            page.paragraph(fmt::format("{}: {}.", raise ? "The upstream" : "The proxy", way.why), indent);
-            continue;
-        }
-        page.paragraph(
-            fmt::format("{} ({}):",
-                        raise   ? first ? "Raise the upstream's idle timeout" : "Or raise the upstream's idle timeout"
-                        : first ? "Let the proxy close first"
-                                : "Or let the proxy close first",
-                        way.why),
-            indent);
+        page.paragraph(remedy_text(way, first), indent);
         first = false;
         for (const Remedy::Setting& setting : way.settings) {
-            page.line(fmt::format("{:{}}{}: {}{}", "", indent + 2, setting.software, page.paint().bold(setting.text),
-                                  setting.note.empty() ? "" : fmt::format("  ({})", setting.note)));
+            std::vector<std::string> parts{fmt::format("{}: {}", setting.software, page.paint().bold(setting.text))};
+            if (!setting.note.empty())
+                parts.push_back(fmt::format("({})", setting.note));
+            page.flowing(parts, indent + 2);
             for (const Present& present : setting.present)
                 page.paragraph(present_text(present), indent + 4);
         }
     }
 }
 
-std::string timeout_text(const Places& places, const Pool& pool)
-{
-    const IdleTimeout timeout = *pool.timeout();
-    if (timeout.samples == 0)
-        return fmt::format("{} closes connections that have rested for {}, as {} is told", places.name(pool.where),
-                           duration_text(timeout.ms), pool.ends.upstream.software->software);
-    return fmt::format("{} closes connections that have rested for {} ({}, within {} ms)", places.name(pool.where),
-                       duration_text(timeout.ms), counted(timeout.samples, "sample"), timeout.spread_ms());
-}
-
-std::string own_text(const Pool& pool)
-{
-    const std::string who = pool.process.empty() ? "this host" : printable(pool.process);
-    if (const auto own = pool.upstream.own_idle_limit.timeout();
-        own && own->highest_ms >= pool.upstream.longest_reused_idle_ms)
-        return fmt::format("{} closes them after {}", who, duration_text(own->ms));
-    if (const auto told_ms = pool.ends.proxy.limit_ms())
-        return *told_ms == 0 ? fmt::format("{} would keep them without end", who)
-                             : fmt::format("{} would close them after {}", who, duration_text(*told_ms));
-    if (pool.upstream.longest_reused_idle_ms > 0)
-        return fmt::format("{} has used them again after up to {}", who,
-                           duration_text(pool.upstream.longest_reused_idle_ms));
-    return fmt::format("{} has used none of them again so far", who);
-}
-
-/// Why no connection of it is there when the upstream closes.
-std::string safe_text(const Places& places, const Pool& pool)
-{
-    if (!pool.exposure.safe_as_told)
-        return fmt::format("{}, before the upstream does", own_text(pool));
-    const std::uint32_t longest_ms = std::max(pool.upstream.longest_reused_idle_ms, pool.upstream.longest_kept_ms);
-    const auto told_ms = pool.ends.proxy.limit_ms();
-    if (told_ms && *told_ms != 0 && pool.ends.proxy.software->looked_at_on_use)
-        return fmt::format("{}; {} uses none again after {}, as it is told", timeout_text(places, pool),
-                           pool.ends.proxy.software->software, duration_text(*told_ms));
-    return fmt::format("{}; {}", timeout_text(places, pool),
-                       told_ms && *told_ms != 0
-                           ? own_text(pool)
-                           : fmt::format("{} let none of {} rest for longer than {} before it closed it",
-                                         pool.process.empty() ? "this host" : printable(pool.process),
-                                         counted(pool.upstream.kept_idle, "connection"), duration_text(longest_ms)));
-}
-
 void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched, const Places& places,
                  const Finding& finding, std::size_t number)
 {
-    const WallClock real(0);
     page.line();
-    page.line(fmt::format("{} {}  {}  {}", page.paint().bold(fmt::format("{}.", number)),
-                          page.paint().red(to_string(finding.cause)), places.name(finding.where),
-                          affected_text(finding)));
+    page.flowing({page.paint().bold(fmt::format("{}.", number)) + " " + page.paint().red(to_string(finding.cause)),
+                  places.name(finding.where), affected_text(finding)},
+                 0);
     page.paragraph(why_text(finding), 3);
     if (!finding.server_side)
         page.paragraph(clients_text(finding, watched.tells_outcomes), 3);
-    const std::string first = real.time_of_day(finding.first_ns);
-    page.paragraph(finding.verdicts == 1
-                       ? fmt::format("At {}:", first)
-                       : fmt::format("From {} to {}. The most telling one:", first, real.time_of_day(finding.last_ns)),
-                   3);
-    const Pool* pool = diagnosis.pool(finding.where);
-    const Sighting sighting{
-        .judged = finding.instance.e,
-        .last = finding.instance.last,
-        .verdict = finding.instance.verdict,
-        .outcome = finding.instance.outcome,
-        .idle_timeout = pool != nullptr && !finding.server_side ? pool->upstream.idle_timeout.timeout() : std::nullopt,
-        .process_name = finding.instance.process};
-    page.add(timeline(sighting, WallClock(finding.instance.clock_offset_ns), page.paint(),
+    page.paragraph(times_text(finding), 3);
+    page.add(timeline(sighting_of(diagnosis, finding), WallClock(finding.instance.clock_offset_ns), page.paint(),
                       page.width() > 5 ? page.width() - 5 : 1),
              5);
     page.head("   What to change");
     const Pool* to_set = pool_to_set(diagnosis, finding);
     if (to_set != nullptr) {
-        page.paragraph(fmt::format("{}; {}.", timeout_text(places, *to_set), own_text(*to_set)), 5);
+        page.paragraph(limits_text(places, *to_set), 5);
         add_remedies(page, *to_set, 5);
     }
     if (to_set == nullptr || finding.is_of_more_than_timer())
@@ -296,62 +120,15 @@ void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched,
 
 void add_pool(Page& page, const Places& places, const Pool& pool)
 {
-    const PoolState pool_state = pool.exposure.state;
-    const std::string state(to_string(pool_state));
-    page.line(fmt::format(
-        "  {}  {} on {}{}  {}", pool.other ? "all others" : places.name(pool.where), counted(pool.requests, "request"),
-        counted(pool.connections, "connection"), pool.open > 0 ? fmt::format(" and {} still open", pool.open) : "",
-        pool_state == PoolState::exposed                                          ? page.paint().red(state)
-        : pool_state == PoolState::unknown || pool_state == PoolState::kept_clear ? page.paint().yellow(state)
-                                                                                  : page.paint().green(state)));
-    if (pool.resting.connections > 0)
-        page.paragraph(fmt::format("{} now, for up to {}.",
-                                   pool.resting.connections == 1
-                                       ? "1 connection rests"
-                                       : fmt::format("{} connections rest", pool.resting.connections),
-                                   duration_text(pool.resting.longest_ms)),
-                       4);
-    switch (pool_state) {
-    case PoolState::exposed:
-        page.paragraph(fmt::format("{}; {}.", timeout_text(places, pool), own_text(pool)), 4);
-        if (pool.requests == 0) {
-            page.paragraph("How often a request will meet that is not known yet: watch for longer.", 4);
-            break;
-        }
-        page.paragraph(
-            fmt::format("Races to be expected: {}, if requests go on as they did ({:.0f} after more than half "
-                        "that time); one is lost if it comes within {:.1f} ms of the timer. Races seen: {}.",
-                        rate_text(pool.exposure.races_a_day), pool.exposure.late_reuses, pool.exposure.window_ms,
-                        pool.races),
-            4);
-        break;
-    case PoolState::kept_clear:
-        if (pool.exposure.told_timeout_ms) {
-            page.paragraph(fmt::format("{}; of {} used again none had rested for half as long.",
-                                       timeout_text(places, pool), counted(pool.upstream.rests.count(), "connection")),
-                           4);
-            break;
-        }
-        page.paragraph(
-            fmt::format("{}; of {:.0f} requests after more than half that time none came near it. A limit that "
-                        "is looked at as a connection is used again (Apache httpd's ttl) looks like this, or "
-                        "chance.",
-                        timeout_text(places, pool), pool.exposure.late_reuses),
-            4);
-        break;
-    case PoolState::safe:
-        page.paragraph(fmt::format("{}: no request can meet an idle close.", safe_text(places, pool)), 4);
-        break;
-    case PoolState::not_reused:
-        page.paragraph("Each connection carries one request: no request can meet an idle close.", 4);
-        break;
-    case PoolState::unknown:
-        if (pool.timeout())
-            page.paragraph(fmt::format("{}; {}.", timeout_text(places, pool), own_text(pool)), 4);
-        else
-            page.paragraph("Who closes its idle connections, and after how long, has not shown.", 4);
-        break;
-    }
+    const PoolState state = pool.exposure.state;
+    const Paint& paint = page.paint();
+    page.flowing({name_text(places, pool), traffic_text(pool),
+                  state == PoolState::exposed                                     ? paint.red(to_string(state))
+                  : state == PoolState::unknown || state == PoolState::kept_clear ? paint.yellow(to_string(state))
+                                                                                  : paint.green(to_string(state))},
+                 2);
+    for (const std::string& one : pool_text(places, pool))
+        page.paragraph(one, 4);
 }
 
 void add_pools(Page& page, const Diagnosis& diagnosis, const Places& places)
@@ -364,7 +141,7 @@ void add_pools(Page& page, const Diagnosis& diagnosis, const Places& places)
     for (std::size_t number = 0; number < std::min(pools.size(), most_shown); ++number)
         add_pool(page, places, *pools[number]);
     if (pools.size() > most_shown)
-        page.line(fmt::format("  and {} more: --json tells all, --upstream chooses", pools.size() - most_shown));
+        page.paragraph(fmt::format("and {} more: --json tells all, --upstream chooses", pools.size() - most_shown), 2);
 }
 
 /// What exposed pools need that no finding has said already.
@@ -380,35 +157,6 @@ void add_exposed(Page& page, const Diagnosis& diagnosis, const Places& places, c
         page.head(fmt::format("Before a request dies at {}", places.name(pool->where)));
         add_remedies(page, *pool, 2);
     }
-}
-
-std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const Places& places)
-{
-    switch (diagnosis.state(watched.is_partial())) {
-    case Diagnosis::State::healthy:
-        return "Healthy: nothing failed, and no pool can race with its upstream.";
-    case Diagnosis::State::exposed:
-        return "Nothing failed so far, but a pool races with its upstream's timer: it is a matter of time.";
-    case Diagnosis::State::findings: {
-        const std::vector<const Finding*> findings = diagnosis.findings();
-        const Finding& worst = *findings.front();
-        return fmt::format("{}: {}{} at {}: {}.", counted(findings.size(), "finding"),
-                           findings.size() > 1 ? "the worst is " : "", to_string(worst.cause), places.name(worst.where),
-                           affected_text(worst));
-    }
-    case Diagnosis::State::inconclusive:
-        if (watched.server_side_only)
-            return "Inconclusive: no server's failure was seen; what healthy ones do is not followed.";
-        if (watched.lost > 0)
-            return "Inconclusive: not all was seen, so that nothing failed can't be trusted.";
-        if (diagnosis.requests() == 0)
-            return diagnosis.open() > 0 || watched.adopted_open > 0
-                       ? "Inconclusive: no connection has ended yet, which is when its requests are known. Watch for "
-                         "longer."
-                       : "Inconclusive: no request was seen. Watch for longer, or while there is traffic.";
-        return "Inconclusive: nothing failed, but not enough was seen of how connections end.";
-    }
-    return {};
 }
 
 double seconds(std::uint64_t ns)
@@ -543,23 +291,6 @@ Json pool_json(const Pool& pool)
 
 } // namespace
 
-std::string_view to_string(PoolState state)
-{
-    switch (state) {
-    case PoolState::unknown:
-        return "unknown";
-    case PoolState::not_reused:
-        return "not_reused";
-    case PoolState::safe:
-        return "safe";
-    case PoolState::kept_clear:
-        return "kept_clear";
-    case PoolState::exposed:
-        return "exposed";
-    }
-    return {};
-}
-
 std::string_view to_string(Diagnosis::State state)
 {
     switch (state) {
@@ -579,34 +310,11 @@ std::string report_text(const Diagnosis& diagnosis, const Watched& watched, cons
 {
     Page page(paint, width);
     const Places places(diagnosis);
-    page.paragraph(fmt::format("finrace on {}: {}, {:.1f} s, {}, {} on {}{}", printable(watched.host_name),
-                               watched.source, seconds(watched.observed_ns),
-                               counted(diagnosis.pools().size(), "upstream"), counted(diagnosis.requests(), "request"),
-                               counted(diagnosis.connections(), "connection"),
-                               diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open()) : ""),
-                   0);
+    page.paragraph(subject_text(diagnosis, watched), 0);
     page.head(conclusion(diagnosis, watched, places));
-    if (watched.lost > 0)
-        page.line(
-            paint.red(fmt::format("{} not seen, or lost: the counts below are too low.",
-                                  watched.lost == 1 ? "1 event was" : fmt::format("{} events were", watched.lost))));
-    if (watched.adopted_open > 0 && (!watched.chosen || diagnosis.requests() == 0))
-        page.paragraph(fmt::format("{} older than finrace, on this host, and {} not ended: nothing is known of "
-                                   "{} yet.",
-                                   watched.adopted_open == 1 ? "1 connection is"
-                                                             : fmt::format("{} connections are", watched.adopted_open),
-                                   watched.adopted_open == 1 ? "has" : "have",
-                                   watched.adopted_open == 1 ? "it" : "them"),
-                       0);
-    if (watched.missing_hooks > 0)
-        page.paragraph(fmt::format("{} could not be attached: finrace doctor tells what can't be seen without.",
-                                   counted(watched.missing_hooks, "hook")),
-                       0);
-    if (const std::uint64_t count = diagnosis.unclassified(); count > 0)
-        page.paragraph(fmt::format("{} in mid-exchange without a cause that can be named (finrace explain "
-                                   "unclassified).",
-                                   count == 1 ? "1 connection ended" : fmt::format("{} connections ended", count)),
-                       0);
+    page.alarm(lost_text(watched));
+    for (const std::string& caveat : caveats(diagnosis, watched))
+        page.paragraph(caveat, 0);
     std::set<const Pool*> told;
     std::size_t number = 0;
     for (const Finding* finding : diagnosis.findings()) {
@@ -617,11 +325,13 @@ std::string report_text(const Diagnosis& diagnosis, const Watched& watched, cons
     }
     if (number > most_shown || diagnosis.more_failures() > 0) {
         page.line();
-        page.line(fmt::format("And {} more: --json tells all, --upstream chooses{}.",
-                              counted(number - std::min(number, most_shown), "finding"),
-                              diagnosis.more_failures() > 0
-                                  ? fmt::format("; {} failures elsewhere are counted alone", diagnosis.more_failures())
-                                  : ""));
+        page.paragraph(
+            fmt::format("And {} more: --json tells all, --upstream chooses{}.",
+                        counted(number - std::min(number, most_shown), "finding"),
+                        diagnosis.more_failures() > 0
+                            ? fmt::format("; {} failures elsewhere are counted alone", diagnosis.more_failures())
+                            : ""),
+            0);
     }
     add_exposed(page, diagnosis, places, told);
     add_pools(page, diagnosis, places);

@@ -25,6 +25,21 @@ std::string_view take_until(std::string_view& text, char separator)
 
 } // namespace
 
+std::size_t columns(std::string_view text)
+{
+    std::size_t count = 0;
+    bool steers = false;
+    for (const char c : text) {
+        if (c == '\x1b')
+            steers = true;
+        else if (steers)
+            steers = c != 'm';
+        else if ((static_cast<unsigned char>(c) & 0xc0U) != 0x80) // not within a character
+            ++count;
+    }
+    return count;
+}
+
 std::vector<std::string> wrap(std::string_view text, std::size_t width)
 {
     std::vector<std::string> lines;
@@ -35,7 +50,7 @@ std::vector<std::string> wrap(std::string_view text, std::size_t width)
         std::string line(indent, ' ');
         while (!paragraph.empty()) {
             const std::string_view word = take_until(paragraph, ' ');
-            if (line.size() > indent && line.size() + 1 + word.size() > width) {
+            if (line.size() > indent && columns(line) + 1 + columns(word) > width) {
                 lines.push_back(line);
                 line.assign(indent, ' ');
             }

@@ -26,6 +26,9 @@ private:
     bool on_;
 };
 
+/// That the terminal takes for it: of UTF-8 without wide or combining characters, perhaps in Paint's colours.
+std::size_t columns(std::string_view text);
+
 /// Lines of at most `width` columns, broken at spaces; the text's own line breaks and indents stay.
 std::vector<std::string> wrap(std::string_view text, std::size_t width);
 

@@ -6,27 +6,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "bpf/event.h"
-#include "core/classify.h"
-#include "core/outcome.h"
 #include "sink/clock.h"
+#include "sink/story.h"
 #include "sink/text.h"
 
 namespace finrace {
-
-/// A verdict and what has been seen of its connection since.
-struct Sighting {
-    event judged; ///< the event that the verdict is about
-    event last;   ///< the connection's last event so far
-    Verdict verdict;
-    Outcome outcome;
-    std::optional<IdleTimeout> idle_timeout; ///< of its upstream
-    std::string process_name;                ///< any bytes; empty if not known
-};
 
 /// Lines for the terminal, each ended; an empty one last.
 std::string timeline(const Sighting& sighting, const WallClock& clock, const Paint& paint, std::size_t width);

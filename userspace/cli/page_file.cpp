@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "cli/page_file.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "cli/parse.h"
+#include "sink/stream.h"
+#include "source/descriptor.h"
+
+namespace finrace {
+
+namespace {
+
+/// rename() would put a page in the place of a device.
+void refuse_all_but_files(const std::string& path)
+{
+    struct stat status {};
+    if (::lstat(path.c_str(), &status) != 0 || S_ISREG(status.st_mode))
+        return;
+    throw UsageError(fmt::format("{} is {}: name a file that is new, or a plain one to replace", path,
+                                 S_ISLNK(status.st_mode)   ? "a symbolic link"
+                                 : S_ISDIR(status.st_mode) ? "a directory"
+                                                           : "no plain file"));
+}
+
+/// A file of its own beside `path`, gone again unless it takes that name.
+class Draft {
+public:
+    explicit Draft(const std::string& path) : path_(path), name_(path + ".XXXXXX")
+    {
+        refuse_all_but_files(path);
+        fd_ = Descriptor(::mkostemp(name_.data(), O_CLOEXEC)); // O_EXCL: follows no link; mode 0600
+        if (!fd_)
+            fail();
+    }
+    ~Draft()
+    {
+        if (!done_ && fd_)
+            ::unlink(name_.c_str());
+    }
+    Draft(const Draft&) = delete;
+    Draft& operator=(const Draft&) = delete;
+    Draft(Draft&&) = delete;
+    Draft& operator=(Draft&&) = delete;
+
+    void write(std::string_view text) const
+    {
+        while (!text.empty()) {
+            const ssize_t count = ::write(fd_.get(), text.data(), text.size());
+            if (count < 0 && errno != EINTR)
+                fail();
+            text.remove_prefix(count > 0 ? static_cast<std::size_t>(count) : 0);
+        }
+    }
+
+    void take_place()
+    {
+        refuse_all_but_files(path_);
+        if (::fsync(fd_.get()) != 0 || ::rename(name_.c_str(), path_.c_str()) != 0)
+            fail();
+        done_ = true;
+    }
+
+private:
+    [[noreturn]] void fail() const
+    {
+        throw OutputError(fmt::format("cannot write {}: {}", path_, std::strerror(errno)));
+    }
+
+    std::string path_;
+    std::string name_;
+    Descriptor fd_;
+    bool done_ = false;
+};
+
+} // namespace
+
+void check_page_file(const std::string& path)
+{
+    const Draft draft(path);
+}
+
+void write_page_file(const std::string& path, const std::string& text)
+{
+    Draft draft(path);
+    draft.write(text);
+    draft.take_place();
+}
+
+} // namespace finrace

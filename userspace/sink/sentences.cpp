@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "sink/sentences.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "core/cause.h"
+#include "sink/clock.h"
+#include "sink/facts.h"
+#include "sink/text.h"
+
+namespace finrace {
+
+namespace {
+
+std::string endpoint(const UpstreamKey& key)
+{
+    return endpoint_text(key.address.data(), key.port, key.family);
+}
+
+std::string rate_text(double races_a_day)
+{
+    return races_a_day < 0.1 ? "less than one in ten days"
+                             : fmt::format("about {:.{}f} a day", races_a_day, races_a_day < 10 ? 1 : 0);
+}
+
+std::string own_text(const Pool& pool)
+{
+    const std::string who = pool.process.empty() ? "this host" : printable(pool.process);
+    if (const auto own = pool.upstream.own_idle_limit.timeout();
+        own && own->highest_ms >= pool.upstream.longest_reused_idle_ms)
+        return fmt::format("{} closes them after {}", who, duration_text(own->ms));
+    if (const auto told_ms = pool.ends.proxy.limit_ms())
+        return *told_ms == 0 ? fmt::format("{} would keep them without end", who)
+                             : fmt::format("{} would close them after {}", who, duration_text(*told_ms));
+    if (pool.upstream.longest_reused_idle_ms > 0)
+        return fmt::format("{} has used them again after up to {}", who,
+                           duration_text(pool.upstream.longest_reused_idle_ms));
+    return fmt::format("{} has used none of them again so far", who);
+}
+
+} // namespace
+
+std::string counted(std::uint64_t count, std::string_view one)
+{
+    return fmt::format("{} {}{}", count, one, count == 1 ? "" : "s");
+}
+
+std::string duration_text(std::uint64_t ms)
+{
+    if (ms < 1000)
+        return fmt::format("{} ms", ms);
+    if (ms < 600'000)
+        return fmt::format("{:.2f} s", static_cast<double>(ms) / 1e3);
+    return fmt::format("{:.0f} min", static_cast<double>(ms) / 60e3);
+}
+
+Places::Places(const Diagnosis& diagnosis)
+{
+    for (const Pool* pool : diagnosis.pools())
+        note(pool->where);
+    for (const Finding* finding : diagnosis.findings())
+        note(finding->where);
+}
+
+std::string Places::name(const UpstreamKey& key) const
+{
+    const std::string name = endpoint(key);
+    const auto found = networks_.find(name);
+    return found != networks_.end() && found->second.size() > 1
+               ? fmt::format("{} (network namespace {})", name, key.netns)
+               : name;
+}
+
+void Places::note(const UpstreamKey& key)
+{
+    networks_[endpoint(key)].insert(key.netns);
+}
+
+std::string_view to_string(PoolState state)
+{
+    switch (state) {
+    case PoolState::unknown:
+        return "unknown";
+    case PoolState::not_reused:
+        return "not_reused";
+    case PoolState::safe:
+        return "safe";
+    case PoolState::kept_clear:
+        return "kept_clear";
+    case PoolState::exposed:
+        return "exposed";
+    }
+    return {};
+}
+
+std::string subject_text(const Diagnosis& diagnosis, const Watched& watched)
+{
+    return fmt::format("finrace on {}: {}, {:.1f} s, {}, {} on {}{}", printable(watched.host_name), watched.source,
+                       static_cast<double>(watched.observed_ns) / 1e9, counted(diagnosis.pools().size(), "upstream"),
+                       counted(diagnosis.requests(), "request"), counted(diagnosis.connections(), "connection"),
+                       diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open()) : "");
+}
+
+std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const Places& places)
+{
+    switch (diagnosis.state(watched.is_partial())) {
+    case Diagnosis::State::healthy:
+        return "Healthy: nothing failed, and no pool can race with its upstream.";
+    case Diagnosis::State::exposed:
+        return "Nothing failed so far, but a pool races with its upstream's timer: it is a matter of time.";
+    case Diagnosis::State::findings: {
+        const std::vector<const Finding*> findings = diagnosis.findings();
+        const Finding& worst = *findings.front();
+        return fmt::format("{}: {}{} at {}: {}.", counted(findings.size(), "finding"),
+                           findings.size() > 1 ? "the worst is " : "", to_string(worst.cause), places.name(worst.where),
+                           affected_text(worst));
+    }
+    case Diagnosis::State::inconclusive:
+        if (watched.server_side_only)
+            return "Inconclusive: no server's failure was seen; what healthy ones do is not followed.";
+        if (watched.lost > 0)
+            return "Inconclusive: not all was seen, so that nothing failed can't be trusted.";
+        if (diagnosis.requests() == 0)
+            return diagnosis.open() > 0 || watched.adopted_open > 0
+                       ? "Inconclusive: no connection has ended yet, which is when its requests are known. Watch for "
+                         "longer."
+                       : "Inconclusive: no request was seen. Watch for longer, or while there is traffic.";
+        return "Inconclusive: nothing failed, but not enough was seen of how connections end.";
+    }
+    return {};
+}
+
+std::string lost_text(const Watched& watched)
+{
+    if (watched.lost == 0)
+        return {};
+    return fmt::format("{} not seen, or lost: the counts below are too low.",
+                       watched.lost == 1 ? "1 event was" : fmt::format("{} events were", watched.lost));
+}
+
+std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watched)
+{
+    std::vector<std::string> all;
+    if (watched.adopted_open > 0 && (!watched.chosen || diagnosis.requests() == 0))
+        all.push_back(fmt::format(
+            "{} older than finrace, on this host, and {} not ended: nothing is known of {} yet.",
+            watched.adopted_open == 1 ? "1 connection is" : fmt::format("{} connections are", watched.adopted_open),
+            watched.adopted_open == 1 ? "has" : "have", watched.adopted_open == 1 ? "it" : "them"));
+    if (watched.missing_hooks > 0)
+        all.push_back(fmt::format("{} could not be attached: finrace doctor tells what can't be seen without.",
+                                  counted(watched.missing_hooks, "hook")));
+    if (const std::uint64_t count = diagnosis.unclassified(); count > 0)
+        all.push_back(fmt::format("{} in mid-exchange without a cause that can be named (finrace explain "
+                                  "unclassified).",
+                                  count == 1 ? "1 connection ended" : fmt::format("{} connections ended", count)));
+    return all;
+}
+
+std::string affected_text(const Finding& finding)
+{
+    switch (finding.cause) {
+    case Cause::connect_refused:
+    case Cause::connect_timeout:
+    case Cause::connect_unreachable:
+    case Cause::handshake_failed:
+        return fmt::format("{} failed", counted(finding.affected, "attempt"));
+    case Cause::accept_overflow:
+        return fmt::format("{} turned away", counted(finding.affected, "connection"));
+    case Cause::upstream_benched:
+        return fmt::format("{} answered without an upstream", counted(finding.affected, "request"));
+    case Cause::client_abort:
+        return fmt::format("{} left before the answer", counted(finding.affected, "client"));
+    default:
+        return fmt::format("{} died", counted(finding.affected, "request"));
+    }
+}
+
+std::string why_text(const Finding& finding)
+{
+    std::vector<std::string> parts;
+    for (const auto& [certainty, count] : finding.certainties)
+        parts.push_back(fmt::format("{} {}", count, to_string(certainty)));
+    std::string text = fmt::format("{}: {}", text_of(finding.cause).title, fmt::join(parts, ", "));
+    parts.clear();
+    std::uint64_t known = 0;
+    for (const auto& [reason, count] : finding.reasons) {
+        parts.push_back(fmt::format("{} {}", count, to_string(reason)));
+        known += count;
+    }
+    if (!parts.empty() && known < finding.verdicts)
+        parts.push_back(fmt::format("{} not known", finding.verdicts - known));
+    if (!parts.empty())
+        text += fmt::format(". Why the upstream closed: {}", fmt::join(parts, ", "));
+    return text + ".";
+}
+
+std::string clients_text(const Finding& finding, bool tells_outcomes)
+{
+    if (!tells_outcomes)
+        return "What clients got is not known: backend cgroup does not see it.";
+    std::vector<std::string> parts;
+    std::uint64_t known = finding.clients_left;
+    for (const auto& [status, count] : finding.answers) {
+        parts.push_back(fmt::format("{} × {}", count, status));
+        known += count;
+    }
+    if (finding.clients_left > 0)
+        parts.push_back(fmt::format("{} closed on without an answer, or gone", finding.clients_left));
+    if (known < finding.verdicts)
+        parts.push_back(fmt::format("{} not known", finding.verdicts - known));
+    return fmt::format("Clients got: {}.{}", fmt::join(parts, ", "),
+                       finding.hidden > 0 ? fmt::format(" A retry hid {}.", finding.hidden) : "");
+}
+
+std::string times_text(const Finding& finding)
+{
+    const WallClock real(0);
+    if (finding.verdicts == 1)
+        return fmt::format("At {}:", real.time_of_day(finding.first_ns));
+    std::vector<std::string> times;
+    for (const std::uint64_t at_ns : finding.times_ns)
+        times.push_back(real.time_of_day(at_ns));
+    if (finding.verdicts == times.size())
+        return fmt::format("At {}. The most telling one:", fmt::join(times, ", "));
+    return fmt::format("At {}, and {} more until {}. The most telling one:", fmt::join(times, ", "),
+                       finding.verdicts - times.size(), real.time_of_day(finding.last_ns));
+}
+
+Sighting sighting_of(const Diagnosis& diagnosis, const Finding& finding)
+{
+    const Pool* pool = diagnosis.pool(finding.where);
+    return {.judged = finding.instance.e,
+            .last = finding.instance.last,
+            .verdict = finding.instance.verdict,
+            .outcome = finding.instance.outcome,
+            .idle_timeout =
+                pool != nullptr && !finding.server_side ? pool->upstream.idle_timeout.timeout() : std::nullopt,
+            .process_name = finding.instance.process};
+}
+
+const Pool* pool_to_set(const Diagnosis& diagnosis, const Finding& finding)
+{
+    if (!finding.is_of_timer())
+        return nullptr;
+    const Pool* pool = diagnosis.pool(finding.where);
+    return pool != nullptr && pool->timeout() ? pool : nullptr;
+}
+
+std::vector<Remedy> remedies_of(const Pool& pool)
+{
+    return remedies(*pool.timeout(), pool.upstream.own_idle_limit.timeout(), pool.ends);
+}
+
+std::string timeout_text(const Places& places, const Pool& pool)
+{
+    const IdleTimeout timeout = *pool.timeout();
+    if (timeout.samples == 0)
+        return fmt::format("{} closes connections that have rested for {}, as {} is told", places.name(pool.where),
+                           duration_text(timeout.ms), pool.ends.upstream.software->software);
+    return fmt::format("{} closes connections that have rested for {} ({}, within {} ms)", places.name(pool.where),
+                       duration_text(timeout.ms), counted(timeout.samples, "sample"), timeout.spread_ms());
+}
+
+std::string limits_text(const Places& places, const Pool& pool)
+{
+    return fmt::format("{}; {}.", timeout_text(places, pool), own_text(pool));
+}
+
+std::string name_text(const Places& places, const Pool& pool)
+{
+    return pool.other ? "all others" : places.name(pool.where);
+}
+
+std::string traffic_text(const Pool& pool)
+{
+    return fmt::format("{} on {}{}", counted(pool.requests, "request"), counted(pool.connections, "connection"),
+                       pool.open > 0 ? fmt::format(" and {} still open", pool.open) : "");
+}
+
+namespace {
+
+/// Why no connection of it is there when the upstream closes.
+std::string safe_text(const Places& places, const Pool& pool)
+{
+    if (!pool.exposure.safe_as_told)
+        return fmt::format("{}, before the upstream does", own_text(pool));
+    const std::uint32_t longest_ms = std::max(pool.upstream.longest_reused_idle_ms, pool.upstream.longest_kept_ms);
+    const auto told_ms = pool.ends.proxy.limit_ms();
+    if (!told_ms || *told_ms == 0)
+        return fmt::format("{}; {} let none of {} rest for longer than {} before it closed it",
+                           timeout_text(places, pool), pool.process.empty() ? "this host" : printable(pool.process),
+                           counted(pool.upstream.kept_idle, "connection"), duration_text(longest_ms));
+    if (pool.ends.proxy.software->looked_at_on_use)
+        return fmt::format("{}; {} uses none again after {}, as it is told", timeout_text(places, pool),
+                           pool.ends.proxy.software->software, duration_text(*told_ms));
+    return fmt::format("{}; {}", timeout_text(places, pool), own_text(pool));
+}
+
+std::vector<std::string> state_text(const Places& places, const Pool& pool)
+{
+    switch (pool.exposure.state) {
+    case PoolState::exposed:
+        if (pool.requests == 0)
+            return {limits_text(places, pool),
+                    "How often a request will meet that is not known yet: watch for longer."};
+        return {limits_text(places, pool),
+                fmt::format("Races to be expected: {}, if requests go on as they did ({:.0f} after more than half "
+                            "that time); one is lost if it comes within {:.1f} ms of the timer. Races seen: {}.",
+                            rate_text(pool.exposure.races_a_day), pool.exposure.late_reuses, pool.exposure.window_ms,
+                            pool.races)};
+    case PoolState::kept_clear:
+        if (pool.exposure.told_timeout_ms)
+            return {fmt::format("{}; of {} used again none had rested for half as long.", timeout_text(places, pool),
+                                counted(pool.upstream.rests.count(), "connection"))};
+        return {fmt::format("{}; of {:.0f} requests after more than half that time none came near it. A limit that is "
+                            "looked at as a connection is used again (Apache httpd's ttl) looks like this, or chance.",
+                            timeout_text(places, pool), pool.exposure.late_reuses)};
+    case PoolState::safe:
+        return {fmt::format("{}: no request can meet an idle close.", safe_text(places, pool))};
+    case PoolState::not_reused:
+        return {"Each connection carries one request: no request can meet an idle close."};
+    case PoolState::unknown:
+        return {pool.timeout() ? limits_text(places, pool)
+                               : "Who closes its idle connections, and after how long, has not shown."};
+    }
+    return {};
+}
+
+} // namespace
+
+std::vector<std::string> pool_text(const Places& places, const Pool& pool)
+{
+    std::vector<std::string> all;
+    if (const std::uint64_t count = pool.resting.connections; count > 0)
+        all.push_back(fmt::format("{} now, for up to {}.",
+                                  count == 1 ? "1 connection rests" : fmt::format("{} connections rest", count),
+                                  duration_text(pool.resting.longest_ms)));
+    for (std::string& one : state_text(places, pool))
+        all.push_back(std::move(one));
+    return all;
+}
+
+std::string remedy_text(const Remedy& way, bool first)
+{
+    const bool raise = way.end == Remedy::End::upstream;
+    if (way.settings.empty())
+        return fmt::format("{}: {}.", raise ? "The upstream" : "The proxy", way.why);
+    return fmt::format("{} ({}):",
+                       raise   ? first ? "Raise the upstream's idle timeout" : "Or raise the upstream's idle timeout"
+                       : first ? "Let the proxy close first"
+                               : "Or let the proxy close first",
+                       way.why);
+}
+
+std::string present_text(const Present& present)
+{
+    const std::string now = !present.text.empty() ? fmt::format("now {}", present.text)
+                            : present.ms == 0     ? "now without a limit"
+                                                  : fmt::format("now its default, {}", duration_text(present.ms));
+    return printable(fmt::format("{}: {}{}", now, present.place,
+                                 present.pending ? "; changed since the process began: reload it" : ""));
+}
+
+} // namespace finrace

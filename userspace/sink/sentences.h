@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// A diagnosis in sentences. The terminal's report and the page lay out these, and so say the same.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/advice.h"
+#include "core/diagnosis.h"
+#include "sink/story.h"
+
+namespace finrace {
+
+constexpr std::size_t most_shown = 20; ///< findings, or upstreams, that people are told all about
+
+/// What was looked at, besides what was found.
+struct Watched {
+    std::string host_name;
+    std::string source; ///< for people: "backend trace by fentry"
+    std::uint64_t observed_ns = 0;
+    std::uint64_t lost = 0;         ///< events, connections, lines of a recording: what is missing, at least
+    std::uint64_t adopted_open = 0; ///< connections older than the tracer that have not ended
+    bool chosen = false;            ///< some upstreams alone: such connections may lead elsewhere
+    bool server_side_only = false;
+    bool tells_outcomes = false;
+    std::uint64_t missing_hooks = 0;
+
+    /// Whether there is something of which nothing is known.
+    [[nodiscard]] bool is_partial() const { return lost > 0 || missing_hooks > 0 || (adopted_open > 0 && !chosen); }
+};
+
+/// Upstreams' names. Two containers may have the same loopback address: then the network namespace tells them apart.
+class Places {
+public:
+    explicit Places(const Diagnosis& diagnosis);
+    [[nodiscard]] std::string name(const UpstreamKey& key) const;
+
+private:
+    void note(const UpstreamKey& key);
+
+    std::map<std::string, std::set<std::uint32_t>> networks_;
+};
+
+std::string counted(std::uint64_t count, std::string_view one); ///< "1 request", "2 requests"
+std::string duration_text(std::uint64_t ms);                    ///< "981 ms", "5.00 s", "12 min"
+std::string_view to_string(PoolState state);
+
+// Of the whole.
+std::string subject_text(const Diagnosis& diagnosis, const Watched& watched); ///< what was looked at
+std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const Places& places);
+std::string lost_text(const Watched& watched); ///< empty if nothing was lost
+/// What else limits what can be concluded.
+std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watched);
+
+// Of a finding.
+std::string affected_text(const Finding& finding); ///< "12 requests died"
+std::string why_text(const Finding& finding);      ///< the cause in words, how sure, and the upstream's reasons
+std::string clients_text(const Finding& finding, bool tells_outcomes);
+std::string times_text(const Finding& finding); ///< in the local time zone: when, and which one is shown
+/// Its most telling instance.
+Sighting sighting_of(const Diagnosis& diagnosis, const Finding& finding);
+/// The pool whose timer a finding is about, and is known; or nullptr.
+const Pool* pool_to_set(const Diagnosis& diagnosis, const Finding& finding);
+
+// Of a pool; the first three if the upstream's timeout is known.
+std::vector<Remedy> remedies_of(const Pool& pool);
+std::string timeout_text(const Places& places, const Pool& pool); ///< when its upstream closes; no full stop
+std::string limits_text(const Places& places, const Pool& pool);  ///< when its upstream closes, and what this host does
+std::string name_text(const Places& places, const Pool& pool);
+std::string traffic_text(const Pool& pool);                                 ///< "50 requests on 5 connections"
+std::vector<std::string> pool_text(const Places& places, const Pool& pool); ///< paragraphs
+std::string remedy_text(const Remedy& way, bool first); ///< what to do; its settings, if there are any, follow
+std::string present_text(const Present& present);       ///< "now keepalive_timeout 60s;: /etc/nginx/nginx.conf:12"
+
+} // namespace finrace
