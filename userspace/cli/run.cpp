@@ -16,7 +16,7 @@
 #include "cli/live_loop.h"
 #include "cli/options.h"
 #include "cli/recorder.h"
-#include "cli/replay.h"
+#include "cli/stored_feed.h"
 #include "sink/history.h"
 #include "sink/json.h"
 #include "sink/stream.h"
@@ -199,19 +199,19 @@ private:
 int replay(const RunOptions& options, Stream& stream)
 {
     ::signal(SIGPIPE, SIG_IGN); // a reader that leaves is told by EPIPE
-    Replay feed(options.watch.filter, options.connections, options.replayed);
-    if (feed.reads(stream.descriptor()))
+    const std::unique_ptr<StoredFeed> feed = open_stored(options.watch.filter, options.connections, options.replayed);
+    if (feed->reads(stream.descriptor()))
         throw UsageError(fmt::format("--output {}: that is one of the recordings; name another file", options.output));
-    Reporter reporter(options, stream, feed);
-    feed.run(reporter);
+    Reporter reporter(options, stream, *feed);
+    feed->run(reporter);
     stream.drain(slowest_reader);
     if (stream.closed_by_reader())
-        return feed.failed() ? exit_unusable : exit_success;
+        return feed->failed() ? exit_unusable : exit_success;
     if (stream.dropped() > 0)
         throw OutputError(fmt::format("cannot write records to {}{}; {} of them are missing", options.output,
                                       stream.problem() != 0 ? fmt::format(": {}", std::strerror(stream.problem())) : "",
                                       stream.dropped()));
-    return feed.failed() ? exit_unusable : exit_success;
+    return feed->failed() ? exit_unusable : exit_success;
 }
 
 bool same_file(int one, int other)
@@ -274,7 +274,7 @@ void add_run(CLI::App& program, Action& action)
     add_record_options(*command, "--record", options->record);
     command
         ->add_option("--replay", options->replayed,
-                     "judge what was recorded (finrace record, or --record) instead; - is standard input")
+                     "judge what was recorded (finrace record, --record, or tcpdump) instead; - is standard input")
         ->type_name("FILE...")
         ->excludes("--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes");
     command->footer(

@@ -248,6 +248,11 @@ Classification judge_open_failed(const Evidence& evidence)
     if (error_seen && e.socket_error == ETIMEDOUT)
         return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::proven,
                        fmt::format("No answer to the SYN and its {} retransmissions{}.", e.retransmits, waited));
+    // What the wire shows; an ICMP error in answer would show as well, but for a filter of the capture's.
+    if (!error_seen && (e.observed & OBSERVED_WIRE) != 0)
+        return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::likely,
+                       fmt::format("No answer to the SYN and its {} retransmission{} was captured{}.", e.retransmits,
+                                   e.retransmits == 1 ? "" : "s", waited));
     // The process closed its socket, or disconnected it. Where errors are not seen, ICMP's look like the latter.
     if ((has(c, CONNECTION_SOCKET_CLOSED) || error_seen) && (!error_seen || e.socket_error == 0))
         return verdict(evidence, Cause::connect_timeout, Variant::gave_up, Certainty::proven,
@@ -768,6 +773,8 @@ bool kernel_gave_up(const event& e)
         return false;
     if ((e.observed & OBSERVED_SOCKET_ERROR) != 0)
         return e.socket_error == ETIMEDOUT || is_icmp_error(e.socket_error);
+    if ((e.observed & OBSERVED_WIRE) != 0) // whose RST this host's was is the source's to tell
+        return !has(e.connection, CONNECTION_LOCAL_RESET);
     return (e.observed & OBSERVED_CLOSE_CALL) != 0;
 }
 

@@ -126,9 +126,11 @@ std::string affected_text(const Finding& finding)
     }
 }
 
-std::string clients_text(const Finding& finding, bool tells_outcomes)
+std::string clients_text(const Finding& finding, const Watched& watched)
 {
-    if (!tells_outcomes)
+    if (!watched.captures.empty())
+        return "What clients got is not known: a capture does not show it.";
+    if (!watched.tells_outcomes)
         return "What clients got is not known: backend cgroup does not see it.";
     std::vector<std::string> parts;
     std::uint64_t known = finding.clients_left;
@@ -224,7 +226,7 @@ void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched,
                           affected_text(finding)));
     page.paragraph(why_text(finding), 3);
     if (!finding.server_side)
-        page.paragraph(clients_text(finding, watched.tells_outcomes), 3);
+        page.paragraph(clients_text(finding, watched), 3);
     const std::string first = real.time_of_day(finding.first_ns);
     page.paragraph(finding.verdicts == 1
                        ? fmt::format("At {}:", first)
@@ -352,6 +354,44 @@ std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const
     return {};
 }
 
+/// "taken at the end of the host that opened the connections (10.0.0.1), sure"
+std::string taken_text(const CaptureSeen& capture)
+{
+    const std::string host = capture.host.empty() ? "" : fmt::format(" ({})", capture.host);
+    const char* certainty = capture.sure ? "sure" : "likely";
+    switch (capture.place) {
+    case CaptureSeen::Place::client:
+        return fmt::format("taken at the end that opened the connections{}, {}", host, certainty);
+    case CaptureSeen::Place::server:
+        return fmt::format("taken at the upstream's end{}, {}", host, certainty);
+    case CaptureSeen::Place::both:
+        return fmt::format("taken on a host that has both ends, {}", certainty);
+    case CaptureSeen::Place::between:
+        return fmt::format("taken between the two ends, {}", certainty);
+    case CaptureSeen::Place::mixed:
+        return fmt::format("taken at the end that opened {} and accepted {} connections{}, {}", capture.at_client,
+                           capture.at_server, host, certainty);
+    case CaptureSeen::Place::unknown:
+        break;
+    }
+    return "where it was taken does not show";
+}
+
+void add_captures(Page& page, const Watched& watched)
+{
+    for (const CaptureSeen& capture : watched.captures) {
+        std::string text = fmt::format("{}: {}", capture.file, taken_text(capture));
+        text += capture.guessed == 0 ? "."
+                                     : fmt::format("; {} without a handshake, whose client is guessed.",
+                                                   counted(capture.guessed, "connection"));
+        page.paragraph(text, 0);
+    }
+    if (!watched.captures.empty())
+        page.paragraph("A capture does not show processes, who closed a socket, what lay unread, retries, nor what the "
+                       "clients behind a proxy got.",
+                       0);
+}
+
 double seconds(std::uint64_t ns)
 {
     return static_cast<double>(ns) / 1e9;
@@ -397,6 +437,21 @@ Json remedies_json(const Pool& pool)
                         {"settings", std::move(settings)},
                         {"why", way.why}});
     }
+    return json;
+}
+
+Json capture_json(const CaptureSeen& capture)
+{
+    Json json = {{"file", capture.file}, {"taken_at", to_string(capture.place)}};
+    if (capture.place != CaptureSeen::Place::unknown)
+        json["certainty"] = capture.sure ? "sure" : "likely";
+    if (!capture.host.empty())
+        json["host"] = capture.host;
+    json["segments"] = capture.segments;
+    json["unreadable"] = capture.unreadable;
+    json["missing"] = capture.missing;
+    json["one_direction"] = capture.one_direction;
+    json["guessed"] = capture.guessed;
     return json;
 }
 
@@ -453,6 +508,25 @@ Json pool_json(const Pool& pool)
 
 } // namespace
 
+std::string_view to_string(CaptureSeen::Place place)
+{
+    switch (place) {
+    case CaptureSeen::Place::client:
+        return "client";
+    case CaptureSeen::Place::server:
+        return "server";
+    case CaptureSeen::Place::both:
+        return "both";
+    case CaptureSeen::Place::between:
+        return "between";
+    case CaptureSeen::Place::mixed:
+        return "mixed";
+    case CaptureSeen::Place::unknown:
+        break;
+    }
+    return "unknown";
+}
+
 std::string_view to_string(PoolState state)
 {
     switch (state) {
@@ -489,22 +563,23 @@ std::string report_text(const Diagnosis& diagnosis, const Watched& watched, cons
 {
     Page page(paint, width);
     const Places places(diagnosis);
-    page.paragraph(fmt::format("finrace on {}: {}, {:.1f} s, {}, {} on {}{}", printable(watched.host_name),
-                               watched.source, seconds(watched.observed_ns),
-                               counted(diagnosis.pools().size(), "upstream"), counted(diagnosis.requests(), "request"),
-                               counted(diagnosis.connections(), "connection"),
+    page.paragraph(fmt::format("finrace{}: {}, {:.1f} s, {}, {} on {}{}",
+                               watched.host_name.empty() ? "" : " on " + printable(watched.host_name), watched.source,
+                               seconds(watched.observed_ns), counted(diagnosis.pools().size(), "upstream"),
+                               counted(diagnosis.requests(), "request"), counted(diagnosis.connections(), "connection"),
                                diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open()) : ""),
                    0);
+    add_captures(page, watched);
     page.head(conclusion(diagnosis, watched, places));
     if (watched.lost > 0)
         page.line(
             paint.red(fmt::format("{} not seen, or lost: the counts below are too low.",
                                   watched.lost == 1 ? "1 event was" : fmt::format("{} events were", watched.lost))));
     if (watched.adopted_open > 0 && (!watched.chosen || diagnosis.requests() == 0))
-        page.paragraph(fmt::format("{} older than finrace, on this host, and {} not ended: nothing is known of "
-                                   "{} yet.",
+        page.paragraph(fmt::format("{} older than {}, and {} not ended: nothing is known of {} yet.",
                                    watched.adopted_open == 1 ? "1 connection is"
                                                              : fmt::format("{} connections are", watched.adopted_open),
+                                   watched.captures.empty() ? "finrace, on this host" : "the capture",
                                    watched.adopted_open == 1 ? "has" : "have",
                                    watched.adopted_open == 1 ? "it" : "them"),
                        0);
@@ -546,20 +621,23 @@ Json report_json(const Diagnosis& diagnosis, const Watched& watched)
     Json upstreams = Json::array();
     for (const Pool* pool : diagnosis.pools())
         upstreams.push_back(pool_json(*pool));
-    return {{"schema", report_schema},
-            {"state", to_string(diagnosis.state(watched.is_partial()))},
-            {"host", printable(watched.host_name)},
-            {"source", watched.source},
-            {"observed_s", seconds(watched.observed_ns)},
-            {"connections", diagnosis.connections()},
-            {"open", diagnosis.open()},
-            {"requests", diagnosis.requests()},
-            {"lost", watched.lost},
-            {"adopted_open", watched.adopted_open},
-            {"missing_hooks", watched.missing_hooks},
-            {"more_failures", diagnosis.more_failures()},
-            {"findings", std::move(findings)},
-            {"upstreams", std::move(upstreams)}};
+    Json json = {{"schema", report_schema},
+                 {"state", to_string(diagnosis.state(watched.is_partial()))},
+                 {"host", printable(watched.host_name)},
+                 {"source", watched.source},
+                 {"observed_s", seconds(watched.observed_ns)},
+                 {"connections", diagnosis.connections()},
+                 {"open", diagnosis.open()},
+                 {"requests", diagnosis.requests()},
+                 {"lost", watched.lost},
+                 {"adopted_open", watched.adopted_open},
+                 {"missing_hooks", watched.missing_hooks},
+                 {"more_failures", diagnosis.more_failures()},
+                 {"findings", std::move(findings)},
+                 {"upstreams", std::move(upstreams)}};
+    for (const CaptureSeen& capture : watched.captures)
+        json["captures"].push_back(capture_json(capture));
+    return json;
 }
 
 } // namespace finrace
