@@ -540,6 +540,13 @@ Classification judge_peer_reset(const Evidence& evidence)
     if (has(c, CONNECTION_RESET_FLAGS_UNKNOWN))
         return unclassified();
     if (has(c, CONNECTION_RESET_HAS_ACK)) {
+        // A capture does not show that this host's process gave up meanwhile: its FIN waits behind what is silent.
+        if ((e.observed & OBSERVED_WIRE) != 0 && e.unacked_bytes >= e.request_bytes) {
+            if (auto silence = judge_silence(evidence, Variant::none)) {
+                silence->verdict->certainty = Certainty::possible;
+                return *std::move(silence);
+            }
+        }
         if (c.reset_unacked > 0)
             return judge_crossing(evidence, c.reset_unacked, Variant::reset_crossed);
         // What was still to be sent may be what it did not want.

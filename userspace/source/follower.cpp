@@ -19,6 +19,12 @@ constexpr std::uint64_t settle_ns = 2'000 * ns_per_ms;
 /// on another device (-i any).
 constexpr std::uint64_t same_packet_ns = 10 * ns_per_ms;
 
+/// Linux retransmits after 200 ms at the least, but for what acknowledgements say to be lost.
+constexpr std::uint64_t retransmission_ns = 150 * ns_per_ms;
+
+/// By how much a segment may take longer than the fastest one, beside an eighth of the round trip.
+constexpr std::uint64_t jitter_ns = 2 * ns_per_ms;
+
 /// A connection that was over and is heard of again after so long is another one, whose handshake was not captured.
 constexpr std::uint64_t forgotten_ns = 60'000 * ns_per_ms;
 
@@ -392,6 +398,8 @@ void Follower::on_client(Followed& f, const Segment& segment)
         open(f);
     }
     note_place(f);
+    if (f.knows_send && !reset && !has(f.c, CONNECTION_LOCAL_FIN) && sequence_distance(f.send_next, segment.seq) > 0)
+        note_sent_unseen(f, segment.seq);
     if ((segment.flags & TCP_FLAG_BIT_ACK) != 0)
         on_client_ack(f, segment.ack);
     f.now_ns = std::max(f.now_ns, sent_at(now_ns_, f.shift_ns));
@@ -401,9 +409,12 @@ void Follower::on_client(Followed& f, const Segment& segment)
         f.probe_ns = now_ns_; // RFC 9293 3.8.4
     const std::uint8_t before = f.c.state;
     if (reset) {
-        // Unanswered probes end in an RST of the kernel's own (tcp_keepalive_timer()).
-        if (f.probe_ns != 0 && now_ns_ - f.probe_ns >= probe_answer_ns &&
-            !has(f.c, CONNECTION_LOCAL_FIN | CONNECTION_PEER_FIN)) {
+        // Unanswered probes end in an RST of the kernel's own (tcp_keepalive_timer()). A bare one where nothing was
+        // closed is from no socket: the kernel had given it up. After a close it is kept until all is acknowledged.
+        const bool silent_probe = f.probe_ns != 0 && now_ns_ - f.probe_ns >= probe_answer_ns;
+        const bool gone = (segment.flags & TCP_FLAG_BIT_ACK) == 0 && f.retransmits > 0 &&
+                          connection_all_unacked(&f.c, f.send_next, f.acknowledged) != 0;
+        if ((silent_probe || gone) && !has(f.c, CONNECTION_LOCAL_FIN | CONNECTION_PEER_FIN)) {
             f.gave_up = true;
         } else {
             note_local_close(f, CONNECTION_LOCAL_RESET);
@@ -470,13 +481,34 @@ void Follower::process_fin(Followed& f)
         return;
     process_received(f, f.fin_seq);
     f.now_ns = std::max(f.now_ns, f.fin_ns);
-    const socket_view view = view_of(f, f.fin_ack);
-    connection_peer_fin(&f.c, &view);
     const std::uint8_t before = f.c.state;
     f.c.state = has(f.c, CONNECTION_LOCAL_FIN) ? TCP_STATE_CLOSING : TCP_STATE_CLOSE_WAIT;
-    emit(f, EVENT_PEER_FIN, before, f.fin_ack);
+    if (f.request_unseen && connection_awaits_response(&f.c, f.bytes_received) != 0) {
+        connection_missed_fin(&f.c); // which of them was first is not known
+    } else {
+        const socket_view view = view_of(f, f.fin_ack);
+        connection_peer_fin(&f.c, &view);
+        emit(f, EVENT_PEER_FIN, before, f.fin_ack);
+    }
     if (has(f.c, CONNECTION_LOCAL_FIN))
         settle_later(f);
+}
+
+/// What it sends next says that it had sent so much before.
+void Follower::note_sent_unseen(Followed& f, std::uint32_t upto)
+{
+    const std::uint32_t unseen = sequence_distance(f.send_next, upto);
+    if (unseen > most_apart)
+        return;
+    f.now_ns = std::max(f.now_ns, sent_at(now_ns_, f.shift_ns));
+    const socket_view view = view_of(f);
+    connection_notable_send(&f.c, &view, 0, unseen);
+    f.hole_begin = f.send_next;
+    f.hole_end = f.send_next = upto;
+    f.hole_ns = now_ns_;
+    f.request_unseen = true;
+    f.sent_bytes += unseen;
+    f.sent_ns = f.now_ns;
 }
 
 void Follower::on_client_payload(Followed& f, const Segment& segment)
@@ -493,6 +525,8 @@ void Follower::on_client_payload(Followed& f, const Segment& segment)
         if (f.hole_begin != f.hole_end && sequence_distance(segment.seq, f.hole_begin + 1) > 0 &&
             sequence_distance(f.hole_begin, end) > 0) {
             f.hole_begin = f.hole_end; // it has come another way, or again
+            if (now_ns_ - f.hole_ns < retransmission_ns)
+                f.request_unseen = false;
             return;
         }
         if (now_ns_ - f.last_try_ns < same_packet_ns)
@@ -504,15 +538,15 @@ void Follower::on_client_payload(Followed& f, const Segment& segment)
         f.sample_ns = 0; // Karn: RFC 6298 3
         return;
     }
-    if (sequence_distance(f.send_next, segment.seq) > 0) {
-        f.hole_begin = f.send_next;
-        f.hole_end = segment.seq;
-    }
-    const bool whole = segment.seq == f.send_next;
-    const std::uint32_t begin = sequence_distance(f.send_next, segment.seq) > 0 ? segment.seq : f.send_next;
-    socket_view view = view_of(f);
-    view.send_next = begin;
-    connection_notable_send(&f.c, &view, whole ? segment.first : 0, end - begin);
+    // An RST that had come to it would have ended it: this one was lost after it was captured.
+    if (has(f.c, waiting_resets) &&
+        f.now_ns > std::max(f.reset_with_ack_ns, f.bare_reset_ns) + f.shift_ns / 4 + jitter_ns)
+        connection_forget_resets(&f.c);
+    const std::uint32_t exchange = f.c.exchange;
+    const socket_view view = view_of(f);
+    connection_notable_send(&f.c, &view, segment.seq == f.send_next ? segment.first : 0, fresh);
+    f.request_unseen = f.request_unseen && f.c.exchange == exchange;
+    const std::uint32_t begin = f.send_next;
     f.sent_bytes += fresh;
     f.send_next = end;
     f.sent_ns = f.now_ns;
@@ -522,7 +556,7 @@ void Follower::on_client_payload(Followed& f, const Segment& segment)
         f.sample_ns = now_ns_;
         f.sample_end = end;
     }
-    if (connection_requests_after_fin(&f.c, begin, end - begin))
+    if (connection_requests_after_fin(&f.c, begin, fresh))
         emit(f, EVENT_SENT_AFTER_FIN, f.c.state);
 }
 
@@ -751,13 +785,13 @@ void Follower::settle(Followed& f)
         close(f);
 }
 
-/// Nothing more will be known of it.
+/// Nothing more will be known of it, though it may still be open.
 void Follower::end_at_end(Followed& f)
 {
     if (f.c.state == TCP_STATE_SYN_SENT) {
         // The next SYN was due.
         const std::uint64_t gap_ns = std::max(2 * f.try_gap_ns, first_syn_gap_ns);
-        if (!f.from_server && !f.other_moved && now_ns_ - f.last_try_ns >= gap_ns + gap_ns / 2)
+        if (!f.from_server && !f.other_moved && now_ns_ - f.last_try_ns >= gap_ns + gap_ns / 4)
             fail_to_open(f);
         return;
     }

@@ -111,6 +111,8 @@ private:
         std::uint64_t try_gap_ns = 0;  ///< between the last two of the same
         std::uint32_t retransmits = 0;
         std::uint32_t tries_unanswered = 0; ///< retransmissions since the server's last segment
+        std::uint64_t probe_ns = 0;         ///< a keep-alive probe since then; the capture's clock
+        std::uint64_t hole_ns = 0;          ///< when the hole showed, by the capture's clock
 
         // what came to it
         std::uint32_t receive_next = 0; ///< processed: acknowledged by it
@@ -146,6 +148,7 @@ private:
         bool knows_send = false;
         bool knows_receive = false;
         bool received_synced = false; ///< the server's payload has been met
+        bool request_unseen = false; ///< its sending was: a retransmission of it, or what acknowledges it, is the first
         bool syn_ack_again = false;
         bool fin_seen = false;
         bool fin_whole = false;   ///< all before it has arrived
@@ -187,6 +190,7 @@ private:
     void adopt(const Segment& segment);
     void on_client(Followed& f, const Segment& segment);
     void on_client_ack(Followed& f, std::uint32_t ack);
+    void note_sent_unseen(Followed& f, std::uint32_t upto);
     void on_client_payload(Followed& f, const Segment& segment);
     void on_server(Followed& f, const Segment& segment);
     void on_server_ack(Followed& f, const Segment& segment);
