@@ -247,6 +247,14 @@ public:
         server_next_ = kept;
     }
     void client_reset() { from_client(TCP_FLAG_BIT_RST | TCP_FLAG_BIT_ACK, "", client_knows_); }
+    void client_bare_reset() { from_client(TCP_FLAG_BIT_RST, "", 0); }
+    /// A keep-alive probe.
+    void client_probes()
+    {
+        --client_next_;
+        client_acks();
+        ++client_next_;
+    }
     /// Sent, and lost to the capture.
     void unseen_response(std::uint32_t bytes) { server_next_ += bytes; }
 

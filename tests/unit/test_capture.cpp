@@ -475,6 +475,85 @@ TEST_CASE("silence until the client's kernel gives up", "[capture]")
     }
 }
 
+TEST_CASE("unanswered probes, until the client's kernel resets", "[capture]")
+{
+    CaptureFile file;
+    Talk talk(file);
+    cross(talk, 0.01, 20);
+    talk.request();
+    talk.wait_ms(20);
+    talk.server_hears();
+    talk.server_acks();
+    talk.wait_ms(1000);
+    talk.client_probes();
+    if (GENERATE(true, false)) {
+        talk.wait_ms(1000);
+        talk.client_reset();
+        talk.wait_ms(10);
+        talk.server_fin();
+        talk.client_reset();
+        CHECK(Found(file).said() == "path_dropped/unanswered_probes possible");
+    } else { // right behind it: its process did
+        talk.wait_ms(30);
+        talk.client_reset();
+        const Found found(file);
+        CHECK(found.said().empty());
+        CHECK(found.unclassified == 1);
+    }
+}
+
+// The path was silent for the first transmission; at the upstream's end only a retransmission is met.
+TEST_CASE("a request that the upstream's end meets late: which was first is not known", "[capture]")
+{
+    CaptureFile file;
+    Talk talk(file);
+    cross(talk, 20, 0.02);
+    talk.client_seen = false;
+    talk.request();
+    talk.client_seen = true;
+    talk.wait_ms(1500);
+    talk.server_fin();
+    talk.wait_ms(20);
+    talk.client_hears();
+    talk.client_acks();
+    talk.wait_ms(400);
+    talk.repeat_request();
+    talk.wait_ms(0.02);
+    talk.server_bare_reset();
+    const Found found(file);
+    CHECK(found.said().empty());
+    CHECK(found.unclassified == 1);
+}
+
+TEST_CASE("an RST that was lost behind the upstream's end crossed nothing", "[capture]")
+{
+    CaptureFile file;
+    Talk talk(file);
+    cross(talk, 20, 0.02);
+    talk.server_reset();
+    talk.wait_ms(GENERATE(30.0, 1000.0)); // its round trip, and more
+    talk.request();
+    talk.wait_ms(0.02);
+    talk.server_bare_reset();
+    CHECK(Found(file).said() == "keepalive_race/reset_closed likely");
+}
+
+TEST_CASE("a client's socket that is gone: its kernel gave up in silence", "[capture]")
+{
+    CaptureFile file;
+    Talk talk(file);
+    cross(talk, 0.01, 20);
+    talk.request();
+    for (const double gap_ms : {200.0, 400.0, 800.0}) {
+        talk.wait_ms(gap_ms);
+        talk.repeat_request();
+    }
+    talk.wait_ms(700);
+    talk.server_fin();
+    talk.client_bare_reset();
+    CHECK(Found(file).said() == "path_dropped likely");
+}
+
 TEST_CASE("the same packet met twice is one", "[capture]")
 {
     CaptureFile file;
@@ -704,7 +783,6 @@ TEST_CASE("a port that is used again is another connection", "[capture]")
 
 TEST_CASE("where it was taken", "[capture]")
 {
-    CaptureFile file(GENERATE(1U, 276U));
     using Place = Vantage::Place;
     SECTION("by the handshakes' times")
     {
@@ -713,8 +791,11 @@ TEST_CASE("where it was taken", "[capture]")
                                                                                      {9, 11, Place::between},
                                                                                      {0.01, 0.02, Place::unknown}}));
         CaptureFile ethernet_file;
-        for (std::uint16_t port = 40000; port < 40003; ++port)
-            Talk(ethernet_file, port).open(far_ms, near_ms);
+        for (std::uint16_t port = 40000; port < 40003; ++port) {
+            Talk talk(ethernet_file, port);
+            talk.now_ns += port * 100 * ms;
+            talk.open(far_ms, near_ms);
+        }
         const Found found(ethernet_file);
         CHECK(found.facts().vantage.place == place);
         CHECK(found.facts().vantage.sure == (place != Place::unknown));

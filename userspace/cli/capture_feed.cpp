@@ -100,16 +100,18 @@ void CaptureFeed::note_end(const CaptureReader& file)
     if (counts.segments == 0)
         say(fmt::format("warning: {} has no TCP segment in {} packets", file.name(), counts.packets));
     if (counts.unreadable > 0)
-        say(fmt::format("warning: {}: {} TCP segments without a header that could be read (a snapshot length below 96 "
-                        "bytes, or fragments)",
-                        file.name(), counts.unreadable));
+        say(fmt::format(
+            "warning: {}: TCP segments without a header that could be read (a snapshot length below 96 bytes, "
+            "or fragments): {}",
+            file.name(), counts.unreadable));
     if (gaps.missing > 0)
-        say(fmt::format("warning: {}: {} times something was acknowledged that was not captured; what it ended has an "
-                        "incomplete verdict",
+        say(fmt::format("warning: {}: acknowledgements of what was not captured: {}; a verdict on their connections is "
+                        "marked incomplete",
                         file.name(), gaps.missing));
     if (gaps.one_direction > 0)
-        say(fmt::format("warning: {}: {} connections were captured in one direction alone; nothing is said of them",
-                        file.name(), gaps.one_direction));
+        say(fmt::format(
+            "warning: {}: connections that were captured in one direction alone, of which nothing is said: {}",
+            file.name(), gaps.one_direction));
 }
 
 } // namespace finrace

@@ -240,6 +240,8 @@ void Follower::take(const Segment& segment)
     }
     touch(index);
     Followed& f = all_[index];
+    if (f.gave_up) // there is no socket any more
+        return;
     if (segment.source == f.client && segment.target == f.server)
         on_client(f, segment);
     else if (syn)
