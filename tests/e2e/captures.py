@@ -32,7 +32,7 @@ LAST_PORT = 9  # a refused connection, which tells the time at the end of each c
 LOST_ON_THE_WAY = "what the path drops never comes to the upstream's end"
 ABSENT = {
     "silence_until_client_gives_up": (("right",), LOST_ON_THE_WAY),
-    "silence_until_client_shuts_down": (("right",), LOST_ON_THE_WAY),
+    "silence_until_client_shuts_down": (ENDS, "the FIN of its shutdown() leaves when the path has healed, as any other would"),
     "silence_until_kernel_gives_up": (("right",), LOST_ON_THE_WAY),
     "silence_until_bare_reset": (("right",), LOST_ON_THE_WAY),
     "silence_after_acknowledgement": (("right",), LOST_ON_THE_WAY),

@@ -53,6 +53,38 @@ private:
     std::string bytes_;
 };
 
+/// The same packets as pcapng has them: a section, an Ethernet interface of nanoseconds, and a packet block each.
+inline std::string pcapng_of(const std::string& pcap)
+{
+    std::string file;
+    const auto word = [&file](std::uint32_t value) {
+        for (int i = 0; i < 4; ++i)
+            file.push_back(static_cast<char>(value >> (8 * i)));
+    };
+    const auto word_of = [&pcap](std::size_t at) {
+        std::uint32_t value = 0;
+        for (std::size_t i = 4; i-- > 0;)
+            value = value << 8U | static_cast<unsigned char>(pcap[at + i]);
+        return value;
+    };
+    for (const std::uint32_t value : {0x0a0d0d0aU, 28U, 0x1a2b3c4dU, 1U, ~0U, ~0U, 28U})
+        word(value);
+    for (const std::uint32_t value : {1U, 32U, 1U, 262144U, 9U | 1U << 16U, 9U, 0U, 32U}) // if_tsresol: 10^-9
+        word(value);
+    for (std::size_t at = 24; at < pcap.size();) {
+        const std::uint32_t size = word_of(at + 8);
+        const std::uint32_t padded = (size + 3) / 4 * 4;
+        const std::uint64_t ns = std::uint64_t{word_of(at)} * 1'000'000'000 + word_of(at + 4);
+        for (const std::uint32_t value : {6U, 32 + padded, 0U, static_cast<std::uint32_t>(ns >> 32U),
+                                          static_cast<std::uint32_t>(ns), size, word_of(at + 12)})
+            word(value);
+        file.append(pcap, at + 16, size).append(padded - size, '\0');
+        word(32 + padded);
+        at += 16 + size;
+    }
+    return file;
+}
+
 struct TcpFields {
     std::uint16_t source_port;
     std::uint16_t target_port;

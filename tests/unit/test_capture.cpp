@@ -233,6 +233,44 @@ TEST_CASE("a capture that is cut short gives what is whole, and says so", "[capt
     CHECK_FALSE(found.feed->failed());
 }
 
+TEST_CASE("pcapng tells the same as pcap", "[capture]")
+{
+    CaptureFile file;
+    Talk talk(file);
+    cross(talk, 0.01, 20);
+    talk.request();
+    talk.wait_ms(0.1);
+    talk.server_fin();
+    talk.wait_ms(1);
+    talk.client_hears();
+    talk.client_fin();
+    const Found pcap(file);
+    const Found pcapng(pcapng_of(file.bytes()));
+    CHECK(pcapng.said() == "keepalive_race/fin_crossed proven");
+    CHECK(pcapng.kinds == pcap.kinds);
+    REQUIRE_FALSE(pcap.events.empty());
+    CHECK(pcapng.events.back().timestamp_ns == pcap.events.back().timestamp_ns);
+    CHECK(pcapng.feed->missing() == 0);
+}
+
+TEST_CASE("an answer that is captured before its SYN repeats nothing", "[capture]")
+{
+    CaptureFile file;
+    const std::string syn =
+        ethernet(0x0800, ipv4(0x0a000001, 0x0a000002, tcp({40000, 80, 10, 0, TCP_FLAG_BIT_SYN}, "")));
+    const std::string answer = ethernet(
+        0x0800, ipv4(0x0a000002, 0x0a000001, tcp({80, 40000, 20, 11, TCP_FLAG_BIT_SYN | TCP_FLAG_BIT_ACK}, "")));
+    const std::string ack =
+        ethernet(0x0800, ipv4(0x0a000001, 0x0a000002, tcp({40000, 80, 11, 21, TCP_FLAG_BIT_ACK}, "")));
+    file.add(capture_epoch_ns, answer);
+    file.add(capture_epoch_ns + 1000, syn);
+    file.add(capture_epoch_ns + 2000, ack);
+    const Found found(file);
+    REQUIRE(found.kinds == std::vector<int>{EVENT_OPENED});
+    CHECK(found.events.front().retransmits == 0);
+    CHECK(found.feed->missing() == 0);
+}
+
 TEST_CASE("a healthy connection: its requests, the upstream's idle close, and what that teaches", "[capture]")
 {
     CaptureFile file;
@@ -500,6 +538,21 @@ TEST_CASE("unanswered probes, until the client's kernel resets", "[capture]")
         CHECK(found.said().empty());
         CHECK(found.unclassified == 1);
     }
+}
+
+TEST_CASE("an RST that takes the request after a silence: this host may have given up behind it", "[capture]")
+{
+    CaptureFile file;
+    Talk talk(file);
+    cross(talk, 0.01, 20);
+    talk.request();
+    const bool silent = GENERATE(true, false);
+    talk.wait_ms(silent ? 500 : 200);
+    talk.repeat_request();
+    talk.wait_ms(silent ? 600 : 200);
+    talk.server_hears();
+    talk.server_reset();
+    CHECK(Found(file).said() == (silent ? "path_dropped possible" : "upstream_reset likely"));
 }
 
 // The path was silent for the first transmission; at the upstream's end only a retransmission is met.

@@ -93,8 +93,9 @@ void CaptureFeed::note_end(const CaptureReader& file)
                          .gaps = gaps,
                          .segments = counts.segments,
                          .unreadable = counts.unreadable});
-    missing_ += gaps.missing + gaps.one_direction + (file.problem().empty() ? 0 : 1);
-    if (!file.problem().empty())
+    const bool cut_short = !file.problem().empty() && !is_told_to_end();
+    missing_ += gaps.missing + gaps.one_direction + (cut_short ? 1 : 0);
+    if (cut_short)
         say(fmt::format("warning: {} could not be read to its end: {}; what followed is missing", file.name(),
                         file.problem()));
     if (counts.segments == 0)

@@ -256,6 +256,10 @@ void Follower::begin(const Segment& syn)
         Followed& f = all_[index];
         if (f.client == syn.source && f.first_seq == syn.seq) {
             touch(index);
+            if (!f.from_client) { // its answer was captured first
+                f.from_client = true;
+                f.last_try_ns = now_ns_;
+            }
             if (f.over || f.c.state != TCP_STATE_SYN_SENT || now_ns_ - f.last_try_ns < same_packet_ns)
                 return;
             ++f.retransmits;
@@ -277,7 +281,7 @@ void Follower::begin(const Segment& syn)
     f.syn_ns = now_ns_;
     f.last_try_ns = now_ns_;
     f.first_seq = syn.seq;
-    f.send_next = syn.seq + 1;
+    f.send_next = syn.seq + 1 + syn.payload; // TCP Fast Open (RFC 7413)
     f.acknowledged = syn.seq;
     f.knows_send = true;
     connection_start(&f.c, ++last_id_, f.now_ns, CONNECTION_CLIENT, TCP_STATE_SYN_SENT);
@@ -297,12 +301,14 @@ void Follower::begin_by_answer(const Segment& syn_ack)
 
 void Follower::on_syn_ack(Followed& f, const Segment& segment)
 {
-    if (f.c.state != TCP_STATE_SYN_SENT || segment.ack != f.first_seq + 1)
+    if (f.c.state != TCP_STATE_SYN_SENT || sequence_distance(f.first_seq, segment.ack) == 0 ||
+        sequence_distance(f.send_next, segment.ack) > 0)
         return;
     f.syn_ack_again = f.syn_ack_ns != 0 && now_ns_ - f.syn_ack_ns >= same_packet_ns;
     if (f.syn_ack_ns != 0)
         return;
     f.syn_ack_ns = now_ns_;
+    f.acknowledged = segment.ack;
     f.from_server = true;
     f.server_heading = segment.heading;
     f.server_hops = segment.hops;
@@ -719,7 +725,8 @@ void Follower::open(Followed& f)
     note_round_trip(f);
     f.now_ns = f.syn_ack_ns != 0 ? f.syn_ack_ns + f.shift_ns : sent_at(now_ns_, f.shift_ns);
     connection_established(&f.c, f.now_ns);
-    f.acknowledged = f.send_next;
+    if (f.acknowledged == f.first_seq)
+        ++f.acknowledged;
     f.c.state = TCP_STATE_ESTABLISHED;
     emit(f, EVENT_OPENED, TCP_STATE_SYN_SENT);
 }
