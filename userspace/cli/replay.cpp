@@ -28,6 +28,7 @@ Handle(Handlers...) -> Handle<Handlers...>;
 std::vector<std::unique_ptr<RecordingReader>> readers_of(const std::vector<std::string>& paths)
 {
     std::vector<std::unique_ptr<RecordingReader>> readers;
+    readers.reserve(paths.size());
     for (const std::string& path : paths)
         readers.push_back(std::make_unique<RecordingReader>(path, is_told_to_end));
     return readers;

@@ -231,7 +231,7 @@ std::optional<Network> pass_ipv4(Packet& packet, Segment& segment)
 {
     if (packet.bytes.size() < 20 || packet.bytes[0] >> 4U != 4)
         return std::nullopt;
-    const std::size_t header = (packet.bytes[0] & 0x0fU) * 4U;
+    const std::size_t header = std::size_t{packet.bytes[0] & 0x0fU} * 4;
     const std::size_t total = two(packet.bytes, 2);
     if (header < 20 || (total != 0 && total < header))
         return std::nullopt;
@@ -269,12 +269,12 @@ std::optional<Network> pass_ipv6(Packet& packet, Segment& segment)
         case IPPROTO_DSTOPTS:
             if (packet.bytes.size() < 8)
                 return std::nullopt;
-            size = (packet.bytes[1] + 1U) * 8U;
+            size = (packet.bytes[1] + std::size_t{1}) * 8;
             break;
         case IPPROTO_AH: // RFC 4302 2.2
             if (packet.bytes.size() < 8)
                 return std::nullopt;
-            size = (packet.bytes[1] + 2U) * 4U;
+            size = (packet.bytes[1] + std::size_t{2}) * 4;
             break;
         case IPPROTO_FRAGMENT:
             if (packet.bytes.size() < 8)
@@ -318,7 +318,7 @@ bool read_tcp(const Packet& packet, Segment& segment)
     constexpr std::size_t needed = 14; // up to the flags
     if (packet.bytes.size() < needed)
         return false;
-    const std::size_t header = (packet.bytes[12] >> 4U) * 4U;
+    const std::size_t header = std::size_t{packet.bytes[12]} / 16 * 4;
     if (header < 20 || header > packet.length)
         return false;
     segment.source.port = two(packet.bytes, 0);
