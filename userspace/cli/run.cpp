@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // finrace run: the daemon. Records as JSON lines, until a signal ends it or nobody reads them any more.
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@
 #include "sink/history.h"
 #include "sink/json.h"
 #include "sink/stream.h"
+#include "source/descriptor.h"
 
 namespace finrace {
 
@@ -196,12 +198,22 @@ private:
     int problem_said_ = 0;
 };
 
-int replay(const RunOptions& options, Stream& stream)
+Stream open_output(const std::string& path)
+{
+    return path == "-" ? Stream::to_descriptor(STDOUT_FILENO) : Stream::to_file(path);
+}
+
+int replay(const RunOptions& options)
 {
     ::signal(SIGPIPE, SIG_IGN); // a reader that leaves is told by EPIPE
     const std::unique_ptr<StoredFeed> feed = open_stored(options.watch.filter, options.connections, options.replayed);
-    if (feed->reads(stream.descriptor()))
-        throw UsageError(fmt::format("--output {}: that is one of the recordings; name another file", options.output));
+    // Asked first: to open it for records ends a line in it.
+    const Descriptor there(options.output == "-" ? ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 0)
+                                                 : ::open(options.output.c_str(), O_PATH | O_CLOEXEC));
+    if (feed->reads(there.get()))
+        throw UsageError(
+            fmt::format("--output {}: that is one of the files that are read; name another", options.output));
+    Stream stream = open_output(options.output);
     Reporter reporter(options, stream, *feed);
     feed->run(reporter);
     stream.drain(slowest_reader);
@@ -224,9 +236,9 @@ bool same_file(int one, int other)
 int run(RunOptions options)
 {
     check_combination(options.watch);
-    Stream stream = options.output == "-" ? Stream::to_descriptor(STDOUT_FILENO) : Stream::to_file(options.output);
     if (!options.replayed.empty())
-        return replay(options, stream);
+        return replay(options);
+    Stream stream = open_output(options.output);
     options.watch.live.follow_accepted = options.connections;
     options.watch.live.report_states = options.connections;
 
