@@ -869,6 +869,18 @@ TEST_CASE("where it was taken", "[capture]")
         CHECK(found.facts().vantage.place == Place::client);
         CHECK_FALSE(found.facts().vantage.sure);
     }
+    SECTION("by those that lead to others, if a host speaks with itself as well")
+    {
+        CaptureFile any(276);
+        for (std::uint16_t port = 40000; port < 40003; ++port) {
+            const std::uint8_t answers = port == 40000 ? 0 : 4;
+            any.add(capture_epoch_ns, sll2(4, 2, ipv4(1, 2, tcp({port, 80, 10, 0, TCP_FLAG_BIT_SYN}, ""))));
+            any.add(capture_epoch_ns,
+                    sll2(answers, 2, ipv4(2, 1, tcp({80, port, 20, 11, TCP_FLAG_BIT_SYN | TCP_FLAG_BIT_ACK}, ""))));
+            any.add(capture_epoch_ns, sll2(4, 2, ipv4(1, 2, tcp({port, 80, 11, 21, TCP_FLAG_BIT_ACK}, ""))));
+        }
+        CHECK(Found(any).facts().vantage.place == Place::client);
+    }
     SECTION("by the kernel's word")
     {
         CaptureFile any(276);

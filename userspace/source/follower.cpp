@@ -930,7 +930,10 @@ void Follower::note_place(Followed& f)
         return;
     f.placed = true;
     Place place = Place::unknown;
-    if (f.client_heading != Heading::unknown && f.server_heading != Heading::unknown) {
+    if (f.client.address == f.server.address) {
+        place = Place::both; // met once, inwards, on Linux's loopback device
+        ++by_heading_;
+    } else if (f.client_heading != Heading::unknown && f.server_heading != Heading::unknown) {
         const bool leaves = f.client_heading == Heading::outwards;
         const bool answer_leaves = f.server_heading == Heading::outwards;
         place =
@@ -971,11 +974,13 @@ Vantage Follower::vantage() const
 {
     using Place = Vantage::Place;
     Vantage vantage = votes_;
-    const std::uint64_t all = vantage.clients + vantage.servers + vantage.boths + vantage.betweens;
+    // What a host speaks with itself says nothing of where it is to others.
+    const std::uint64_t apart = vantage.clients + vantage.servers + vantage.betweens;
+    const std::uint64_t all = apart > 0 ? apart : vantage.boths;
     const auto most = [all](std::uint64_t votes) { return votes > 0 && votes * 100 >= all * most_agree_percent; };
     vantage.place = most(vantage.clients)                     ? Place::client
                     : most(vantage.servers)                   ? Place::server
-                    : most(vantage.boths)                     ? Place::both
+                    : apart == 0 && most(vantage.boths)       ? Place::both
                     : most(vantage.betweens)                  ? Place::between
                     : most(vantage.clients + vantage.servers) ? Place::mixed
                                                               : Place::unknown;

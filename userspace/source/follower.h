@@ -30,7 +30,7 @@ struct Vantage {
         unknown,
         client,  ///< at the end of the host that opened the connections: a proxy's, for its upstreams
         server,  ///< at the end of the host that accepted them: the upstream
-        both,    ///< both ends are on the host that captured
+        both,    ///< both ends of all are on the host that captured
         between, ///< on the way
         mixed,   ///< at the one end of some connections and at the other of others: a proxy's, with its clients'
     };
