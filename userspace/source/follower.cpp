@@ -546,14 +546,18 @@ void Follower::on_client_payload(Followed& f, const Segment& segment)
         f.sample_ns = 0; // Karn: RFC 6298 3
         return;
     }
+    const std::uint64_t reset_ns = std::max(f.reset_with_ack_ns, f.bare_reset_ns);
+    bool after_loss = false;
     // An RST that had come to it would have ended it: this one was lost after it was captured.
-    if (has(f.c, waiting_resets) &&
-        f.now_ns > std::max(f.reset_with_ack_ns, f.bare_reset_ns) + f.shift_ns / 4 + jitter_ns)
+    if (has(f.c, waiting_resets) && f.now_ns > reset_ns + f.shift_ns / 4 + jitter_ns &&
+        connection_begins_exchange(&f.c, f.bytes_received) != 0) {
         connection_forget_resets(&f.c);
+        after_loss = f.now_ns > reset_ns + retransmission_ns; // and this may have been sent, and lost, before
+    }
     const std::uint32_t exchange = f.c.exchange;
     const socket_view view = view_of(f);
     connection_notable_send(&f.c, &view, segment.seq == f.send_next ? segment.first : 0, fresh);
-    f.request_unseen = f.request_unseen && f.c.exchange == exchange;
+    f.request_unseen = after_loss || (f.request_unseen && f.c.exchange == exchange);
     const std::uint32_t begin = f.send_next;
     f.sent_bytes += fresh;
     f.send_next = end;
@@ -785,6 +789,8 @@ void Follower::settle(Followed& f)
             const bool with_ack = (reset.flags & TCP_FLAG_BIT_ACK) != 0;
             f.now_ns = std::max(f.now_ns, with_ack ? f.reset_with_ack_ns : f.bare_reset_ns);
             view.now_ns = f.now_ns;
+            if (f.request_unseen && connection_awaits_response(&c, f.bytes_received) != 0)
+                connection_missed_fin(&c); // which of them was first is not known
             connection_peer_reset(&c, &view, &reset);
             emit(f, EVENT_PEER_RESET, c.state);
         }
