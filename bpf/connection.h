@@ -418,8 +418,7 @@ FINRACE_INLINE void connection_note_reset(struct connection *c, const struct res
 	}
 }
 
-/* What this host has sent since says that those which wait never came to its socket: they were lost after they were
- * met. */
+/* What this host has sent since says that those which wait never came to its socket. */
 FINRACE_INLINE void connection_forget_resets(struct connection *c)
 {
 	c->flags &= ~(CONNECTION_RESET_WITH_ACK_WAITS | CONNECTION_BARE_RESET_WAITS);
