@@ -418,6 +418,12 @@ FINRACE_INLINE void connection_note_reset(struct connection *c, const struct res
 	}
 }
 
+/* What this host has sent since says that those which wait never came to its socket. */
+FINRACE_INLINE void connection_forget_resets(struct connection *c)
+{
+	c->flags &= ~(CONNECTION_RESET_WITH_ACK_WAITS | CONNECTION_BARE_RESET_WAITS);
+}
+
 /*
  * A socket in `state` has come to CLOSE: finds the RST that did it among those that wait. Returns 0 if none did.
  * `receive_next` is the socket's rcv_nxt, which an RST leaves as it was.

@@ -137,6 +137,8 @@ enum observed {
 	OBSERVED_UNREAD = 1 << 4,       /* unread_bytes */
 	OBSERVED_NETNS = 1 << 5,        /* netns */
 	OBSERVED_CLOSE_CALL = 1 << 6,   /* CONNECTION_SOCKET_CLOSED is set whenever it happens */
+	OBSERVED_WIRE = 1 << 7,         /* segments alone, as a capture has them: what ends without a FIN or RST of
+					 * either side was given up in silence, after retransmissions or probes */
 };
 
 /* Where something was lost. Index into struct loss_counters. */

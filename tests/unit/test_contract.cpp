@@ -99,7 +99,7 @@ constexpr unsigned later_flags[] = {
 
 constexpr unsigned observed_bits[] = {
     OBSERVED_PROCESS, OBSERVED_SEND_QUEUE, OBSERVED_RESET_HEADER, OBSERVED_SOCKET_ERROR,
-    OBSERVED_UNREAD,  OBSERVED_NETNS,      OBSERVED_CLOSE_CALL,
+    OBSERVED_UNREAD,  OBSERVED_NETNS,      OBSERVED_CLOSE_CALL,   OBSERVED_WIRE,
 };
 
 /// Single bits, in order and without a gap: a new one is added here, and none means two things.

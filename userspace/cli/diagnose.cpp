@@ -14,12 +14,13 @@
 #include <unistd.h>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "cli/live_loop.h"
 #include "cli/options.h"
 #include "cli/page_file.h"
-#include "cli/replay.h"
+#include "cli/stored_feed.h"
 #include "cli/terminal.h"
 #include "core/diagnosis.h"
 #include "sink/facts.h"
@@ -162,6 +163,25 @@ private:
     bool tells_netns_ = false;
 };
 
+CaptureSeen::Place place_of(Vantage::Place place)
+{
+    switch (place) {
+    case Vantage::Place::client:
+        return CaptureSeen::Place::client;
+    case Vantage::Place::server:
+        return CaptureSeen::Place::server;
+    case Vantage::Place::both:
+        return CaptureSeen::Place::both;
+    case Vantage::Place::between:
+        return CaptureSeen::Place::between;
+    case Vantage::Place::mixed:
+        return CaptureSeen::Place::mixed;
+    case Vantage::Place::unknown:
+        break;
+    }
+    return CaptureSeen::Place::unknown;
+}
+
 /// Prints it, and writes its page; the exit status that it comes to.
 int report(const DiagnoseOptions& options, const Diagnosis& diagnosis, const Watched& watched)
 {
@@ -198,18 +218,42 @@ Watched described(Watched watched, const DiagnoseOptions& options, const Feed& f
     return watched;
 }
 
+void describe_captures(Watched& watched, const std::vector<CaptureFacts>& captures)
+{
+    std::vector<std::string> names;
+    for (const CaptureFacts& facts : captures) {
+        const Vantage& vantage = facts.vantage;
+        names.push_back(printable(facts.name));
+        watched.captures.push_back(
+            {.file = printable(facts.name),
+             .place = place_of(vantage.place),
+             .sure = vantage.sure,
+             .host = vantage.host ? address_text(vantage.host->address.data(), vantage.family) : std::string(),
+             .at_client = vantage.clients,
+             .at_server = vantage.servers,
+             .segments = facts.segments,
+             .unreadable = facts.unreadable,
+             .missing = facts.gaps.missing,
+             .one_direction = facts.gaps.one_direction,
+             .guessed = facts.gaps.guessed});
+    }
+    if (!names.empty())
+        watched.source = fmt::format("capture {}", fmt::join(names, ", "));
+}
+
 int diagnose(const DiagnoseOptions& options)
 {
     if (!options.page.empty())
         check_page_file(options.page); // before a minute of watching, not after it
     if (!options.files.empty()) {
-        Replay feed(options.watch.filter, false, options.files);
-        Doctor doctor(feed, options.watch.filter, std::nullopt);
-        feed.run(doctor);
-        Watched watched = described(doctor.watched(), options, feed, "recorded by ");
-        watched.lost += feed.missing();
+        const std::unique_ptr<StoredFeed> feed = open_stored(options.watch.filter, false, options.files);
+        Doctor doctor(*feed, options.watch.filter, std::nullopt);
+        feed->run(doctor);
+        Watched watched = described(doctor.watched(), options, *feed, "recorded by ");
+        describe_captures(watched, feed->captures());
+        watched.lost += feed->missing();
         const int status = report(options, doctor.diagnosis(), watched);
-        return feed.failed() ? exit_unusable : status;
+        return feed->failed() ? exit_unusable : status;
     }
     LiveLoop feed(options.watch, tick);
     Doctor doctor(feed, options.watch.filter, options.duration);
@@ -240,7 +284,9 @@ void add_diagnose(CLI::App& program, Action& action)
                        throw UsageError("standard output is the report's own: name a file");
                    options->page = text;
                });
-    command->add_option("file", options->files, "recordings to read (finrace record) instead; - is standard input")
+    command
+        ->add_option("file", options->files,
+                     "recordings (finrace record) or captures (tcpdump) to read instead; - is standard input")
         ->type_name("FILE...")
         ->excludes(duration)
         ->excludes("--backend", "--attach", "--ring-bytes");
@@ -251,6 +297,7 @@ void add_diagnose(CLI::App& program, Action& action)
                     "  finrace diagnose --for 5m --upstream 10.0.0.5:8000\n"
                     "  finrace diagnose /var/tmp/finrace.rec\n"
                     "  finrace diagnose --for 10m --html report.html\n"
+                    "  finrace diagnose proxy.pcap                 also pcapng; or: tcpdump -w - | finrace diagnose -\n"
                     "  finrace diagnose --for 60s --json | jq '.findings[].cause'");
     command->callback([options, &action] { action = [options] { return diagnose(*options); }; });
 }

@@ -2,13 +2,10 @@
 #include "cli/replay.h"
 
 #include <algorithm>
-#include <csignal>
 #include <iterator>
 #include <map>
 #include <tuple>
 #include <utility>
-
-#include <sys/stat.h>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -28,33 +25,25 @@ struct Handle : Handlers... {
 template <class... Handlers>
 Handle(Handlers...) -> Handle<Handlers...>;
 
-volatile std::sig_atomic_t told_to_end = 0;
-
-bool is_told_to_end()
+std::vector<std::unique_ptr<RecordingReader>> readers_of(const std::vector<std::string>& paths)
 {
-    return told_to_end != 0;
-}
-
-/// Once: who insists ends it at once.
-void end_on(int signal)
-{
-    struct sigaction action {};
-    action.sa_handler = [](int) { told_to_end = 1; };
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
-    ::sigaction(signal, &action, nullptr);
+    std::vector<std::unique_ptr<RecordingReader>> readers;
+    readers.reserve(paths.size());
+    for (const std::string& path : paths)
+        readers.push_back(std::make_unique<RecordingReader>(path, is_told_to_end));
+    return readers;
 }
 
 } // namespace
 
 Replay::Replay(Filter filter, bool connections, const std::vector<std::string>& paths)
-    : flags_(filter.flags), needs_connections_(connections)
+    : Replay(std::move(filter), connections, readers_of(paths))
 {
-    if (std::count(paths.begin(), paths.end(), "-") > 1)
-        throw UsageError("- is standard input; name it once");
-    end_on(SIGINT);
-    end_on(SIGTERM);
-    for (const std::string& path : paths)
-        files_.push_back(std::make_unique<RecordingReader>(path, is_told_to_end));
+}
+
+Replay::Replay(Filter filter, bool connections, std::vector<std::unique_ptr<RecordingReader>> files)
+    : files_(std::move(files)), flags_(filter.flags), needs_connections_(connections)
+{
     sort_files();
     header_ = files_.front()->first();
     if (filter.side == Side::server && header_.facts.backend == "cgroup")
@@ -87,13 +76,8 @@ void Replay::sort_files()
 
 bool Replay::reads(int descriptor) const
 {
-    struct stat theirs {};
-    return ::fstat(descriptor, &theirs) == 0 && S_ISREG(theirs.st_mode) &&
-           std::any_of(files_.begin(), files_.end(), [&theirs](const auto& file) {
-               struct stat ours {};
-               return ::fstat(file->descriptor(), &ours) == 0 && ours.st_ino == theirs.st_ino &&
-                      ours.st_dev == theirs.st_dev;
-           });
+    return std::any_of(files_.begin(), files_.end(),
+                       [descriptor](const auto& file) { return is_same_file(file->descriptor(), descriptor); });
 }
 
 void Replay::run(Listener& listener)

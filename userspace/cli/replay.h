@@ -8,16 +8,18 @@
 #include <string>
 #include <vector>
 
-#include "cli/intake.h"
+#include "cli/stored_feed.h"
 #include "source/recording.h"
 
 namespace finrace {
 
-class Replay final : public Feed {
+class Replay final : public StoredFeed {
 public:
     /// Files of one run or several, in any order. Throws RecordingError, and UsageError if two are the same part.
     /// `connections`: records of whole connections are to be made of them. SIGINT and SIGTERM end it from now on.
     Replay(Filter filter, bool connections, const std::vector<std::string>& paths);
+    /// The same of what is open already.
+    Replay(Filter filter, bool connections, std::vector<std::unique_ptr<RecordingReader>> files);
 
     void run(Listener& listener) override;
 
@@ -28,12 +30,10 @@ public:
     [[nodiscard]] SourceCounts counts() const override { return counts_; }
     [[nodiscard]] const ProcessNames& names() const override { return names_; }
 
-    /// Something could not be read on; standard error has been told what.
-    [[nodiscard]] bool failed() const { return failed_; }
-    /// Lines and parts that are not there, or were not taken in, at least; standard error has been told of each.
-    [[nodiscard]] std::uint64_t missing() const { return missing_; }
-    /// Whether one of the files is what this descriptor refers to.
-    [[nodiscard]] bool reads(int descriptor) const;
+    [[nodiscard]] bool failed() const override { return failed_; }
+    /// Lines and parts.
+    [[nodiscard]] std::uint64_t missing() const override { return missing_; }
+    [[nodiscard]] bool reads(int descriptor) const override;
 
 private:
     void read(RecordingReader& file, Listener& listener);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // finrace run: the daemon. Records as JSON lines, until a signal ends it or nobody reads them any more.
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,10 +17,11 @@
 #include "cli/live_loop.h"
 #include "cli/options.h"
 #include "cli/recorder.h"
-#include "cli/replay.h"
+#include "cli/stored_feed.h"
 #include "sink/history.h"
 #include "sink/json.h"
 #include "sink/stream.h"
+#include "source/descriptor.h"
 
 namespace finrace {
 
@@ -196,22 +198,32 @@ private:
     int problem_said_ = 0;
 };
 
-int replay(const RunOptions& options, Stream& stream)
+Stream open_output(const std::string& path)
+{
+    return path == "-" ? Stream::to_descriptor(STDOUT_FILENO) : Stream::to_file(path);
+}
+
+int replay(const RunOptions& options)
 {
     ::signal(SIGPIPE, SIG_IGN); // a reader that leaves is told by EPIPE
-    Replay feed(options.watch.filter, options.connections, options.replayed);
-    if (feed.reads(stream.descriptor()))
-        throw UsageError(fmt::format("--output {}: that is one of the recordings; name another file", options.output));
-    Reporter reporter(options, stream, feed);
-    feed.run(reporter);
+    const std::unique_ptr<StoredFeed> feed = open_stored(options.watch.filter, options.connections, options.replayed);
+    // Asked first: to open it for records ends a line in it.
+    const Descriptor there(options.output == "-" ? ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 0)
+                                                 : ::open(options.output.c_str(), O_PATH | O_CLOEXEC));
+    if (feed->reads(there.get()))
+        throw UsageError(
+            fmt::format("--output {}: that is one of the files that are read; name another", options.output));
+    Stream stream = open_output(options.output);
+    Reporter reporter(options, stream, *feed);
+    feed->run(reporter);
     stream.drain(slowest_reader);
     if (stream.closed_by_reader())
-        return feed.failed() ? exit_unusable : exit_success;
+        return feed->failed() ? exit_unusable : exit_success;
     if (stream.dropped() > 0)
         throw OutputError(fmt::format("cannot write records to {}{}; {} of them are missing", options.output,
                                       stream.problem() != 0 ? fmt::format(": {}", std::strerror(stream.problem())) : "",
                                       stream.dropped()));
-    return feed.failed() ? exit_unusable : exit_success;
+    return feed->failed() ? exit_unusable : exit_success;
 }
 
 bool same_file(int one, int other)
@@ -224,9 +236,9 @@ bool same_file(int one, int other)
 int run(RunOptions options)
 {
     check_combination(options.watch);
-    Stream stream = options.output == "-" ? Stream::to_descriptor(STDOUT_FILENO) : Stream::to_file(options.output);
     if (!options.replayed.empty())
-        return replay(options, stream);
+        return replay(options);
+    Stream stream = open_output(options.output);
     options.watch.live.follow_accepted = options.connections;
     options.watch.live.report_states = options.connections;
 
@@ -274,7 +286,7 @@ void add_run(CLI::App& program, Action& action)
     add_record_options(*command, "--record", options->record);
     command
         ->add_option("--replay", options->replayed,
-                     "judge what was recorded (finrace record, or --record) instead; - is standard input")
+                     "judge what was recorded (finrace record, --record, or tcpdump) instead; - is standard input")
         ->type_name("FILE...")
         ->excludes("--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes");
     command->footer(

@@ -248,6 +248,11 @@ Classification judge_open_failed(const Evidence& evidence)
     if (error_seen && e.socket_error == ETIMEDOUT)
         return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::proven,
                        fmt::format("No answer to the SYN and its {} retransmissions{}.", e.retransmits, waited));
+    // What the wire shows; an ICMP error in answer would show as well, but for a filter of the capture's.
+    if (!error_seen && (e.observed & OBSERVED_WIRE) != 0)
+        return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::likely,
+                       fmt::format("No answer to the SYN and its {} retransmission{} was captured{}.", e.retransmits,
+                                   e.retransmits == 1 ? "" : "s", waited));
     // The process closed its socket, or disconnected it. Where errors are not seen, ICMP's look like the latter.
     if ((has(c, CONNECTION_SOCKET_CLOSED) || error_seen) && (!error_seen || e.socket_error == 0))
         return verdict(evidence, Cause::connect_timeout, Variant::gave_up, Certainty::proven,
@@ -535,6 +540,13 @@ Classification judge_peer_reset(const Evidence& evidence)
     if (has(c, CONNECTION_RESET_FLAGS_UNKNOWN))
         return unclassified();
     if (has(c, CONNECTION_RESET_HAS_ACK)) {
+        // A capture does not show that this host's process gave up meanwhile: its FIN waits behind what is silent.
+        if ((e.observed & OBSERVED_WIRE) != 0 && e.unacked_bytes >= e.request_bytes) {
+            if (auto silence = judge_silence(evidence, Variant::none)) {
+                silence->verdict->certainty = Certainty::possible;
+                return *std::move(silence);
+            }
+        }
         if (c.reset_unacked > 0)
             return judge_crossing(evidence, c.reset_unacked, Variant::reset_crossed);
         // What was still to be sent may be what it did not want.
@@ -768,6 +780,8 @@ bool kernel_gave_up(const event& e)
         return false;
     if ((e.observed & OBSERVED_SOCKET_ERROR) != 0)
         return e.socket_error == ETIMEDOUT || is_icmp_error(e.socket_error);
+    if ((e.observed & OBSERVED_WIRE) != 0) // whose RST this host's was is the source's to tell
+        return !has(e.connection, CONNECTION_LOCAL_RESET);
     return (e.observed & OBSERVED_CLOSE_CALL) != 0;
 }
 

@@ -63,7 +63,8 @@ bool is_reused(const connection& c);
 
 /// Whether neither end closed an open connection: this host's kernel gave it up, after retransmissions, probes or TCP's
 /// user timeout (tcp_write_err()). Where the source sees no errors: the peer ended nothing and no process closed, as
-/// far as cgroup/sock_release tells, which sockets of the kernel's own do not pass.
+/// far as cgroup/sock_release tells, which sockets of the kernel's own do not pass; or a capture, where a process that
+/// gave up looks the same: what its FIN waits behind is silence.
 bool kernel_gave_up(const event& e);
 
 /// Time from the request's first byte to the end that the event tells of, in nanoseconds; 0 without a request.

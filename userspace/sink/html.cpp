@@ -282,7 +282,7 @@ void add_finding(Markup& page, const Diagnosis& diagnosis, const Watched& watche
     page.element("p", {{"class", "lead"}}, affected_text(finding));
     page.element("p", {}, why_text(finding));
     if (!finding.server_side)
-        page.element("p", {}, clients_text(finding, watched.tells_outcomes));
+        page.element("p", {}, clients_text(finding, watched));
     page.element("p", {}, times_text(finding));
     add_sequence(page, sighting_of(diagnosis, finding), WallClock(finding.instance.clock_offset_ns), number);
     page.element("h3", {{"class", "change"}}, "What to change");
@@ -403,7 +403,9 @@ std::string report_html(const Diagnosis& diagnosis, const Watched& watched)
                        {"content", "default-src 'none'; style-src 'unsafe-inline'"}});
     page.leaf("meta", {{"name", "viewport"}, {"content", "width=device-width, initial-scale=1"}});
     page.leaf("meta", {{"name", "referrer"}, {"content", "no-referrer"}});
-    page.element("title", {}, fmt::format("finrace on {}: {}", printable(watched.host_name), concluded));
+    page.element("title", {},
+                 fmt::format("finrace{}: {}", watched.host_name.empty() ? "" : " on " + printable(watched.host_name),
+                             concluded));
     page.style(sheet).close();
 
     page.open("body").open("header");

@@ -103,7 +103,7 @@ void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched,
                  0);
     page.paragraph(why_text(finding), 3);
     if (!finding.server_side)
-        page.paragraph(clients_text(finding, watched.tells_outcomes), 3);
+        page.paragraph(clients_text(finding, watched), 3);
     page.paragraph(times_text(finding), 3);
     page.add(timeline(sighting_of(diagnosis, finding), WallClock(finding.instance.clock_offset_ns), page.paint(),
                       page.width() > 5 ? page.width() - 5 : 1),
@@ -233,6 +233,21 @@ Json remedies_json(const Pool& pool)
     return json;
 }
 
+Json capture_json(const CaptureSeen& capture)
+{
+    Json json = {{"file", capture.file}, {"taken_at", to_string(capture.place)}};
+    if (capture.place != CaptureSeen::Place::unknown)
+        json["certainty"] = capture.sure ? "sure" : "likely";
+    if (!capture.host.empty())
+        json["host"] = capture.host;
+    json["segments"] = capture.segments;
+    json["unreadable"] = capture.unreadable;
+    json["missing"] = capture.missing;
+    json["one_direction"] = capture.one_direction;
+    json["guessed"] = capture.guessed;
+    return json;
+}
+
 Json finding_json(const Diagnosis& diagnosis, const Finding& finding)
 {
     const WallClock real(0);
@@ -291,6 +306,25 @@ Json pool_json(const Pool& pool)
 
 } // namespace
 
+std::string_view to_string(CaptureSeen::Place place)
+{
+    switch (place) {
+    case CaptureSeen::Place::client:
+        return "client";
+    case CaptureSeen::Place::server:
+        return "server";
+    case CaptureSeen::Place::both:
+        return "both";
+    case CaptureSeen::Place::between:
+        return "between";
+    case CaptureSeen::Place::mixed:
+        return "mixed";
+    case CaptureSeen::Place::unknown:
+        break;
+    }
+    return "unknown";
+}
+
 std::string_view to_string(Diagnosis::State state)
 {
     switch (state) {
@@ -346,20 +380,23 @@ Json report_json(const Diagnosis& diagnosis, const Watched& watched)
     Json upstreams = Json::array();
     for (const Pool* pool : diagnosis.pools())
         upstreams.push_back(pool_json(*pool));
-    return {{"schema", report_schema},
-            {"state", to_string(diagnosis.state(watched.is_partial()))},
-            {"host", printable(watched.host_name)},
-            {"source", watched.source},
-            {"observed_s", seconds(watched.observed_ns)},
-            {"connections", diagnosis.connections()},
-            {"open", diagnosis.open()},
-            {"requests", diagnosis.requests()},
-            {"lost", watched.lost},
-            {"adopted_open", watched.adopted_open},
-            {"missing_hooks", watched.missing_hooks},
-            {"more_failures", diagnosis.more_failures()},
-            {"findings", std::move(findings)},
-            {"upstreams", std::move(upstreams)}};
+    Json json = {{"schema", report_schema},
+                 {"state", to_string(diagnosis.state(watched.is_partial()))},
+                 {"host", printable(watched.host_name)},
+                 {"source", watched.source},
+                 {"observed_s", seconds(watched.observed_ns)},
+                 {"connections", diagnosis.connections()},
+                 {"open", diagnosis.open()},
+                 {"requests", diagnosis.requests()},
+                 {"lost", watched.lost},
+                 {"adopted_open", watched.adopted_open},
+                 {"missing_hooks", watched.missing_hooks},
+                 {"more_failures", diagnosis.more_failures()},
+                 {"findings", std::move(findings)},
+                 {"upstreams", std::move(upstreams)}};
+    for (const CaptureSeen& capture : watched.captures)
+        json["captures"].push_back(capture_json(capture));
+    return json;
 }
 
 } // namespace finrace

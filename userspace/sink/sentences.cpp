@@ -22,6 +22,29 @@ std::string endpoint(const UpstreamKey& key)
     return endpoint_text(key.address.data(), key.port, key.family);
 }
 
+/// "taken at the end of the host that opened the connections (10.0.0.1), sure"
+std::string taken_text(const CaptureSeen& capture)
+{
+    const std::string host = capture.host.empty() ? "" : fmt::format(" ({})", capture.host);
+    const char* certainty = capture.sure ? "sure" : "likely";
+    switch (capture.place) {
+    case CaptureSeen::Place::client:
+        return fmt::format("taken at the end that opened the connections{}, {}", host, certainty);
+    case CaptureSeen::Place::server:
+        return fmt::format("taken at the upstream's end{}, {}", host, certainty);
+    case CaptureSeen::Place::both:
+        return fmt::format("taken on a host that has both ends, {}", certainty);
+    case CaptureSeen::Place::between:
+        return fmt::format("taken between the two ends, {}", certainty);
+    case CaptureSeen::Place::mixed:
+        return fmt::format("taken at the end that opened {} and accepted {} connections{}, {}", capture.at_client,
+                           capture.at_server, host, certainty);
+    case CaptureSeen::Place::unknown:
+        break;
+    }
+    return "where it was taken does not show";
+}
+
 std::string rate_text(double races_a_day)
 {
     return races_a_day < 0.1 ? "less than one in ten days"
@@ -100,7 +123,8 @@ std::string_view to_string(PoolState state)
 
 std::string subject_text(const Diagnosis& diagnosis, const Watched& watched)
 {
-    return fmt::format("finrace on {}: {}, {:.1f} s, {}, {} on {}{}", printable(watched.host_name), watched.source,
+    return fmt::format("finrace{}: {}, {:.1f} s, {}, {} on {}{}",
+                       watched.host_name.empty() ? "" : " on " + printable(watched.host_name), watched.source,
                        static_cast<double>(watched.observed_ns) / 1e9, counted(diagnosis.pools().size(), "upstream"),
                        counted(diagnosis.requests(), "request"), counted(diagnosis.connections(), "connection"),
                        diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open()) : "");
@@ -146,10 +170,21 @@ std::string lost_text(const Watched& watched)
 std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watched)
 {
     std::vector<std::string> all;
+    for (const CaptureSeen& capture : watched.captures)
+        all.push_back(fmt::format("{}: {}{}.", capture.file, taken_text(capture),
+                                  capture.guessed == 0
+                                      ? ""
+                                      : fmt::format("; {} without a handshake, whose client is guessed",
+                                                    counted(capture.guessed, "connection"))));
+    if (!watched.captures.empty())
+        all.emplace_back(
+            "A capture does not show processes, who closed a socket, what lay unread, retries, nor what the "
+            "clients behind a proxy got.");
     if (watched.adopted_open > 0 && (!watched.chosen || diagnosis.requests() == 0))
         all.push_back(fmt::format(
-            "{} older than finrace, on this host, and {} not ended: nothing is known of {} yet.",
+            "{} older than {}, and {} not ended: nothing is known of {} yet.",
             watched.adopted_open == 1 ? "1 connection is" : fmt::format("{} connections are", watched.adopted_open),
+            watched.captures.empty() ? "finrace, on this host" : "the capture",
             watched.adopted_open == 1 ? "has" : "have", watched.adopted_open == 1 ? "it" : "them"));
     if (watched.missing_hooks > 0)
         all.push_back(fmt::format("{} could not be attached: finrace doctor tells what can't be seen without.",
@@ -199,9 +234,11 @@ std::string why_text(const Finding& finding)
     return text + ".";
 }
 
-std::string clients_text(const Finding& finding, bool tells_outcomes)
+std::string clients_text(const Finding& finding, const Watched& watched)
 {
-    if (!tells_outcomes)
+    if (!watched.captures.empty())
+        return "What clients got is not known: a capture does not show it.";
+    if (!watched.tells_outcomes)
         return "What clients got is not known: backend cgroup does not see it.";
     std::vector<std::string> parts;
     std::uint64_t known = finding.clients_left;

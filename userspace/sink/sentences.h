@@ -18,6 +18,24 @@ namespace finrace {
 
 constexpr std::size_t most_shown = 20; ///< findings, or upstreams, that people are told all about
 
+/// A capture that was read, and what it does not have.
+struct CaptureSeen {
+    /// Where it was taken, seen from most of its connections.
+    enum class Place { unknown, client, server, both, between, mixed };
+
+    std::string file;
+    Place place = Place::unknown;
+    bool sure = false;               ///< else likely
+    std::string host{};              ///< address of the end that it was taken at; empty if not known
+    std::uint64_t at_client = 0;     ///< connections that it was taken at the client's end of
+    std::uint64_t at_server = 0;     ///< and at the other end of
+    std::uint64_t segments = 0;      ///< of TCP
+    std::uint64_t unreadable = 0;    ///< of them, without a header
+    std::uint64_t missing = 0;       ///< acknowledged, and not captured
+    std::uint64_t one_direction = 0; ///< connections that were captured one way
+    std::uint64_t guessed = 0;       ///< connections without a handshake
+};
+
 /// What was looked at, besides what was found.
 struct Watched {
     std::string host_name;
@@ -29,6 +47,7 @@ struct Watched {
     bool server_side_only = false;
     bool tells_outcomes = false;
     std::uint64_t missing_hooks = 0;
+    std::vector<CaptureSeen> captures{}; ///< what was read, if that is what was read
 
     /// Whether there is something of which nothing is known.
     [[nodiscard]] bool is_partial() const { return lost > 0 || missing_hooks > 0 || (adopted_open > 0 && !chosen); }
@@ -60,7 +79,7 @@ std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watc
 // Of a finding.
 std::string affected_text(const Finding& finding); ///< "12 requests died"
 std::string why_text(const Finding& finding);      ///< the cause in words, how sure, and the upstream's reasons
-std::string clients_text(const Finding& finding, bool tells_outcomes);
+std::string clients_text(const Finding& finding, const Watched& watched);
 std::string times_text(const Finding& finding); ///< in the local time zone: when, and which one is shown
 /// Its most telling instance.
 Sighting sighting_of(const Diagnosis& diagnosis, const Finding& finding);

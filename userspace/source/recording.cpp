@@ -8,7 +8,6 @@
 #include <type_traits>
 #include <utility>
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -224,6 +223,15 @@ bool is_sound(const event& e)
                      c.peer_reset_ns, c.local_close_ns}) < latest_ns;
 }
 
+Input opened(const std::string& path)
+{
+    try {
+        return open_input(path);
+    } catch (const InputError& error) {
+        throw RecordingError(error.what());
+    }
+}
+
 } // namespace
 
 std::string encode(const RecordingEntry& entry)
@@ -302,11 +310,14 @@ std::optional<RecordingEntry> decode(std::string_view line)
 }
 
 RecordingReader::RecordingReader(const std::string& path, std::function<bool()> stopped)
-    : name_(path == "-" ? "standard input" : path), stopped_(std::move(stopped)),
-      file_(path == "-" ? ::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0) : ::open(path.c_str(), O_RDONLY | O_CLOEXEC))
+    : RecordingReader(opened(path), std::move(stopped))
 {
-    if (!file_)
-        throw RecordingError(fmt::format("cannot read {}: {}", name_, std::strerror(errno)));
+}
+
+RecordingReader::RecordingReader(Input input, std::function<bool()> stopped)
+    : name_(std::move(input.name)), stopped_(std::move(stopped)), file_(std::move(input.descriptor)),
+      buffer_(std::move(input.head))
+{
     bool begins_well = false;
     std::size_t searched = 0;
     while (const std::optional<std::string_view> line = next_line()) {

@@ -24,6 +24,7 @@
 
 #include "bpf/event.h"
 #include "source/descriptor.h"
+#include "source/input.h"
 #include "source/status.h"
 
 namespace finrace {
@@ -88,6 +89,8 @@ public:
     /// "-" is standard input. Throws RecordingError if it can't be opened, or holds no header that can be read.
     /// A read that a signal breaks off asks `stopped` whether that is the end.
     explicit RecordingReader(const std::string& path, std::function<bool()> stopped = {});
+    /// The same of what is open already.
+    explicit RecordingReader(Input input, std::function<bool()> stopped = {});
 
     /// The next entry that is whole; nothing at the end. What follows a header that is damaged is passed over, up to
     /// the next: whose it is can't be told. Throws RecordingError if a run of another version follows.

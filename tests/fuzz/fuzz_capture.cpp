@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// libFuzzer: a capture that anybody may have sent, through all that `finrace run --replay` does with it: libpcap,
+// decoding, following, judging, records. What is mutated is mostly one packet of a conversation, or when and in which
+// order they come: else no mutation would come further than libpcap. It needs no corpus: it begins with captures of its
+// own.
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "cli/options.h"
+#include "source/input.h"
+#include "tests/unit/capture_file.h"
+
+extern "C" {
+int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
+std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t max_size, unsigned seed);
+std::size_t LLVMFuzzerMutate(std::uint8_t* data, std::size_t size, std::size_t max_size);
+}
+
+namespace {
+
+constexpr std::size_t file_header = 24;
+constexpr std::size_t packet_header = 16;
+
+/// What this target itself can't do.
+[[noreturn]] void fail(const char* what)
+{
+    std::fprintf(stderr, "fuzz_capture: %s\n", what);
+    std::abort();
+}
+
+/// Conversations that race, are reset, are cut or go well, some of them from their middle.
+std::string capture(std::minstd_rand& random)
+{
+    const auto below = [&random](unsigned limit) { return static_cast<unsigned>(random()) % limit; };
+    finrace::test::CaptureFile file;
+    const unsigned talks = 1 + below(3);
+    for (unsigned number = 0; number < talks; ++number) {
+        finrace::test::Talk talk(file, static_cast<std::uint16_t>(40000 + below(2)),
+                                 static_cast<std::uint32_t>(random()) * 2);
+        talk.times = 1 + static_cast<int>(below(2));
+        talk.client_seen = below(8) != 0;
+        talk.server_seen = below(8) != 0;
+        if (below(4) != 0)
+            talk.open(below(2) != 0 ? 20 : 0.01, below(2) != 0 ? 20 : 0.01);
+        for (unsigned step = 0; step < 12; ++step) {
+            talk.wait_ms(below(3) != 0 ? 0.1 : 1200);
+            switch (below(13)) {
+            case 0:
+                talk.request();
+                break;
+            case 1:
+                talk.repeat_request();
+                break;
+            case 2:
+                talk.response();
+                break;
+            case 3:
+                talk.client_hears();
+                break;
+            case 4:
+                talk.server_hears();
+                break;
+            case 5:
+                talk.client_acks();
+                break;
+            case 6:
+                talk.server_fin();
+                break;
+            case 7:
+                talk.client_fin();
+                break;
+            case 8:
+                talk.server_reset();
+                break;
+            case 9:
+                talk.server_bare_reset();
+                break;
+            case 10:
+                talk.client_reset();
+                break;
+            case 11:
+                talk.unseen_response(1);
+                break;
+            default:
+                talk.exchange();
+            }
+        }
+    }
+    return file.bytes();
+}
+
+std::uint32_t word_at(const std::string& bytes, std::size_t at)
+{
+    std::uint32_t word = 0;
+    std::memcpy(&word, bytes.data() + at, sizeof(word));
+    return word;
+}
+
+/// The packets of a file with their headers; nothing of one that is damaged.
+std::vector<std::string> packets_of(const std::string& file)
+{
+    std::vector<std::string> packets;
+    for (std::size_t at = file_header; at + packet_header <= file.size();) {
+        const std::size_t size = packet_header + word_at(file, at + 8);
+        if (size > file.size() - at)
+            return {};
+        packets.push_back(file.substr(at, size));
+        at += size;
+    }
+    return packets;
+}
+
+int replay(const std::string& path)
+{
+    CLI::App program("", "finrace");
+    finrace::Action action;
+    finrace::add_run(program, action);
+    std::vector<std::string> arguments{"--connections", "--output", "/dev/null", "--interval", "1s",
+                                       "--replay",      path,       "run"};
+    std::reverse(arguments.begin(), arguments.end()); // as CLI11 wants them
+    std::swap(arguments.front(), arguments.back());
+    program.parse(std::move(arguments));
+    return action();
+}
+
+} // namespace
+
+int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size)
+{
+    static const int file = ::memfd_create("capture", MFD_CLOEXEC);
+    static const std::string path = fmt::format("/proc/self/fd/{}", file);
+    if (finrace::test::CaptureFile().bytes().compare(0, 4, reinterpret_cast<const char*>(data),
+                                                     std::min<std::size_t>(size, 4)) != 0)
+        return 0; // fuzz_recording's
+    if (file < 0 || ::ftruncate(file, 0) != 0 || ::pwrite(file, data, size, 0) != static_cast<ssize_t>(size))
+        fail("cannot write its file");
+    try {
+        replay(path);
+    } catch (const std::runtime_error&) { // it says so, and ends with 2
+    }
+    return 0;
+}
+
+std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t max_size, unsigned seed)
+{
+    std::minstd_rand random(seed);
+    const auto below = [&random](std::size_t limit) { return static_cast<std::size_t>(random()) % limit; };
+    const auto give = [&](const std::string& file) {
+        const std::size_t given = std::min(file.size(), max_size);
+        std::memcpy(data, file.data(), given);
+        return given;
+    };
+    const std::string file(reinterpret_cast<const char*>(data), size);
+    std::vector<std::string> packets = packets_of(file);
+    if (packets.size() < 2)
+        return give(capture(random));
+    if (below(8) == 0)
+        return LLVMFuzzerMutate(data, size, max_size);
+    const std::size_t at = below(packets.size());
+    const std::size_t other = below(packets.size());
+    switch (below(8)) {
+    case 0:
+        packets.erase(packets.begin() + static_cast<std::ptrdiff_t>(at));
+        break;
+    case 1: {
+        const std::string copy = packets[at];
+        packets.insert(packets.begin() + static_cast<std::ptrdiff_t>(other), copy);
+        break;
+    }
+    case 2:
+        std::swap(packets[at], packets[other]);
+        break;
+    case 3: // when
+        LLVMFuzzerMutate(reinterpret_cast<std::uint8_t*>(packets[at].data()), 8, 8);
+        break;
+    default:
+        if (packets[at].size() > packet_header)
+            LLVMFuzzerMutate(reinterpret_cast<std::uint8_t*>(packets[at].data()) + packet_header,
+                             packets[at].size() - packet_header, packets[at].size() - packet_header);
+    }
+    std::string mutated = file.substr(0, file_header);
+    for (const std::string& packet : packets)
+        mutated += packet;
+    return give(mutated);
+}

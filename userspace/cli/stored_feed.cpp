@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "cli/stored_feed.h"
+
+#include <algorithm>
+#include <csignal>
+#include <utility>
+
+#include <sys/stat.h>
+
+#include <fmt/format.h>
+
+#include "cli/capture_feed.h"
+#include "cli/replay.h"
+
+namespace finrace {
+
+namespace {
+
+volatile std::sig_atomic_t told_to_end = 0;
+
+/// Once: who insists ends it at once.
+void end_on(int signal)
+{
+    struct sigaction action {};
+    action.sa_handler = [](int) { told_to_end = 1; };
+    action.sa_flags = static_cast<int>(SA_RESETHAND);
+    ::sigaction(signal, &action, nullptr);
+}
+
+} // namespace
+
+bool is_told_to_end()
+{
+    return told_to_end != 0;
+}
+
+bool is_same_file(int one, int other)
+{
+    struct stat a {};
+    struct stat b {};
+    return ::fstat(one, &a) == 0 && ::fstat(other, &b) == 0 && S_ISREG(a.st_mode) && a.st_ino == b.st_ino &&
+           a.st_dev == b.st_dev;
+}
+
+const std::vector<CaptureFacts>& StoredFeed::captures() const
+{
+    static const std::vector<CaptureFacts> no_captures;
+    return no_captures;
+}
+
+std::unique_ptr<StoredFeed> open_stored(Filter filter, bool connections, const std::vector<std::string>& paths)
+{
+    if (std::count(paths.begin(), paths.end(), "-") > 1)
+        throw UsageError("- is standard input; name it once");
+    end_on(SIGINT);
+    end_on(SIGTERM);
+    std::vector<Input> inputs;
+    inputs.reserve(paths.size());
+    for (const std::string& path : paths)
+        inputs.push_back(open_input(path));
+    for (const Input& input : inputs)
+        if (input.kind == InputKind::compressed)
+            throw UsageError(
+                fmt::format("{} is compressed; unpack it first, or on the way: zcat {} | finrace diagnose -",
+                            input.name, input.name == "standard input" ? "FILE" : input.name));
+    const auto captures = std::count_if(inputs.begin(), inputs.end(),
+                                        [](const Input& input) { return input.kind == InputKind::capture; });
+    if (captures != 0 && static_cast<std::size_t>(captures) != inputs.size())
+        throw UsageError("some of these files are captures and some are not: name captures and recordings apart");
+    if (captures != 0)
+        return std::make_unique<CaptureFeed>(std::move(filter), std::move(inputs));
+    std::vector<std::unique_ptr<RecordingReader>> readers;
+    readers.reserve(inputs.size());
+    for (Input& input : inputs) {
+        try {
+            readers.push_back(std::make_unique<RecordingReader>(std::move(input), is_told_to_end));
+        } catch (const NoRecording& error) {
+            throw NoRecording(fmt::format("{}, and no capture: neither pcap nor pcapng", error.what()));
+        }
+    }
+    return std::make_unique<Replay>(std::move(filter), connections, std::move(readers));
+}
+
+} // namespace finrace
