@@ -768,7 +768,7 @@ def test_recording(options):
     shutil.copy(path, twice)
     refusals = [
         (["run", "--replay", path, twice], "the same part"),
-        (["run", "--replay", path, "--output", path], "one of the recordings"),
+        (["run", "--replay", path, "--output", path], "one of the files that are read"),
         (["run", "--record", "-", "--output", "-"], "are the same"),
         (["run", "--record", cut, "--output", cut], "are the same"),
         (["run", "--rotate", "1M"], "--record"),
@@ -781,6 +781,8 @@ def test_recording(options):
         (["run", "--replay", path, "--record", cut], "--record"),
         (["run", "--replay", path, "--backend", "cgroup"], "--backend"),
         (["run", "--replay", path, "--output", "/dev/full"], "No space left"),
+        (["diagnose", "30s"], "to watch for so long: --for 30s"),
+        (["diagnose", "10.0.0.5:8000"], "--upstream 10.0.0.5:8000"),
         (["record"], "--output"),
         (["record", "--output", os.path.join(options.folder, "nothing", "x")], "No such file"),
         (["record", "--output", cut, "--rotate", "1k"], "'1k' is too small"),

@@ -149,6 +149,14 @@ TEST_CASE("HAProxy: its server lines", "[configuration]")
     CHECK(proxy(haproxy, at("10.9.9.9", 9000), disk) ==
           All{told(0, "server three app.internal:9000", "/etc/haproxy/haproxy.cfg:5")});
     CHECK(proxy(haproxy, at("10.0.0.6", 8000), disk).empty());
+    SECTION("a name that fits no line is shortened")
+    {
+        const Disk large{
+            .files = {{"/etc/haproxy/haproxy.cfg", "server " + std::string(5000, 'a') + " 10.0.0.5:8000\n"}}};
+        const auto present = proxy(haproxy, at("10.0.0.5", 8000), large);
+        REQUIRE(present.size() == 1);
+        CHECK(present.front().text.size() < 200);
+    }
 }
 
 TEST_CASE("Apache httpd: ttl, wherever it may stand", "[configuration]")

@@ -450,6 +450,17 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "    that time); one is lost if it comes within 1.0 ms of the timer. Races seen: 0.\n");
 }
 
+TEST_CASE("several runs are said to be", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    diagnosis.end_run(Upstreams(), minute_ns, minute_ns);
+    CHECK(!says(text(diagnosis), "runs"));
+    CHECK(report_json(diagnosis, watched())["runs"] == 1);
+    diagnosis.end_run(Upstreams(), minute_ns, minute_ns);
+    CHECK(says(text(diagnosis), "2 runs, together 60.0 s"));
+    CHECK(report_json(diagnosis, watched())["runs"] == 2);
+}
+
 TEST_CASE("the pools that are there now, and who stands at their ends", "[diagnosis]")
 {
     const UpstreamKey where = UpstreamKey::of(crossing());

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "cli/capture_feed.h"
+#include "cli/parse.h"
 #include "cli/replay.h"
 
 namespace finrace {
@@ -25,6 +26,31 @@ void end_on(int signal)
     action.sa_handler = [](int) { told_to_end = 1; };
     action.sa_flags = static_cast<int>(SA_RESETHAND);
     ::sigaction(signal, &action, nullptr);
+}
+
+/// What was meant, perhaps, by the name of a file that can't be read.
+std::string hint_of(const std::string& path)
+{
+    try {
+        parse_duration(path);
+        return fmt::format("; to watch for so long: --for {}", path);
+    } catch (const UsageError&) { // none
+    }
+    try {
+        parse_address_pattern(path);
+        return fmt::format("; to choose an upstream: --upstream {}", path);
+    } catch (const UsageError&) { // none
+    }
+    return {};
+}
+
+Input opened(const std::string& path)
+{
+    try {
+        return open_input(path);
+    } catch (const InputError& error) {
+        throw InputError(error.what() + hint_of(path));
+    }
 }
 
 } // namespace
@@ -57,7 +83,7 @@ std::unique_ptr<StoredFeed> open_stored(Filter filter, bool connections, const s
     std::vector<Input> inputs;
     inputs.reserve(paths.size());
     for (const std::string& path : paths)
-        inputs.push_back(open_input(path));
+        inputs.push_back(opened(path));
     for (const Input& input : inputs)
         if (input.kind == InputKind::compressed)
             throw UsageError(

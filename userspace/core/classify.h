@@ -58,6 +58,12 @@ std::uint64_t races_of(const UpstreamCounts& counts);
 /// Whether this host ended an exchange that had no answer yet: what the client got tells why.
 bool depends_on_outcome(const event& e);
 
+/// Whether this host opened the event's connection.
+inline bool is_client(const event& e)
+{
+    return (e.connection.flags & CONNECTION_CLIENT) != 0;
+}
+
 /// Whether request number `connection.exchange` came over a connection that had carried bytes before.
 bool is_reused(const connection& c);
 

@@ -6,17 +6,14 @@
 #include <numeric>
 #include <set>
 
+#include "core/classify.h"
+
 namespace finrace {
 
 namespace {
 
 constexpr std::uint16_t first_proxy_failure = 500; ///< status
 constexpr std::size_t most_users = 8;              ///< of one upstream's that are told apart
-
-bool is_client(const event& e)
-{
-    return (e.connection.flags & CONNECTION_CLIENT) != 0;
-}
 
 /// A verdict on a full queue, or on a proxy that tries no upstream, is told once in a while for all.
 std::uint64_t affected_by(const Judged& judged)
@@ -195,6 +192,7 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
             add(&key, Upstream{});
     open_.clear();
     lost_track_ = false;
+    ++runs_;
 }
 
 void Diagnosis::add_run(Pool run)

@@ -120,6 +120,7 @@ public:
     /// Those that are exposed first, and the busiest of them.
     [[nodiscard]] std::vector<const Pool*> pools() const;
     [[nodiscard]] const Pool* pool(const UpstreamKey& key) const;
+    [[nodiscard]] std::uint64_t runs() const { return runs_; } ///< that have ended
     [[nodiscard]] std::uint64_t connections() const { return sum(&Pool::connections); }
     [[nodiscard]] std::uint64_t open() const { return sum(&Pool::open); }
     [[nodiscard]] std::uint64_t requests() const { return sum(&Pool::requests); }
@@ -150,6 +151,7 @@ private:
     std::unordered_map<std::uint64_t, Open> open_; ///< of this run, by connection
     bool lost_track_ = false;                      ///< of some that are open
     Pool other_;
+    std::uint64_t runs_ = 0;
 };
 
 } // namespace finrace

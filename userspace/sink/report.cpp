@@ -384,6 +384,7 @@ Json report_json(const Diagnosis& diagnosis, const Watched& watched)
                  {"state", to_string(diagnosis.state(watched.is_partial()))},
                  {"host", printable(watched.host_name)},
                  {"source", watched.source},
+                 {"runs", diagnosis.runs()},
                  {"observed_s", seconds(watched.observed_ns)},
                  {"connections", diagnosis.connections()},
                  {"open", diagnosis.open()},

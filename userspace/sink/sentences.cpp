@@ -123,8 +123,9 @@ std::string_view to_string(PoolState state)
 
 std::string subject_text(const Diagnosis& diagnosis, const Watched& watched)
 {
-    return fmt::format("finrace{}: {}, {:.1f} s, {}, {} on {}{}",
+    return fmt::format("finrace{}: {}, {}{:.1f} s, {}, {} on {}{}",
                        watched.host_name.empty() ? "" : " on " + printable(watched.host_name), watched.source,
+                       diagnosis.runs() > 1 ? fmt::format("{} runs, together ", diagnosis.runs()) : "",
                        static_cast<double>(watched.observed_ns) / 1e9, counted(diagnosis.pools().size(), "upstream"),
                        counted(diagnosis.requests(), "request"), counted(diagnosis.connections(), "connection"),
                        diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open()) : "");

@@ -53,13 +53,20 @@ private:
     std::size_t files_ = 0;
 };
 
+/// Of what anybody may have written no more than fits a line goes into a report.
+std::string shortened(std::string_view text)
+{
+    constexpr std::size_t longest = 120;
+    return text.size() <= longest ? std::string(text) : fmt::format("{}...", text.substr(0, longest));
+}
+
 /// `what`: which block or directive, where the line alone does not tell.
 Present present_in(const ConfigurationFile& file, std::uint32_t line, const ProcessFacts& process, std::uint32_t ms,
-                   std::string text, std::string_view what = {})
+                   std::string_view text, std::string_view what = {})
 {
     return {.ms = ms,
-            .text = std::move(text),
-            .place = fmt::format("{}{}{}:{}", what, what.empty() ? "" : ", ", file.path, line),
+            .text = shortened(text),
+            .place = fmt::format("{}{}{}:{}", shortened(what), what.empty() ? "" : ", ", file.path, line),
             .pending = file.modified_s > process.started_s};
 }
 
