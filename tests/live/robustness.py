@@ -818,19 +818,19 @@ def test_page(options):
     must(len(report["findings"]) == 1, f"{report}")
 
     with open(page, "w", encoding="ascii") as file:
-        file.write("old")
+        file.write("<!DOCTYPE html>old")
     os.chmod(page, 0o644)
     link = os.path.join(folder, "link")
     os.symlink(page, link)
     before = sorted(os.listdir(folder))
     refusals = [
         ("-", "name a file"), ("", "name a file"), (link, "is a symbolic link"), ("/dev/null", "is no plain file"),
-        (os.path.join(folder, "folder"), "is a directory"), (os.path.join(folder, "nothing", "x"), "No such file"),
+        (recording, "holds no page"), (os.path.join(folder, "folder"), "is a directory"), (os.path.join(folder, "nothing", "x"), "No such file"),
     ]
     for path, words in refusals:  # at once, not after an hour
         done = run_finrace(options, ["diagnose", *options.backend_flags, "--for", "1h", "--html", path])
         must(done.returncode == 2 and words in done.stderr and not done.stdout, f"{path}: exit {done.returncode}, {done.stderr}")
-    must(stat.S_ISCHR(os.stat("/dev/null").st_mode) and read_file(page) == b"old", "what was there is not as it was")
+    must(stat.S_ISCHR(os.stat("/dev/null").st_mode) and read_file(page) == b"<!DOCTYPE html>old", "what was there is not as it was")
     must(sorted(os.listdir(folder)) == before, f"left behind: {os.listdir(folder)}")
 
     done = run_finrace(options, ["diagnose", recording, "--html", page])

@@ -211,15 +211,18 @@ TEST_CASE("servers: flags, environment, files, defaults", "[configuration]")
     }
     SECTION("gunicorn's file, and what goes before it")
     {
-        const Disk disk{.files = {{"/srv/gunicorn.conf.py", "workers = 4\nkeepalive = 75  # seconds\n"},
+        const Disk disk{.files = {{"/srv/gunicorn.conf.py", "threads = 4\nkeepalive = 75  # seconds\n"},
                                   {"/srv/other.py", "import os\nkeepalive = int(os.environ['K'])\n"}}};
         CHECK(server(process("gunicorn", {"gunicorn", "app:app"}), disk) ==
               All{told(75'000, "keepalive = 75", "/srv/gunicorn.conf.py:2")});
         CHECK(server(process("gunicorn", {"gunicorn", "--keep-alive", "3", "app:app"}), disk) ==
               All{told(3000, "--keep-alive 3", place)});
         CHECK(server(process("gunicorn", {"gunicorn", "-c", "other.py", "app:app"}), disk).empty());
-        CHECK(server(process("gunicorn", {"gunicorn", "-c", "absent.py", "app:app"}), disk) ==
+        CHECK(server(process("gunicorn", {"gunicorn", "-c", "absent.py", "-k", "gthread", "app:app"}), disk) ==
               All{told(2000, "", place)});
+        // Sync workers keep no connection, whatever they are told.
+        CHECK(
+            server(process("gunicorn", {"gunicorn", "-c", "absent.py", "--keep-alive", "9", "app:app"}), disk).empty());
         CHECK(server(process("gunicorn", {"gunicorn", "-c", "python:conf", "app:app"}), disk).empty());
         ProcessFacts facts = process("gunicorn", {"gunicorn", "app:app"});
         facts.environment["GUNICORN_CMD_ARGS"] = "--workers 2 --keep-alive 11";

@@ -450,6 +450,22 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "    that time); one is lost if it comes within 1.0 ms of the timer. Races seen: 0.\n");
 }
 
+TEST_CASE("a file that is newer than its process is said to be", "[diagnosis]")
+{
+    Resting resting;
+    resting[UpstreamKey::of(crossing())] = {.connections = 1, .longest_ms = 1, .owner = {.process = "nginx", .pid = 7}};
+    Diagnosis diagnosis;
+    diagnosis.end_run(
+        Upstreams(), minute_ns, minute_ns,
+        [](const UpstreamKey& where, const Owner& owner) {
+            Ends ends = ends_by_name(where, owner);
+            ends.proxy.present = {{.ms = 1000, .text = "keepalive_timeout 1s;", .place = "n:4", .pending = true}};
+            return ends;
+        },
+        resting);
+    CHECK(says(text(diagnosis), "nginx: now keepalive_timeout 1s;: n:4; changed since the process began: reload it."));
+}
+
 TEST_CASE("several runs are said to be", "[diagnosis]")
 {
     Diagnosis diagnosis;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/page_file.h"
 
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -22,11 +23,26 @@ namespace finrace {
 
 namespace {
 
-/// rename() would put a page in the place of a device.
+/// Whether it holds nothing, or begins as a page does.
+bool may_be_replaced(const std::string& path)
+{
+    constexpr std::string_view beginning = "<!DOCTYPE html>";
+    std::array<char, beginning.size()> bytes{};
+    const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    const ssize_t count = file ? ::read(file.get(), bytes.data(), bytes.size()) : 0;
+    return count == 0 || (count > 0 && beginning == std::string_view(bytes.data(), static_cast<std::size_t>(count)));
+}
+
+/// rename() would put a page in the place of a device, or of the capture whose name was meant for an input.
 void refuse_all_but_files(const std::string& path)
 {
     struct stat status {};
-    if (::lstat(path.c_str(), &status) != 0 || S_ISREG(status.st_mode))
+    if (::lstat(path.c_str(), &status) != 0)
+        return;
+    if (S_ISREG(status.st_mode) && !may_be_replaced(path))
+        throw UsageError(
+            fmt::format("{} is there and holds no page: --html names the page to write; name another", path));
+    if (S_ISREG(status.st_mode))
         return;
     throw UsageError(fmt::format("{} is {}: name a file that is new, or a plain one to replace", path,
                                  S_ISLNK(status.st_mode)   ? "a symbolic link"

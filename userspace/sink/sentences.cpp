@@ -297,9 +297,14 @@ std::vector<Remedy> remedies_of(const Pool& pool)
 std::string timeout_text(const Places& places, const Pool& pool)
 {
     const IdleTimeout timeout = *pool.timeout();
-    if (timeout.samples == 0)
-        return fmt::format("{} closes connections that have rested for {}, as {} is told", places.name(pool.where),
-                           duration_text(timeout.ms), pool.ends.upstream.software->software);
+    if (timeout.samples == 0) {
+        const std::vector<Present>& present = pool.ends.upstream.present;
+        const bool by_default = present.front().text.empty();
+        return fmt::format("{} closes connections that have rested for {}, {}", places.name(pool.where),
+                           duration_text(timeout.ms),
+                           by_default ? fmt::format("{}'s default", pool.ends.upstream.software->software)
+                                      : fmt::format("as {} is told", pool.ends.upstream.software->software));
+    }
     return fmt::format("{} closes connections that have rested for {} ({}, within {} ms)", places.name(pool.where),
                        duration_text(timeout.ms), counted(timeout.samples, "sample"), timeout.spread_ms());
 }
@@ -380,6 +385,10 @@ std::vector<std::string> pool_text(const Places& places, const Pool& pool)
                                   duration_text(pool.resting.longest_ms)));
     for (std::string& one : state_text(places, pool))
         all.push_back(std::move(one));
+    for (const End* end : {&pool.ends.proxy, &pool.ends.upstream})
+        for (const Present& present : end->present)
+            if (present.pending)
+                all.push_back(fmt::format("{}: {}.", end->software->software, present_text(present)));
     return all;
 }
 

@@ -235,7 +235,9 @@ std::string whereabouts(const Sighting& sighting)
                         endpoint_text(e.peer_address, e.peer_port, e.family));
     if (is_client(e) && c.exchange > 0)
         line += fmt::format("  request {} on this connection{}", c.exchange,
-                            has(c, CONNECTION_ADOPTED) ? " since finrace started" : "");
+                            !has(c, CONNECTION_ADOPTED)         ? ""
+                            : (e.observed & OBSERVED_WIRE) != 0 ? " since the capture began"
+                                                                : " since finrace started");
     return line;
 }
 

@@ -306,16 +306,12 @@ std::vector<Present> gunicorn_file(const ConfigurationFile& file, const ProcessF
 std::vector<Present> present_of_gunicorn(const IdleSetting& software, const ProcessFacts& process,
                                          const OpenFiles& open_files)
 {
-    if (const auto value = value_of(process.arguments, software.flag))
-        return seconds_of(software.flag, *value, command_line_of(process));
     // Its title (setproctitle) hides the command line.
     if (process.arguments.empty() || process.arguments.front().starts_with("gunicorn: "))
         return {};
     Words variable;
     if (const auto found = process.environment.find(std::string(gunicorn_variable)); found != process.environment.end())
         variable = split(found->second);
-    if (const auto value = value_of(variable, software.flag))
-        return seconds_of(software.flag, *value, fmt::format("{} of process {}", gunicorn_variable, process.pid));
     std::string name = "./gunicorn.conf.py";
     for (const Words& words : {variable, process.arguments}) {
         if (const auto value = value_of(words, "--config"))
@@ -323,14 +319,31 @@ std::vector<Present> present_of_gunicorn(const IdleSetting& software, const Proc
         if (const Words values = values_of(words, "-c"); !values.empty())
             name = values.back();
     }
-    if (name.starts_with("python:"))
+    const bool is_module = name.starts_with("python:");
+    for (const std::string_view prefix : {"file:", "./"})
+        if (name.starts_with(prefix))
+            name = name.substr(prefix.size());
+    const std::vector<ConfigurationFile> files =
+        is_module ? std::vector<ConfigurationFile>{} : open_files(absolute(name, process.directory));
+
+    // Its workers are sync, which keep no connection, unless it is told otherwise.
+    const auto chooses_workers = [](const Words& words) {
+        return value_of(words, "--worker-class") || value_of(words, "--threads") || !values_of(words, "-k").empty();
+    };
+    if (!chooses_workers(variable) && !chooses_workers(process.arguments) &&
+        std::none_of(files.begin(), files.end(), [](const ConfigurationFile& file) {
+            return file.text.find("worker_class") != std::string::npos ||
+                   file.text.find("threads") != std::string::npos;
+        }))
         return {};
-    if (name.starts_with("file:"))
-        name = name.substr(name.find(':') + 1);
-    if (name.starts_with("./"))
-        name = name.substr(2);
+    if (const auto value = value_of(process.arguments, software.flag))
+        return seconds_of(software.flag, *value, command_line_of(process));
+    if (const auto value = value_of(variable, software.flag))
+        return seconds_of(software.flag, *value, fmt::format("{} of process {}", gunicorn_variable, process.pid));
+    if (is_module)
+        return {};
     std::vector<Present> present{{.ms = software.default_ms, .text = {}, .place = command_line_of(process)}};
-    for (const ConfigurationFile& file : open_files(absolute(name, process.directory)))
+    for (const ConfigurationFile& file : files)
         present = gunicorn_file(file, process, present);
     return present;
 }
