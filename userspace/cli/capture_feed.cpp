@@ -39,8 +39,7 @@ SourceCounts CaptureFeed::counts() const
 
 bool CaptureFeed::reads(int descriptor) const
 {
-    return std::any_of(files_.begin(), files_.end(),
-                       [descriptor](const auto& file) { return is_same_file(file->descriptor(), descriptor); });
+    return is_plain_file_among(descriptor, files_);
 }
 
 void CaptureFeed::run(Listener& listener)

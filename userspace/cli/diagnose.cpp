@@ -53,8 +53,7 @@ class Doctor final : public Listener {
 public:
     /// `duration`: after which it ends; without one it takes all that comes, which is not this host's.
     Doctor(const Feed& feed, const Filter& filter, std::optional<std::chrono::nanoseconds> duration)
-        : feed_(feed), filter_(filter), live_(duration.has_value()), duration_(duration),
-          shows_progress_(duration && ::isatty(STDERR_FILENO) == 1)
+        : feed_(feed), filter_(filter), duration_(duration), shows_progress_(duration && ::isatty(STDERR_FILENO) == 1)
     {
         if (duration_)
             newest_ns_ = started_ns_ = feed_.now_ns();
@@ -88,7 +87,7 @@ public:
     {
         const std::uint64_t ran_ns = newest_ns_ - started_ns_;
         const SourceCounts counts = feed_.counts();
-        if (live_) {
+        if (duration_) {
             const Host host = Host::now();
             const auto ends_of = [&](const UpstreamKey& where, const Owner& owner) { return host.ends(where, owner); };
             diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, resting(host));
@@ -151,7 +150,6 @@ private:
 
     const Feed& feed_;
     const Filter& filter_;
-    bool live_;
     std::optional<std::chrono::nanoseconds> duration_;
     bool shows_progress_;
     Diagnosis diagnosis_;

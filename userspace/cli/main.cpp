@@ -18,14 +18,6 @@
 
 namespace {
 
-std::vector<std::string> command_names(const CLI::App& program)
-{
-    std::vector<std::string> names;
-    for (const CLI::App* command : program.get_subcommands([](const CLI::App*) { return true; }))
-        names.push_back(command->get_name());
-    return names;
-}
-
 /// Standard output is buffered: only now does a full disk show.
 int written_out(int status)
 {

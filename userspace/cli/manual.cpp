@@ -20,11 +20,6 @@ namespace {
 
 constexpr std::string_view causes_page = "finrace-causes";
 
-std::vector<const CLI::App*> commands_of(const CLI::App& program)
-{
-    return program.get_subcommands([](const CLI::App*) { return true; });
-}
-
 std::vector<const CLI::Option*> options_of(const CLI::App& command, bool positional)
 {
     std::vector<const CLI::Option*> options =
@@ -96,7 +91,6 @@ std::string page_of(const CLI::App& program, const CLI::App* command)
 {
     const CLI::App& subject = command != nullptr ? *command : program;
     const std::string name = command != nullptr ? "finrace-" + command->get_name() : "finrace";
-    // Of the program's description the first sentence is a page's NAME.
     const std::string description = subject.get_description();
     std::string text = heading(name, 8);
     text +=
@@ -209,14 +203,6 @@ std::vector<std::string> flags_of(const CLI::App& command)
         for (const std::string& name : option->get_lnames())
             flags.push_back("--" + name);
     return flags;
-}
-
-std::vector<std::string> command_names(const CLI::App& program)
-{
-    std::vector<std::string> names;
-    for (const CLI::App* command : commands_of(program))
-        names.push_back(command->get_name());
-    return names;
 }
 
 /// Fit for single quotes, in each of the shells; brackets and colons mean something to zsh.

@@ -29,6 +29,19 @@ Value choose(const std::vector<std::pair<std::string, Value>>& choices, const st
 
 } // namespace
 
+std::vector<const CLI::App*> commands_of(const CLI::App& program)
+{
+    return program.get_subcommands([](const CLI::App*) { return true; });
+}
+
+std::vector<std::string> command_names(const CLI::App& program)
+{
+    std::vector<std::string> names;
+    for (const CLI::App* command : commands_of(program))
+        names.push_back(command->get_name());
+    return names;
+}
+
 CLI::Option* add_parsed(CLI::App& command, const std::string& name, const std::string& type,
                         const std::string& description, std::function<void(const std::string&)> parse)
 {

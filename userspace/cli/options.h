@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -28,6 +29,10 @@ void add_doctor(CLI::App& program, Action& action);
 void add_explain(CLI::App& program, Action& action);
 void add_manual(CLI::App& program, Action& action);
 void add_completion(CLI::App& program, Action& action);
+
+/// All of a program's commands, in their order; and their names.
+std::vector<const CLI::App*> commands_of(const CLI::App& program);
+std::vector<std::string> command_names(const CLI::App& program);
 
 /// What to watch, and how to attach.
 struct WatchOptions {

@@ -91,10 +91,9 @@ std::chrono::nanoseconds parse_duration(std::string_view text)
     double ns = 0;
     std::string_view rest = text;
     do {
-        const std::size_t end_of_number = std::min(rest.find_first_not_of("0123456789."), rest.size());
-        const std::size_t end = std::min(rest.find_first_of("0123456789.", end_of_number), rest.size());
-        const std::string_view unit = rest.substr(end_of_number, end - end_of_number);
-        const std::optional<double> value = whole_number<double>(rest.substr(0, end_of_number));
+        const auto [number, behind] = split_unit(rest);
+        const std::string_view unit = behind.substr(0, behind.find_first_of("0123456789."));
+        const std::optional<double> value = whole_number<double>(number);
         if (!value)
             throw UsageError(fmt::format("'{}' is no duration; {}", text, forms));
         if (unit.empty())
@@ -104,7 +103,7 @@ std::chrono::nanoseconds parse_duration(std::string_view text)
         if (found == units.end())
             throw UsageError(fmt::format("'{}' has an unknown unit '{}'; {}", text, unit, forms));
         ns += *value * found->ns;
-        rest.remove_prefix(end);
+        rest = behind.substr(unit.size());
     } while (!rest.empty());
     if (ns > longest_ns)
         throw UsageError(fmt::format("'{}' is longer than a year", text));

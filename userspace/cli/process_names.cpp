@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/process_names.h"
 
-#include <fstream>
-#include <iterator>
-
-#include <fmt/format.h>
+#include "source/host.h"
 
 namespace finrace {
 
@@ -21,13 +18,8 @@ const std::string& LiveProcessNames::of(std::uint32_t pid) const
         emptied_ = now;
     }
     const auto [found, fresh] = names_.try_emplace(pid);
-    if (fresh && pid != 0) {
-        // A name may hold newlines; the kernel adds one more at the end.
-        std::ifstream file(fmt::format("/proc/{}/comm", pid));
-        found->second.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-        if (!found->second.empty())
-            found->second.pop_back();
-    }
+    if (fresh && pid != 0)
+        found->second = process_comm(pid);
     return found->second;
 }
 

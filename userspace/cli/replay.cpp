@@ -76,8 +76,7 @@ void Replay::sort_files()
 
 bool Replay::reads(int descriptor) const
 {
-    return std::any_of(files_.begin(), files_.end(),
-                       [descriptor](const auto& file) { return is_same_file(file->descriptor(), descriptor); });
+    return is_plain_file_among(descriptor, files_);
 }
 
 void Replay::run(Listener& listener)

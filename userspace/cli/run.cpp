@@ -226,13 +226,6 @@ int replay(const RunOptions& options)
     return feed->failed() ? exit_unusable : exit_success;
 }
 
-bool same_file(int one, int other)
-{
-    struct stat a {};
-    struct stat b {};
-    return ::fstat(one, &a) == 0 && ::fstat(other, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
-}
-
 int run(RunOptions options)
 {
     check_combination(options.watch);
@@ -245,7 +238,7 @@ int run(RunOptions options)
     std::optional<Recorder> recorder;
     if (!options.record.path.empty()) {
         recorder.emplace(options.record);
-        if (same_file(recorder->descriptor(), stream.descriptor()))
+        if (is_same_file(recorder->descriptor(), stream.descriptor()))
             throw UsageError(fmt::format("--record {} and --output {} are the same; give each a file of its own",
                                          options.record.path, options.output));
     }

@@ -5,8 +5,6 @@
 #include <csignal>
 #include <utility>
 
-#include <sys/stat.h>
-
 #include <fmt/format.h>
 
 #include "cli/capture_feed.h"
@@ -64,8 +62,7 @@ bool is_same_file(int one, int other)
 {
     struct stat a {};
     struct stat b {};
-    return ::fstat(one, &a) == 0 && ::fstat(other, &b) == 0 && S_ISREG(a.st_mode) && a.st_ino == b.st_ino &&
-           a.st_dev == b.st_dev;
+    return ::fstat(one, &a) == 0 && ::fstat(other, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
 }
 
 const std::vector<CaptureFacts>& StoredFeed::captures() const

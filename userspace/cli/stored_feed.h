@@ -2,10 +2,13 @@
 // What was stored, of whatever kind, as a feed: recordings or captures, told apart by their first bytes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include <sys/stat.h>
 
 #include "cli/intake.h"
 #include "source/follower.h"
@@ -41,7 +44,17 @@ std::unique_ptr<StoredFeed> open_stored(Filter filter, bool connections, const s
 /// Whether SIGINT or SIGTERM has come since open_stored().
 bool is_told_to_end();
 
-/// Whether both descriptors refer to one regular file.
+/// Whether both descriptors refer to one file, pipe or device.
 bool is_same_file(int one, int other);
+
+/// Whether `descriptor` is a plain file, and one of `files`.
+template <typename Files>
+bool is_plain_file_among(int descriptor, const Files& files)
+{
+    struct stat status {};
+    return ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) &&
+           std::any_of(files.begin(), files.end(),
+                       [descriptor](const auto& file) { return is_same_file(file->descriptor(), descriptor); });
+}
 
 } // namespace finrace

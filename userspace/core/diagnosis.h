@@ -64,7 +64,7 @@ struct Owner {
 struct RestingPool {
     std::uint64_t connections = 0;
     std::uint64_t longest_ms = 0; ///< for how long one of them has rested
-    Owner owner;                  ///< of most of them
+    Owner owner;                  ///< of one of them
 };
 using Resting = std::map<UpstreamKey, RestingPool>;
 

@@ -44,13 +44,6 @@ constexpr std::size_t largest_file = 1U << 20U;
 constexpr std::size_t most_read = 16U << 20U; ///< of one process's files, all together
 constexpr unsigned most_parents = 8;
 
-std::uint64_t monotonic_ns()
-{
-    timespec now{};
-    ::clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
-}
-
 std::string read_proc(std::uint32_t pid, std::string_view name)
 {
     std::ifstream file(fmt::format("/proc/{}/{}", pid, name), std::ios::binary);
@@ -66,14 +59,6 @@ std::vector<std::string> split_at_zeros(std::string_view text)
         text.remove_prefix(std::min(end + 1, text.size()));
     }
     return words;
-}
-
-std::string comm_of(std::uint32_t pid)
-{
-    std::string name = read_proc(pid, "comm");
-    if (!name.empty())
-        name.pop_back();
-    return name;
 }
 
 /// proc(5), /proc/PID/stat: field `number`, from 4 on (what stands before may hold spaces).
@@ -203,14 +188,14 @@ ProcessFacts facts_of(std::uint32_t pid)
 {
     constexpr unsigned ppid = 4;
     ProcessFacts facts{.pid = pid,
-                       .name = comm_of(pid),
+                       .name = process_comm(pid),
                        .arguments = {},
                        .environment = {},
                        .directory = {},
                        .started_s = started_s(pid)};
     for (unsigned i = 0; i < most_parents; ++i) {
         const auto parent = static_cast<std::uint32_t>(stat_field(facts.pid, ppid));
-        if (parent <= 1 || comm_of(parent) != facts.name)
+        if (parent <= 1 || process_comm(parent) != facts.name)
             break;
         facts.pid = parent;
     }
@@ -265,6 +250,14 @@ void for_each_own_address(const Handle& handle)
 }
 
 } // namespace
+
+std::string process_comm(std::uint32_t pid)
+{
+    std::string name = read_proc(pid, "comm");
+    if (!name.empty())
+        name.pop_back(); // a name may hold newlines; the kernel adds one more at the end
+    return name;
+}
 
 Host Host::now()
 {

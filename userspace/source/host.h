@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <string>
 #include <vector>
 
 #include "core/diagnosis.h"
@@ -12,6 +13,9 @@
 #include "core/upstream.h"
 
 namespace finrace {
+
+/// /proc/PID/comm: the name of a process's first thread, any bytes. Empty if there is none.
+std::string process_comm(std::uint32_t pid);
 
 class Host {
 public:

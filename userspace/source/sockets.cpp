@@ -37,13 +37,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::uint64_t monotonic_ns()
-{
-    timespec now{};
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
-}
-
 std::vector<fs::path> namespace_files()
 {
     std::vector<fs::path> files{"/proc/self/ns/net"};
@@ -127,6 +120,13 @@ bool list_family(int netlink, std::uint8_t family, const std::function<void(cons
 }
 
 } // namespace
+
+std::uint64_t monotonic_ns()
+{
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
+}
 
 std::vector<std::string> in_each_network_namespace(const std::function<void()>& work)
 {

@@ -15,6 +15,9 @@ namespace finrace {
 /// thread of its own. Returns what could not be entered, for people. Needs CAP_SYS_ADMIN for foreign ones.
 std::vector<std::string> in_each_network_namespace(const std::function<void()>& work);
 
+/// CLOCK_MONOTONIC, as ListedSocket has it.
+std::uint64_t monotonic_ns();
+
 /// A TCP socket as the kernel lists it (struct inet_diag_msg, struct tcp_info).
 struct ListedSocket {
     std::uint64_t cookie;
