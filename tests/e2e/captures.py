@@ -241,12 +241,8 @@ def test(options, results):
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
-    harness.add_options(parser)
-    parser.add_argument("--runs", type=int, default=10, help="of each scenario")
-    parser.add_argument("--scenario", default="all", help="as for lab.py")
-    parser.add_argument("--family", choices=("4", "6", "mapped"), default="4")
+    lab_check.add_lab_options(parser, 10)
     parser.add_argument("--delay", default="20ms", help="one-way")
-    parser.add_argument("--delay-line", default=os.path.join(harness.ROOT, "build", "delay-line"))
     return parser.parse_args()
 
 

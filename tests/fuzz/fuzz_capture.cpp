@@ -12,14 +12,8 @@
 #include <string_view>
 #include <vector>
 
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <CLI/CLI.hpp>
-#include <fmt/format.h>
-
-#include "cli/options.h"
 #include "source/input.h"
+#include "tests/fuzz/replay_input.h"
 #include "tests/unit/capture_file.h"
 
 extern "C" {
@@ -32,13 +26,6 @@ namespace {
 
 constexpr std::size_t file_header = 24;
 constexpr std::size_t packet_header = 16;
-
-/// What this target itself can't do.
-[[noreturn]] void fail(const char* what)
-{
-    std::fprintf(stderr, "fuzz_capture: %s\n", what);
-    std::abort();
-}
 
 /// Conversations that race, are reset, are cut or go well, some of them from their middle.
 std::string capture(std::minstd_rand& random)
@@ -122,32 +109,15 @@ std::vector<std::string> packets_of(const std::string& file)
     return packets;
 }
 
-int replay(const std::string& path)
-{
-    CLI::App program("", "finrace");
-    finrace::Action action;
-    finrace::add_run(program, action);
-    std::vector<std::string> arguments{"--connections", "--output", "/dev/null", "--interval", "1s",
-                                       "--replay",      path,       "run"};
-    std::reverse(arguments.begin(), arguments.end()); // as CLI11 wants them
-    std::swap(arguments.front(), arguments.back());
-    program.parse(std::move(arguments));
-    return action();
-}
-
 } // namespace
 
 int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size)
 {
-    static const int file = ::memfd_create("capture", MFD_CLOEXEC);
-    static const std::string path = fmt::format("/proc/self/fd/{}", file);
     if (finrace::test::CaptureFile().bytes().compare(0, 4, reinterpret_cast<const char*>(data),
                                                      std::min<std::size_t>(size, 4)) != 0)
         return 0; // fuzz_recording's
-    if (file < 0 || ::ftruncate(file, 0) != 0 || ::pwrite(file, data, size, 0) != static_cast<ssize_t>(size))
-        fail("cannot write its file");
     try {
-        replay(path);
+        finrace::test::replay_input(data, size);
     } catch (const std::runtime_error&) { // it says so, and ends with 2
     }
     return 0;
@@ -157,11 +127,7 @@ std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::s
 {
     std::minstd_rand random(seed);
     const auto below = [&random](std::size_t limit) { return static_cast<std::size_t>(random()) % limit; };
-    const auto give = [&](const std::string& file) {
-        const std::size_t given = std::min(file.size(), max_size);
-        std::memcpy(data, file.data(), given);
-        return given;
-    };
+    const auto give = [&](const std::string& file) { return finrace::test::give(file, data, max_size); };
     const std::string file(reinterpret_cast<const char*>(data), size);
     std::vector<std::string> packets = packets_of(file);
     if (packets.size() < 2)

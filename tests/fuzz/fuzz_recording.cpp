@@ -13,14 +13,10 @@
 #include <variant>
 #include <vector>
 
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <CLI/CLI.hpp>
-#include <fmt/format.h>
-
-#include "cli/options.h"
+#include "cli/parse.h"
+#include "source/input.h"
 #include "source/recording.h"
+#include "tests/fuzz/replay_input.h"
 #include "tests/unit/driven_socket.h"
 
 extern "C" {
@@ -32,13 +28,6 @@ std::size_t LLVMFuzzerMutate(std::uint8_t* data, std::size_t size, std::size_t m
 namespace {
 
 using finrace::RecordingEntry;
-
-/// What a check of this target itself found wrong.
-[[noreturn]] void fail(const char* what)
-{
-    std::fprintf(stderr, "fuzz_recording: %s\n", what);
-    std::abort();
-}
 
 std::vector<std::string> lines_of(std::string_view file)
 {
@@ -167,39 +156,24 @@ std::string recording(std::minstd_rand& random)
     return file;
 }
 
-int replay(const std::string& path)
-{
-    CLI::App program("", "finrace");
-    finrace::Action action;
-    finrace::add_run(program, action);
-    std::vector<std::string> arguments{"--connections", "--output", "/dev/null", "--interval", "1s",
-                                       "--replay",      path,       "run"};
-    std::reverse(arguments.begin(), arguments.end()); // as CLI11 wants them
-    std::swap(arguments.front(), arguments.back());
-    program.parse(std::move(arguments));
-    return action();
-}
-
 } // namespace
 
 int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size)
 {
-    static const int file = ::memfd_create("recording", MFD_CLOEXEC);
-    static const std::string path = fmt::format("/proc/self/fd/{}", file);
-    if (file < 0 || ::ftruncate(file, 0) != 0 || ::pwrite(file, data, size, 0) != static_cast<ssize_t>(size))
-        fail("cannot write its file");
     const std::string_view text(reinterpret_cast<const char*>(data), size);
     for (const std::string& line : lines_of(text)) {
         try {
             const std::optional<RecordingEntry> entry = finrace::decode(line);
             if (entry && !finrace::decode(finrace::encode(*entry)))
-                fail("what was read can't be read again");
+                finrace::test::fail("what was read can't be read again");
         } catch (const finrace::OtherVersion&) {
         }
     }
     try {
-        replay(path);
+        finrace::test::replay_input(data, size);
     } catch (const finrace::RecordingError&) { // it says so, and ends with 2
+    } catch (const finrace::InputError&) {     // it begins as a capture does, and is none
+    } catch (const finrace::UsageError&) {     // or as what is compressed
     }
     return 0;
 }
@@ -208,11 +182,7 @@ std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::s
 {
     std::minstd_rand random(seed);
     const auto below = [&random](std::size_t limit) { return static_cast<std::size_t>(random()) % limit; };
-    const auto give = [&](const std::string& file) {
-        const std::size_t given = std::min(file.size(), max_size);
-        std::memcpy(data, file.data(), given);
-        return given;
-    };
+    const auto give = [&](const std::string& file) { return finrace::test::give(file, data, max_size); };
     std::vector<std::string> lines = lines_of({reinterpret_cast<const char*>(data), size});
     if (lines.size() < 3)
         return give(recording(random));

@@ -245,18 +245,22 @@ def test(options, results):
     results.run("the recording's diagnosis finds what was named", harness.check_diagnosis, finrace, [recording])
 
 
-def parse():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
+def add_lab_options(parser, runs):
     harness.add_options(parser)
-    parser.add_argument("--runs", type=int, default=100, help="of each scenario")
+    parser.add_argument("--runs", type=int, default=runs, help="of each scenario")
     parser.add_argument("--scenario", default="all", help="as for lab.py")
     parser.add_argument("--family", choices=("4", "6", "mapped"), default="4")
+    parser.add_argument("--delay-line", default=os.path.join(harness.ROOT, "build", "delay-line"))
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
+    add_lab_options(parser, 100)
     parser.add_argument("--parallel", type=int, default=50)
     parser.add_argument("--delay", help="one-way (default: the lab's, 20ms)")
     parser.add_argument("--keep-alive", help="the servers' idle timer (default: the lab's, 1s)")
     parser.add_argument("--local", action="store_true", help="both ends on loopback, without the delay line")
     parser.add_argument("--connections", action="store_true", help="finrace runs with --connections")
-    parser.add_argument("--delay-line", default=os.path.join(harness.ROOT, "build", "delay-line"))
     return parser.parse_args()
 
 

@@ -64,8 +64,8 @@ Upstream upstream_with_timer(std::uint32_t ms, std::uint32_t spread_ms = 0)
 
 const Upstream unlearned;
 
-/// The one ending of a connection's life, out of all of its events. Lets the life end if it has not.
-Classification ending_of(DrivenSocket s, const Upstream& upstream)
+/// Lets the life end, if it has not.
+void end(DrivenSocket& s)
 {
     if (s.open_still())
         s.close();
@@ -73,6 +73,12 @@ Classification ending_of(DrivenSocket s, const Upstream& upstream)
         s.local_fin_acknowledged();
     if (s.open_still())
         s.fin();
+}
+
+/// The one ending of a connection's life, out of all of its events. Lets the life end if it has not.
+Classification ending_of(DrivenSocket s, const Upstream& upstream)
+{
+    end(s);
     REQUIRE(!s.open_still());
     Classification ending;
     for (const event& e : s.events) {
@@ -1988,12 +1994,7 @@ namespace {
 /// All of a connection's life, to its end.
 DrivenSocket accounted_life(DrivenSocket s, Upstreams& upstreams)
 {
-    if (s.open_still())
-        s.close();
-    if (s.open_still())
-        s.local_fin_acknowledged();
-    if (s.open_still())
-        s.fin();
+    end(s);
     for (const event& e : s.events)
         account(e, upstreams);
     return s;
