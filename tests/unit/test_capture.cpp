@@ -298,7 +298,7 @@ TEST_CASE("a healthy connection: its requests, the upstream's idle close, and wh
     CHECK(found.upstream.idle_timeout.timeout()->ms == 5000);
     CHECK(found.upstream.longest_reused_idle_ms == 700);
     CHECK(found.feed->missing() == 0);
-    CHECK(found.facts().vantage.place == Vantage::Place::client);
+    CHECK(found.facts().vantage.place == TakenAt::client);
     CHECK(found.facts().vantage.sure);
     REQUIRE(found.events.size() == 20);
     CHECK(found.events[0].srtt_us == Approx(20'010));
@@ -858,7 +858,7 @@ TEST_CASE("a port that is used again is another connection", "[capture]")
 
 TEST_CASE("where it was taken", "[capture]")
 {
-    using Place = Vantage::Place;
+    using Place = TakenAt;
     SECTION("by the handshakes' times")
     {
         const auto [near_ms, far_ms, place] = GENERATE(table<double, double, Place>({{0.02, 20, Place::client},

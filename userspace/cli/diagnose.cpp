@@ -161,25 +161,6 @@ private:
     bool tells_netns_ = false;
 };
 
-CaptureSeen::Place place_of(Vantage::Place place)
-{
-    switch (place) {
-    case Vantage::Place::client:
-        return CaptureSeen::Place::client;
-    case Vantage::Place::server:
-        return CaptureSeen::Place::server;
-    case Vantage::Place::both:
-        return CaptureSeen::Place::both;
-    case Vantage::Place::between:
-        return CaptureSeen::Place::between;
-    case Vantage::Place::mixed:
-        return CaptureSeen::Place::mixed;
-    case Vantage::Place::unknown:
-        break;
-    }
-    return CaptureSeen::Place::unknown;
-}
-
 /// Prints it, and writes its page; the exit status that it comes to.
 int report(const DiagnoseOptions& options, const Diagnosis& diagnosis, const Watched& watched)
 {
@@ -224,7 +205,7 @@ void describe_captures(Watched& watched, const std::vector<CaptureFacts>& captur
         names.push_back(printable(facts.name));
         watched.captures.push_back(
             {.file = printable(facts.name),
-             .place = place_of(vantage.place),
+             .place = vantage.place,
              .sure = vantage.sure,
              .host = vantage.host ? address_text(vantage.host->address.data(), vantage.family) : std::string(),
              .at_client = vantage.clients,

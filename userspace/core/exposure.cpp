@@ -34,12 +34,13 @@ constexpr std::uint32_t told_apart_ms = 500;
 
 /// Whether no connection can rest until the upstream's timer, which has not shown, by what the ends have been told and
 /// what was seen.
-bool is_safe_as_told(const Upstream& upstream, const OpenConnections& open, const Ends& ends, std::uint32_t timeout_ms)
+bool is_safe_as_told(const Upstream& upstream, const OpenConnections& open, std::optional<std::uint32_t> own_ms,
+                     std::uint32_t timeout_ms)
 {
     if (upstream.counts.idle_closes_by_peer > 0)
         return false;
     const std::uint32_t longest_ms = std::max(upstream.longest_reused_idle_ms, upstream.longest_kept_ms);
-    if (const auto own_ms = ends.proxy.limit_ms(); own_ms && *own_ms != 0 && *own_ms + told_apart_ms <= timeout_ms)
+    if (own_ms && *own_ms != 0 && *own_ms + told_apart_ms <= timeout_ms)
         return longest_ms <= *own_ms + late_ms;
     // No limit is known, but this host let go of all, well before.
     return upstream.kept_idle >= enough_kept && longest_ms <= timeout_ms / 2 &&
@@ -103,6 +104,7 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
     const std::optional<IdleTimeout> learned = upstream.idle_timeout.timeout();
     const std::optional<IdleTimeout> own = upstream.own_idle_limit.timeout();
     const auto open_for_less_than = [&](std::uint64_t ms) { return open.longest_ns < ms * ns_per_ms; };
+    const std::optional<std::uint32_t> own_told_ms = ends.proxy.limit_ms();
     const bool used_again = upstream.rests.count() > 0;
     exposure.window_ms = upstream.rtt_us / 1e3 + loop_turn_ms;
 
@@ -123,14 +125,13 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
         if (timeout_ms == 0)
             return exposure;
         exposure.told_timeout_ms = timeout_ms;
-        if (is_safe_as_told(upstream, open, ends, timeout_ms)) {
+        if (is_safe_as_told(upstream, open, own_told_ms, timeout_ms)) {
             exposure.state = PoolState::safe;
             exposure.safe_as_told = true;
             return exposure;
         }
         // Whether this host would keep connections for so long must be known as well.
-        const auto own_ms = ends.proxy.limit_ms();
-        const bool outlives = own_ms && (*own_ms == 0 || *own_ms + told_apart_ms > timeout_ms);
+        const bool outlives = own_told_ms && (*own_told_ms == 0 || *own_told_ms + told_apart_ms > timeout_ms);
         if (!outlives || (own && own->highest_ms < timeout_ms) || (!used_again && open.resting == 0))
             return exposure;
     }
@@ -160,7 +161,7 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
         return exposure;
     }
     const bool limited_on_use = ends.proxy.software != nullptr && ends.proxy.software->looked_at_on_use;
-    const auto own_ms = limited_on_use ? ends.proxy.limit_ms() : std::nullopt;
+    const auto own_ms = limited_on_use ? own_told_ms : std::nullopt;
     if (own_ms && *own_ms != 0 && *own_ms < learned->lowest_ms &&
         upstream.longest_reused_idle_ms <= *own_ms + late_ms) {
         exposure.state = PoolState::safe;

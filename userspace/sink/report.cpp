@@ -236,7 +236,7 @@ Json remedies_json(const Pool& pool)
 Json capture_json(const CaptureSeen& capture)
 {
     Json json = {{"file", capture.file}, {"taken_at", to_string(capture.place)}};
-    if (capture.place != CaptureSeen::Place::unknown)
+    if (capture.place != TakenAt::unknown)
         json["certainty"] = capture.sure ? "sure" : "likely";
     if (!capture.host.empty())
         json["host"] = capture.host;
@@ -306,20 +306,20 @@ Json pool_json(const Pool& pool)
 
 } // namespace
 
-std::string_view to_string(CaptureSeen::Place place)
+std::string_view to_string(TakenAt place)
 {
     switch (place) {
-    case CaptureSeen::Place::client:
+    case TakenAt::client:
         return "client";
-    case CaptureSeen::Place::server:
+    case TakenAt::server:
         return "server";
-    case CaptureSeen::Place::both:
+    case TakenAt::both:
         return "both";
-    case CaptureSeen::Place::between:
+    case TakenAt::between:
         return "between";
-    case CaptureSeen::Place::mixed:
+    case TakenAt::mixed:
         return "mixed";
-    case CaptureSeen::Place::unknown:
+    case TakenAt::unknown:
         break;
     }
     return "unknown";

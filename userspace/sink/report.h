@@ -19,7 +19,7 @@ namespace finrace {
 std::string report_text(const Diagnosis& diagnosis, const Watched& watched, const Paint& paint, std::size_t width);
 nlohmann::ordered_json report_json(const Diagnosis& diagnosis, const Watched& watched);
 
-std::string_view to_string(CaptureSeen::Place place);
+std::string_view to_string(TakenAt place);
 std::string_view to_string(Diagnosis::State state);
 
 } // namespace finrace

@@ -28,18 +28,18 @@ std::string taken_text(const CaptureSeen& capture)
     const std::string host = capture.host.empty() ? "" : fmt::format(" ({})", capture.host);
     const char* certainty = capture.sure ? "sure" : "likely";
     switch (capture.place) {
-    case CaptureSeen::Place::client:
+    case TakenAt::client:
         return fmt::format("taken at the end that opened the connections{}, {}", host, certainty);
-    case CaptureSeen::Place::server:
+    case TakenAt::server:
         return fmt::format("taken at the upstream's end{}, {}", host, certainty);
-    case CaptureSeen::Place::both:
+    case TakenAt::both:
         return fmt::format("taken on a host that has both ends, {}", certainty);
-    case CaptureSeen::Place::between:
+    case TakenAt::between:
         return fmt::format("taken between the two ends, {}", certainty);
-    case CaptureSeen::Place::mixed:
+    case TakenAt::mixed:
         return fmt::format("taken at the end that opened {} and accepted {} connections{}, {}", capture.at_client,
                            capture.at_server, host, certainty);
-    case CaptureSeen::Place::unknown:
+    case TakenAt::unknown:
         break;
     }
     return "where it was taken does not show";

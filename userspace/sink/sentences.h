@@ -12,6 +12,7 @@
 
 #include "core/advice.h"
 #include "core/diagnosis.h"
+#include "core/vantage.h"
 #include "sink/story.h"
 
 namespace finrace {
@@ -20,20 +21,17 @@ constexpr std::size_t most_shown = 20; ///< findings, or upstreams, that people 
 
 /// A capture that was read, and what it does not have.
 struct CaptureSeen {
-    /// Where it was taken, seen from most of its connections.
-    enum class Place { unknown, client, server, both, between, mixed };
-
     std::string file;
-    Place place = Place::unknown;
-    bool sure = false;               ///< else likely
-    std::string host{};              ///< address of the end that it was taken at; empty if not known
-    std::uint64_t at_client = 0;     ///< connections that it was taken at the client's end of
-    std::uint64_t at_server = 0;     ///< and at the other end of
-    std::uint64_t segments = 0;      ///< of TCP
-    std::uint64_t unreadable = 0;    ///< of them, without a header
-    std::uint64_t missing = 0;       ///< acknowledged, and not captured
-    std::uint64_t one_direction = 0; ///< connections that were captured one way
-    std::uint64_t guessed = 0;       ///< connections without a handshake
+    TakenAt place = TakenAt::unknown; ///< seen from most of its connections
+    bool sure = false;                ///< else likely
+    std::string host{};               ///< address of the end that it was taken at; empty if not known
+    std::uint64_t at_client = 0;      ///< connections that it was taken at the client's end of
+    std::uint64_t at_server = 0;      ///< and at the other end of
+    std::uint64_t segments = 0;       ///< of TCP
+    std::uint64_t unreadable = 0;     ///< of them, without a header
+    std::uint64_t missing = 0;        ///< acknowledged, and not captured
+    std::uint64_t one_direction = 0;  ///< connections that were captured one way
+    std::uint64_t guessed = 0;        ///< connections without a handshake
 };
 
 /// What was looked at, besides what was found.

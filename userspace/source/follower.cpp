@@ -912,9 +912,9 @@ void Follower::note_round_trip(Followed& f)
     f.srtt_ns = f.syn_ack_ns - f.syn_ns + least_ns;
 }
 
-Vantage::Place Follower::place_by_time(const Followed& f) const
+TakenAt Follower::place_by_time(const Followed& f) const
 {
-    using Place = Vantage::Place;
+    using Place = TakenAt;
     if (f.syn_ns == 0 || f.syn_ack_ns == 0 || f.syn_ack_again || f.retransmits > 0)
         return Place::unknown;
     const std::uint64_t far_ns = f.syn_ack_ns - f.syn_ns;
@@ -931,7 +931,7 @@ Vantage::Place Follower::place_by_time(const Followed& f) const
 /// Once for each connection, as soon as both directions have been met.
 void Follower::note_place(Followed& f)
 {
-    using Place = Vantage::Place;
+    using Place = TakenAt;
     if (f.placed || !f.from_client || !f.from_server)
         return;
     f.placed = true;
@@ -978,7 +978,7 @@ void Follower::note_place(Followed& f)
 
 Vantage Follower::vantage() const
 {
-    using Place = Vantage::Place;
+    using Place = TakenAt;
     Vantage vantage = votes_;
     // What a host speaks with itself says nothing of where it is to others.
     const std::uint64_t apart = vantage.clients + vantage.servers + vantage.betweens;

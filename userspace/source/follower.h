@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "bpf/event.h"
+#include "core/vantage.h"
 #include "source/capture.h"
 #include "source/status.h"
 
@@ -26,15 +27,7 @@ namespace finrace {
 
 /// Where a capture was taken, as far as its segments tell.
 struct Vantage {
-    enum class Place {
-        unknown,
-        client,  ///< at the end of the host that opened the connections: a proxy's, for its upstreams
-        server,  ///< at the end of the host that accepted them: the upstream
-        both,    ///< both ends of all are on the host that captured
-        between, ///< on the way
-        mixed,   ///< at the one end of some connections and at the other of others: a proxy's, with its clients'
-    };
-    Place place = Place::unknown;
+    TakenAt place = TakenAt::unknown;
     bool sure = false;              ///< else likely
     std::optional<Endpoint> host{}; ///< that it was taken at, where that is one; no port
     std::uint8_t family = 4;        ///< of `host`
@@ -218,7 +211,7 @@ private:
     // ---- where it was taken
     void note_round_trip(Followed& f);
     void note_place(Followed& f);
-    [[nodiscard]] Vantage::Place place_by_time(const Followed& f) const;
+    [[nodiscard]] TakenAt place_by_time(const Followed& f) const;
 
     Emit emit_;
     std::size_t most_;
