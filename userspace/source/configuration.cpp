@@ -23,6 +23,7 @@ using Words = std::vector<std::string>;
 
 constexpr std::size_t deepest_include = 16;
 constexpr std::size_t most_files = 2000;
+constexpr std::size_t most_bytes = 16U << 20U; ///< of all files, each as often as it is included
 constexpr std::size_t longest_line = 1U << 16U;
 constexpr std::size_t longest_value = 256; ///< of what a configuration defines
 constexpr std::uint32_t second_ms = 1000;
@@ -41,9 +42,12 @@ public:
         if (depth_ == deepest_include || files_ >= most_files)
             return;
         ++depth_;
-        for (const ConfigurationFile& file : open_files_(path))
-            if (++files_ <= most_files)
-                read(file);
+        for (const ConfigurationFile& file : open_files_(path)) {
+            if (++files_ > most_files || file.text.size() > most_bytes - bytes_)
+                continue;
+            bytes_ += file.text.size();
+            read(file);
+        }
         --depth_;
     }
 
@@ -51,6 +55,7 @@ private:
     const OpenFiles& open_files_;
     std::size_t depth_ = 0;
     std::size_t files_ = 0;
+    std::size_t bytes_ = 0;
 };
 
 /// Of what anybody may have written no more than fits a line goes into a report.

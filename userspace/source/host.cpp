@@ -99,7 +99,10 @@ public:
 
     std::vector<ConfigurationFile> open_files(const std::string& path)
     {
-        std::vector<ConfigurationFile> files;
+        const auto [found, fresh] = opened_.try_emplace(path);
+        std::vector<ConfigurationFile>& files = found->second;
+        if (!fresh)
+            return files;
         std::vector<std::string> names{""};
         for (const fs::path& part : fs::path(path).lexically_normal().relative_path())
             names = extended(names, part);
@@ -180,6 +183,7 @@ private:
     }
 
     Descriptor root_;
+    std::map<std::string, std::vector<ConfigurationFile>> opened_; ///< by what was asked for
     std::size_t read_ = 0;
 };
 
@@ -339,34 +343,46 @@ const Host::Listener* Host::listener(const UpstreamKey& upstream) const
     return nullptr;
 }
 
+struct Host::Asked {
+    explicit Asked(std::uint32_t pid) : process(facts_of(pid)), files(process.pid) {}
+
+    ProcessFacts process;
+    ProcessFiles files;
+    OpenFiles open_files = [this](const std::string& path) { return files.open_files(path); };
+};
+
+Host::Asked& Host::asked(std::uint32_t pid) const
+{
+    std::shared_ptr<Asked>& known = asked_[pid];
+    if (!known)
+        known = std::make_shared<Asked>(pid);
+    return *known;
+}
+
 Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
 {
     Ends ends;
     ends.proxy.software = setting_of_proxy(owner.process);
     if (ends.proxy.software != nullptr && owner.pid != 0) {
-        const ProcessFacts process = facts_of(owner.pid);
+        const Asked& proxy = asked(owner.pid);
         // Its name may be its thread's; but another process may have its number by now.
-        if (const IdleSetting* by_name = setting_of_proxy(process.name);
+        if (const IdleSetting* by_name = setting_of_proxy(proxy.process.name);
             by_name == nullptr || by_name == ends.proxy.software) {
-            ProcessFiles files(process.pid);
-            ends.proxy.pid = process.pid;
-            ends.proxy.present = present_of_proxy(*ends.proxy.software, process, upstream,
-                                                  [&](const std::string& path) { return files.open_files(path); });
+            ends.proxy.pid = proxy.process.pid;
+            ends.proxy.present = present_of_proxy(*ends.proxy.software, proxy.process, upstream, proxy.open_files);
         }
     }
     const Listener* there = listener(upstream);
     if (there == nullptr)
         return ends;
     for (const std::uint32_t pid : there->holders) {
-        const ProcessFacts process = facts_of(pid);
-        const IdleSetting* software = setting_of_server(process.name, process.arguments);
+        const Asked& server = asked(pid);
+        const IdleSetting* software = setting_of_server(server.process.name, server.process.arguments);
         if (software == nullptr)
             continue;
-        ProcessFiles files(process.pid);
         ends.upstream = {.software = software,
-                         .pid = process.pid,
-                         .present = present_of_server(*software, process,
-                                                      [&](const std::string& path) { return files.open_files(path); })};
+                         .pid = server.process.pid,
+                         .present = present_of_server(*software, server.process, server.open_files)};
         break;
     }
     return ends;

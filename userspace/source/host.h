@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -41,10 +42,15 @@ private:
         std::vector<std::uint32_t> holders; ///< process ids, the lowest first
     };
 
+    /// A process that has been asked for: many upstreams have one proxy, whose files are read once.
+    struct Asked;
+
     [[nodiscard]] const Listener* listener(const UpstreamKey& upstream) const;
+    [[nodiscard]] Asked& asked(std::uint32_t pid) const;
 
     std::vector<Resting> resting_;
     std::vector<Listener> listeners_;
+    mutable std::map<std::uint32_t, std::shared_ptr<Asked>> asked_; ///< by process id
     std::map<UpstreamKey, std::uint32_t> addresses_; ///< of this host, without port: which namespace has it
 };
 
