@@ -114,7 +114,7 @@ def report_complaints(tree, report):
             if kind == "finding":
                 above += [one["cause"]]
                 needed = [" ".join(one["message"].split()), *settings(one)]
-                needed += [one["remedy"]] if "remedy" in one else []
+                needed += one.get("hints", [])
             else:
                 needed = [one["state"]]
             yield from (f"{kind}: no {word!r} in its heading" for word in above if word not in heading)

@@ -501,6 +501,23 @@ TEST_CASE("a FIN that acknowledges all, at the upstream's timer or elsewhere", "
         check(closed_after(900, 100), with(lingering, Certainty::possible));
         check(closed_after(900, 101), closed_reused);
     }
+    SECTION("the timer not learned, and a rest of more than twice that was answered")
+    {
+        const auto used_after = [](std::uint64_t idle_ms, bool answered) {
+            Upstreams upstreams;
+            DrivenSocket s = requested(idle_ms);
+            if (answered)
+                s.receive(200);
+            s.fin();
+            end(s);
+            for (const event& e : s.events)
+                account(e, upstreams);
+            return upstreams.at(UpstreamKey::of(s.events.back()));
+        };
+        check(closed_after(1000, 0), with(lingering, Certainty::possible), used_after(2000, true));
+        check(closed_after(1000, 0), closed_reused, used_after(2001, true));
+        check(closed_after(1000, 0), with(lingering, Certainty::possible), used_after(2001, false));
+    }
     SECTION("too few samples are no timer")
     {
         Upstream barely;

@@ -227,8 +227,38 @@ TEST_CASE("servers: flags, environment, files, defaults", "[configuration]")
         ProcessFacts facts = process("gunicorn", {"gunicorn", "app:app"});
         facts.environment["GUNICORN_CMD_ARGS"] = "--workers 2 --keep-alive 11";
         CHECK(server(facts, disk) == All{told(11'000, "--keep-alive 11", "GUNICORN_CMD_ARGS of process 7")});
+        facts.environment["GUNICORN_CMD_ARGS"] = "-kgthread";
+        CHECK(server(facts, {}) == All{told(2000, "", place)});
         CHECK(server(process("gunicorn", {"gunicorn: master [app:app]"}), disk).empty()); // its title
     }
+    SECTION("gunicorn's file: only a plain assignment counts, by its whole name")
+    {
+        const auto told_by = [&](const std::string& text) {
+            const Disk disk{.files = {{"/srv/gunicorn.conf.py", "threads = 4\n" + text}}};
+            return server(process("gunicorn", {"gunicorn", "app:app"}), disk);
+        };
+        CHECK(told_by("my_keepalive = 75\nkeepalive_more = 1\n") == All{told(2000, "", place)});
+        CHECK(told_by("if x:\n    keepalive = 75\n").empty());
+        CHECK(told_by("keepalive = 7 + 5\n").empty());
+    }
+}
+
+TEST_CASE("gunicorn's limit of a sync worker's request", "[configuration]")
+{
+    const std::string place = "command line of process 7";
+    const Disk disk{.files = {{"/srv/gunicorn.conf.py", "graceful_timeout = 9\ntimeout = 12\n"}}};
+    const auto limit = [](const ProcessFacts& facts, const Disk& there) {
+        return worker_limit_of_server(*setting_of_server(facts.name, facts.arguments), facts, there.opener());
+    };
+    CHECK(limit(process("gunicorn", {"gunicorn", "app:app"}), {}) == All{told(30'000, "", place)});
+    CHECK(limit(process("gunicorn", {"gunicorn", "app:app"}), disk) ==
+          All{told(12'000, "timeout = 12", "/srv/gunicorn.conf.py:2")});
+    CHECK(limit(process("gunicorn", {"gunicorn", "--timeout", "3", "app:app"}), disk) ==
+          All{told(3000, "--timeout 3", place)});
+    CHECK(limit(process("gunicorn", {"gunicorn", "-t", "4", "app:app"}), disk) == All{told(4000, "-t 4", place)});
+    CHECK(limit(process("gunicorn", {"gunicorn", "-k", "gthread", "app:app"}), disk).empty());
+    CHECK(limit(process("uvicorn", {"uvicorn", "app:app"}), disk).empty());
+    CHECK(limit(process("gunicorn", {"gunicorn: master [app:app]"}), disk).empty());
 }
 
 TEST_CASE("a server is known by its name, or by what its interpreter runs", "[configuration]")

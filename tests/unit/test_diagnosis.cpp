@@ -5,6 +5,8 @@
 #include <string>
 
 #include <catch2/catch.hpp>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "core/diagnosis.h"
 #include "sink/report.h"
@@ -146,6 +148,103 @@ TEST_CASE("the most telling instance is the most certain, of these the first", "
     CHECK(diagnosis.findings().front()->instance.verdict.message == "The first.");
     CHECK(diagnosis.findings().front()->certainties ==
           std::map<Certainty, std::uint64_t>{{Certainty::proven, 2}, {Certainty::possible, 1}});
+    CHECK(says(text(diagnosis), "2 proven, 1 possible."));
+    CHECK(says(text(diagnosis), "possible: another one fits nearly"));
+}
+
+TEST_CASE("of instances as certain the complete one tells most, then one whose client is known", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    const auto judge_one = [&](const char* message, bool incomplete, const Outcome& outcome) {
+        Verdict verdict = race();
+        verdict.message = message;
+        verdict.incomplete = incomplete;
+        judge(diagnosis, crossing(), verdict, outcome);
+        return diagnosis.findings().front()->instance.verdict.message;
+    };
+    CHECK(judge_one("Incomplete.", true, answered(502)) == "Incomplete.");
+    CHECK(says(text(diagnosis), "1 proven (1 incomplete: older than"));
+    CHECK(judge_one("Complete.", false, {}) == "Complete.");
+    CHECK(judge_one("With its client.", false, answered(502)) == "With its client.");
+    CHECK(judge_one("Another.", false, answered(502)) == "With its client.");
+    CHECK(report_json(diagnosis, watched())["findings"][0]["incomplete"] == 1);
+}
+
+namespace {
+
+/// A request that waited for so long before the upstream closed.
+event closed_after(std::uint64_t wait_ms)
+{
+    static std::uint64_t begun_ns = 1000 * ms;
+    event e = crossing();
+    e.connection.request_ns = begun_ns += 5000 * ms;
+    e.connection.peer_fin_ns = e.timestamp_ns = begun_ns + wait_ms * ms;
+    return e;
+}
+
+Verdict closed()
+{
+    Verdict verdict = race(Variant::none);
+    verdict.cause = Cause::upstream_closed;
+    return verdict;
+}
+
+} // namespace
+
+TEST_CASE("how long requests had waited: a spread, or a timer", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    judge(diagnosis, closed_after(2), closed());
+    CHECK(!says(text(diagnosis), "between"));
+    judge(diagnosis, closed_after(31'200), closed());
+    CHECK(says(text(diagnosis), "Between the requests and their ends lay 2 ms to 31.20 s."));
+    for (const std::uint64_t wait_ms : {30'010U, 30'000U, 30'020U})
+        judge(diagnosis, closed_after(wait_ms), closed());
+    CHECK(says(text(diagnosis), "30.01 s lay between most requests and their ends, within 20 ms: a limit of the "
+                                "upstream's."));
+    const auto json = report_json(diagnosis, watched())["findings"][0]["after_request"];
+    CHECK(json["lowest_ms"] == 2);
+    CHECK(json["highest_ms"] == 31'200);
+    CHECK(json["timer"]["ms"] == 30'010);
+    SECTION("no timer is as short as a handler's own close, and a race's moment is chance")
+    {
+        Diagnosis other;
+        for (int i = 0; i < 5; ++i) {
+            judge(other, closed_after(999), closed());
+            judge(other, closed_after(5000), race());
+        }
+        CHECK(says(text(other), "Between the requests and their ends lay 999 ms to 999 ms."));
+        CHECK(!says(text(other), "5.00 s lay"));
+    }
+}
+
+TEST_CASE("a server that is known is told of, and its limit where that fits", "[diagnosis]")
+{
+    const auto report = [](const std::string& process, std::vector<Present> limit, std::uint64_t wait_ms) {
+        Diagnosis diagnosis;
+        for (int i = 0; i < 4; ++i)
+            judge(diagnosis, closed_after(wait_ms), closed());
+        diagnosis.end_run(exposed_upstreams(crossing(), 5), minute_ns, minute_ns,
+                          [&](const UpstreamKey& where, const Owner& owner) {
+                              Ends ends = ends_by_name(where, owner);
+                              ends.upstream.software = setting_of_server(process, {});
+                              ends.upstream.worker_limit = limit;
+                              return ends;
+                          });
+        const auto json = report_json(diagnosis, watched());
+        CHECK(json["upstreams"][0].value("server", nlohmann::ordered_json::object()).contains("worker_limit") ==
+              !limit.empty());
+        return fmt::format("{}", fmt::join(json["findings"][0]["hints"].get<std::vector<std::string>>(), "\n"));
+    };
+    CHECK(!says(report("", {}, 3), "gunicorn"));
+    CHECK(!says(report("node", {}, 3), "gunicorn"));
+    CHECK(says(report("node", {}, 3), "Node.js stands there: an uncaught exception"));
+    const std::vector<Present> told{{.ms = 3000, .text = "--timeout 3", .place = "command line of process 7"}};
+    CHECK(says(report("gunicorn", told, 2999), "gunicorn's --timeout: now --timeout 3: command line of process 7."));
+    const std::string fits = "process 7; after as long most of these requests died.";
+    CHECK(says(report("gunicorn", told, 3000), fits));
+    CHECK(says(report("gunicorn", told, 5000), fits));
+    CHECK(!says(report("gunicorn", told, 5001), fits));
 }
 
 TEST_CASE("what a server of this host's does is a finding at its own address", "[diagnosis]")
@@ -446,8 +545,8 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "  10.0.0.2:8000  50 requests on 5 connections  exposed\n"
           "    10.0.0.2:8000 closes connections that have rested for 5.00 s (5 samples, within 0 ms); nginx has\n"
           "    used them again after up to 4.00 s.\n"
-          "    Races to be expected: about 2.9 a day, if requests go on as they did (5 after more than half\n"
-          "    that time); one is lost if it comes within 1.0 ms of the timer. Races seen: 0.\n");
+          "    Races to be expected: 0.3 to 5.5 a day, if requests go on as they did (5 after more than half\n"
+          "    that time). One is lost if it comes within 1.0 ms of the timer. Races seen: 0.\n");
 }
 
 TEST_CASE("a file that is newer than its process is said to be", "[diagnosis]")
@@ -462,7 +561,7 @@ TEST_CASE("a file that is newer than its process is said to be", "[diagnosis]")
             ends.proxy.present = {{.ms = 1000, .text = "keepalive_timeout 1s;", .place = "n:4", .pending = true}};
             return ends;
         },
-        resting);
+        &resting);
     CHECK(says(text(diagnosis), "nginx: now keepalive_timeout 1s;: n:4; changed since the process began: reload it."));
 }
 
@@ -496,7 +595,7 @@ TEST_CASE("the pools that are there now, and who stands at their ends", "[diagno
                              .present = {{.ms = 5000, .text = "--timeout-keep-alive 5", .place = "command line"}}};
             return ends;
         },
-        resting);
+        &resting);
     CHECK(asked.process == "nginx");
     CHECK(asked.pid == 7);
     REQUIRE(diagnosis.pools().size() == 1);

@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <random>
 #include <vector>
@@ -117,6 +118,35 @@ TEST_CASE("half a day of the same makes twice as many races a day", "[exposure]"
     CHECK(exposure_of(upstream, day_ns, {}, {}).races_a_day == 100);
 }
 
+TEST_CASE("races a day are a range, and none where too few requests tell of them", "[exposure]")
+{
+    Upstream upstream = closing_after(5000);
+    upstream.counts.exchanges = 1000;
+    const auto expected = [&] { return exposure_of(upstream, day_ns, {}, {}).expected(); };
+    for (int i = 0; i < 4; ++i)
+        upstream.rests.add(3000);
+    CHECK(!expected());
+    upstream.rests.add(3000);
+    REQUIRE(expected());
+    const double day = exposure_of(upstream, day_ns, {}, {}).races_a_day;
+    CHECK(expected()->low == Approx(day * (1 - 2 / std::sqrt(5.0))));
+    CHECK(expected()->high == Approx(day * (1 + 2 / std::sqrt(5.0))));
+    SECTION("of races that were seen, if they are more")
+    {
+        upstream.counts.verdicts[Cause::keepalive_race] = 4;
+        CHECK(!expected());
+        upstream.counts.verdicts[Cause::keepalive_race] = 16;
+        CHECK(expected()->low == Approx(8));
+        CHECK(expected()->high == Approx(24));
+    }
+    SECTION("of those near the timer, where these say more")
+    {
+        for (int i = 0; i < 16; ++i)
+            upstream.rests.add(4900);
+        CHECK(exposure_of(upstream, day_ns, {}, {}).told_by == Approx(upstream.rests.between(4375, 5000)));
+    }
+}
+
 TEST_CASE("what a pool is", "[exposure]")
 {
     constexpr std::uint64_t ns_per_ms = 1'000'000;
@@ -196,6 +226,16 @@ TEST_CASE("what a pool is", "[exposure]")
             CHECK(state() == PoolState::not_reused);
             open.longest_ns = 1000 * ns_per_ms;
             CHECK(state() == PoolState::unknown);
+            SECTION("unless it is known to carry a request, not to rest")
+            {
+                open.rests_known = true;
+                CHECK(state() == PoolState::not_reused);
+                open.resting = 1;
+                open.longest_rest_ms = 999;
+                CHECK(state() == PoolState::not_reused);
+                open.longest_rest_ms = 1000;
+                CHECK(state() == PoolState::unknown);
+            }
         }
         SECTION("but one was used again")
         {

@@ -90,7 +90,8 @@ public:
         if (duration_) {
             const Host host = Host::now();
             const auto ends_of = [&](const UpstreamKey& where, const Owner& owner) { return host.ends(where, owner); };
-            diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, resting(host));
+            const Resting rests = resting(host);
+            diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, &rests);
         } else {
             diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_);
         }

@@ -77,7 +77,7 @@ constexpr std::array causes{
                     "round trip or two old.",
         .proxy_says = "nginx: 502, \"upstream prematurely closed connection while reading response header\".",
         .remedy = "This is not the keep-alive race. Look at the application: a crash, a worker killed (out of memory, "
-                  "gunicorn --timeout) or recycled (max_requests), a handler that closes its own socket.",
+                  "its server's limit of a request) or recycled after so many, a handler that closes its own socket.",
     },
     CauseText{
         .cause = Cause::upstream_reset,

@@ -81,11 +81,13 @@ struct Evidence {
     const event& e;
     const connection& c;
     std::optional<IdleTimeout> timeout;
+    std::uint32_t longest_answered_ms; ///< this upstream's connections answered after so long a rest
     std::uint64_t rtt_ms;
     std::uint64_t after_ms; ///< request to end
 
     Evidence(const event& e_, const Upstream& upstream)
-        : e(e_), c(e_.connection), timeout(upstream.idle_timeout.timeout()), rtt_ms(e_.srtt_us / 1000),
+        : e(e_), c(e_.connection), timeout(upstream.idle_timeout.timeout()),
+          longest_answered_ms(upstream.longest_answered_idle_ms), rtt_ms(e_.srtt_us / 1000),
           after_ms(close_after_request_ns(e_) / ns_per_ms)
     {
     }
@@ -116,6 +118,10 @@ struct Evidence {
     }
 
     [[nodiscard]] bool ends_near_timeout() const { return nearness_to_timeout(rested_ms()) != Nearness::far; }
+
+    /// No idle timer is as short as this rest, for connections have outlived one of twice that: what is looked at once
+    /// in a while (gunicorn's threads) closes after one timer or two.
+    [[nodiscard]] bool rested_less_than_others() const { return longest_answered_ms > 2 * rested_ms(); }
 
     /// So few bytes on a used connection may be TLS's farewell, or HTTP/2's (RFC 9113 6.5, 6.7 to 6.9): no request.
     /// HTTP/1 has none; less than a request line may be the end of an earlier request's body.
@@ -383,7 +389,8 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                         segment, evidence.after_text(), evidence.idle_text(), at ? "up to" : "near",
                         evidence.timeout->ms, at ? "probably" : "perhaps"));
     }
-    if (rested && evidence.in_race_window() && !evidence.timeout && c.idle_ms >= shortest_idle_timer_ms)
+    if (rested && evidence.in_race_window() && !evidence.timeout && c.idle_ms >= shortest_idle_timer_ms &&
+        !evidence.rested_less_than_others())
         return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
                        fmt::format("The upstream's {} came {} after the request; the connection had been {}: an "
                                    "idle close, if this upstream's idle timeout (not learned yet) is about as long; "
@@ -849,6 +856,14 @@ bool ends_with_farewell(const event& e)
            e.request_bytes <= FINRACE_TLS_FAREWELL_BYTES;
 }
 
+/// How long a connection had rested before its last request, if that was answered, in milliseconds. Before its first
+/// one it may have rested by another timer; and what met its end had no answer, whatever came before it.
+std::uint32_t answered_idle_ms(const event& e)
+{
+    const connection& c = e.connection;
+    return c.exchange > 1 && e.response_bytes > 0 && c.fin_unacked == 0 && c.reset_unacked == 0 ? c.idle_ms : 0;
+}
+
 /// How long a connection had rested when this host closed it, in milliseconds; 0 if that is not known.
 std::uint32_t rest_at_local_close_ms(const event& e)
 {
@@ -891,6 +906,7 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
             upstream.rtt_us = e.srtt_us;
         if (is_reused(c) && !upstreams.is_other(upstream)) {
             upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, c.longest_idle_ms);
+            upstream.longest_answered_idle_ms = std::max(upstream.longest_answered_idle_ms, answered_idle_ms(e));
             // A farewell is no request; what else there was is not known if its rest was the longest.
             if (!ends_with_farewell(e) || (c.exchange > 2 && c.longest_idle_ms > c.idle_ms))
                 upstream.rests.add(c.longest_idle_ms);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 #include <set>
+#include <tuple>
 
 #include "core/classify.h"
 
@@ -27,6 +28,32 @@ std::uint64_t affected_by(const Judged& judged)
     return std::max<std::uint64_t>(count, 1);
 }
 
+/// The lower, the more an instance tells.
+auto telling(const Verdict& verdict, const Outcome& outcome)
+{
+    return std::tuple(verdict.certainty, verdict.incomplete, !outcome.client.has_value());
+}
+
+const RestingPool* pool_in(const Resting* resting, const UpstreamKey& where)
+{
+    if (resting == nullptr)
+        return nullptr;
+    const auto found = resting->find(where);
+    return found != resting->end() ? &found->second : nullptr;
+}
+
+constexpr std::uint64_t ns_per_ms = 1'000'000;
+constexpr std::uint32_t shortest_patience_ms = 1000;
+
+/// Nothing where a race decided, or where nothing was asked.
+std::optional<std::uint32_t> wait_of(const Judged& judged)
+{
+    if (!is_client(judged.e) || judged.e.connection.exchange == 0 || is_race(judged.classification.verdict->cause))
+        return std::nullopt;
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(close_after_request_ns(judged.e) / ns_per_ms,
+                                                              std::numeric_limits<std::uint32_t>::max()));
+}
+
 } // namespace
 
 Ends ends_by_name(const UpstreamKey& /*where*/, const Owner& owner)
@@ -43,6 +70,12 @@ std::optional<IdleTimeout> Pool::timeout() const
     if (const auto told_ms = exposure.told_timeout_ms)
         return IdleTimeout{.ms = *told_ms, .lowest_ms = *told_ms, .highest_ms = *told_ms, .samples = 0};
     return std::nullopt;
+}
+
+std::optional<IdleTimeout> Finding::Waits::timer() const
+{
+    const std::optional<IdleTimeout> timer = all.timeout();
+    return timer && timer->lowest_ms >= shortest_patience_ms ? timer : std::nullopt;
 }
 
 bool Finding::is_of_timer() const
@@ -100,7 +133,8 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
         finding.cause = verdict.cause;
         finding.first_ns = at_ns;
     }
-    if (finding.verdicts == 0 || verdict.certainty < finding.instance.verdict.certainty)
+    if (finding.verdicts == 0 ||
+        telling(verdict, judged.outcome) < telling(finding.instance.verdict, finding.instance.outcome))
         finding.instance = {.e = judged.e,
                             .last = judged.last,
                             .verdict = verdict,
@@ -110,6 +144,14 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
     ++finding.verdicts;
     finding.affected += affected_by(judged);
     ++finding.certainties[verdict.certainty];
+    finding.incomplete += verdict.incomplete ? 1 : 0;
+    if (const auto wait_ms = wait_of(judged)) {
+        if (!finding.waits)
+            finding.waits.emplace(Finding::Waits{.lowest_ms = *wait_ms, .highest_ms = *wait_ms, .all = {}});
+        finding.waits->lowest_ms = std::min<std::uint64_t>(finding.waits->lowest_ms, *wait_ms);
+        finding.waits->highest_ms = std::max<std::uint64_t>(finding.waits->highest_ms, *wait_ms);
+        finding.waits->all.learn(*wait_ms, judged.e.timestamp_ns);
+    }
     if (verdict.reason && *verdict.reason != Reason::unknown)
         ++finding.reasons[*verdict.reason];
     finding.first_ns = std::min(finding.first_ns, at_ns);
@@ -126,7 +168,7 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
     }
 }
 
-Owner Diagnosis::owner_of(const UpstreamKey& where, const Resting& resting) const
+Owner Diagnosis::owner_of(const UpstreamKey& where, const Resting* resting) const
 {
     if (const auto users = users_.find(where); users != users_.end()) {
         const auto most =
@@ -135,12 +177,12 @@ Owner Diagnosis::owner_of(const UpstreamKey& where, const Resting& resting) cons
             });
         return {.process = most->first, .pid = most->second.pid};
     }
-    const auto pool = resting.find(where);
-    return pool != resting.end() ? pool->second.owner : Owner{};
+    const RestingPool* pool = pool_in(resting, where);
+    return pool != nullptr ? pool->owner : Owner{};
 }
 
 void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns,
-                        const EndsOf& ends_of, const Resting& resting)
+                        const EndsOf& ends_of, const Resting* resting)
 {
     std::unordered_map<UpstreamKey, OpenConnections, UpstreamKeyHash> still_open;
     for (const auto& [id, open] : open_) {
@@ -165,10 +207,11 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
         if (key != nullptr) {
             if (const auto found = still_open.find(*key); found != still_open.end())
                 open = found->second;
-            if (const auto found = resting.find(*key); found != resting.end()) {
-                run.resting = found->second;
-                open.resting = found->second.connections;
-                open.longest_rest_ms = found->second.longest_ms;
+            open.rests_known = resting != nullptr;
+            if (const RestingPool* there = pool_in(resting, *key); there != nullptr) {
+                run.resting = *there;
+                open.resting = there->connections;
+                open.longest_rest_ms = there->longest_ms;
             }
             const Owner owner = owner_of(*key, resting);
             run.process = owner.process;
@@ -187,9 +230,10 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
             told.insert(*key);
     });
     // Of these no connection has ended while they were watched.
-    for (const auto& [key, pool] : resting)
-        if (told.count(key) == 0 && pools_.size() < most_pools)
-            add(&key, Upstream{});
+    if (resting != nullptr)
+        for (const auto& [key, pool] : *resting)
+            if (told.count(key) == 0 && pools_.size() < most_pools)
+                add(&key, Upstream{});
     open_.clear();
     lost_track_ = false;
     ++runs_;

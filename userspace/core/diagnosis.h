@@ -34,10 +34,23 @@ struct Finding {
     std::uint64_t clients_left = 0;                 ///< closed on without an answer, or gone before
     std::uint64_t first_ns = 0;                     ///< CLOCK_REALTIME
     std::uint64_t last_ns = 0;
+    std::uint64_t incomplete = 0; ///< verdicts on what had begun before, or of which something was lost
+
+    /// From a request to the end that it met, in milliseconds: where no race decided that, somebody's patience may
+    /// have.
+    struct Waits {
+        std::uint64_t lowest_ms = 0;
+        std::uint64_t highest_ms = 0;
+        IdleTimeoutLearner all; ///< a timer shows here as well
+        /// The timer that most of them went by, of a second at least.
+        [[nodiscard]] std::optional<IdleTimeout> timer() const;
+    };
+    std::optional<Waits> waits;
     static constexpr std::size_t most_times = 5;
     std::vector<std::uint64_t> times_ns; ///< CLOCK_REALTIME, of the first verdicts
 
-    /// The most telling one: the most certain, of these the first.
+    /// The most telling one: the most certain; of these one that is complete, whose client's answer is known; of these
+    /// the first.
     struct Instance {
         event e;
         event last;
@@ -109,9 +122,9 @@ public:
     void follow(const event& e, std::string_view process);
     void add(const Judged& judged, const std::string& process, std::int64_t clock_offset_ns);
     /// A run of the source ends, `now_ns` on CLOCK_MONOTONIC: what its upstreams came to. `resting`: connections that
-    /// carry no request now, by upstream.
+    /// carry no request now, by upstream; nullptr if that is not known.
     void end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns,
-                 const EndsOf& ends_of = ends_by_name, const Resting& resting = {});
+                 const EndsOf& ends_of = ends_by_name, const Resting* resting = nullptr);
 
     /// By harm, the worst first.
     [[nodiscard]] std::vector<const Finding*> findings() const;
@@ -139,7 +152,7 @@ private:
     };
     using Users = std::map<std::string, User, std::less<>>; ///< by process
 
-    [[nodiscard]] Owner owner_of(const UpstreamKey& where, const Resting& resting) const;
+    [[nodiscard]] Owner owner_of(const UpstreamKey& where, const Resting* resting) const;
 
     void add_run(Pool run);
     [[nodiscard]] std::uint64_t sum(std::uint64_t Pool::*count) const; ///< over all pools

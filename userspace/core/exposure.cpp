@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <tuple>
 #include <utility>
 
@@ -25,6 +26,8 @@ constexpr double enough_late = 20;
 /// What has been open for longer may be kept to be used again.
 constexpr std::uint64_t longest_single_ms = 1000;
 constexpr std::uint64_t ns_per_ms = 1'000'000;
+/// Fewer say nothing of how often.
+constexpr double enough_told = 5;
 /// A limit that is set stands out by its connections: so many, and none that rested for longer.
 constexpr std::uint64_t enough_kept = 3;
 /// Timers are late by that, at most, on a host that is not short of CPU.
@@ -48,6 +51,19 @@ bool is_safe_as_told(const Upstream& upstream, const OpenConnections& open, std:
 }
 
 } // namespace
+
+bool OpenConnections::may_be_single() const
+{
+    return rests_known ? longest_rest_ms < longest_single_ms : longest_ns < longest_single_ms * ns_per_ms;
+}
+
+std::optional<Exposure::Range> Exposure::expected() const
+{
+    if (told_by < enough_told)
+        return std::nullopt;
+    const double error = 2 / std::sqrt(told_by);
+    return Range{.low = races_a_day * std::max(0.0, 1 - error), .high = races_a_day * (1 + error)};
+}
 
 std::size_t RestHistogram::bucket_of(std::uint32_t rest_ms)
 {
@@ -118,7 +134,7 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
             return exposure;
         }
         if (!own && counts.closed >= habit && !used_again && upstream.kept_idle == 0 &&
-            counts.idle_closes_by_peer == 0 && open_for_less_than(longest_single_ms)) {
+            counts.idle_closes_by_peer == 0 && open.may_be_single()) {
             exposure.state = PoolState::not_reused;
             return exposure;
         }
@@ -143,15 +159,21 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
     };
     double lost = 0;
     std::tie(exposure.late_reuses, lost) = lost_of(timeout_ms / 2);
+    exposure.told_by = exposure.late_reuses;
     const auto [near, nearly_lost] = lost_of(timeout_ms / 8);
-    if (near >= enough_near)
-        lost = std::max(lost, nearly_lost);
+    if (near >= enough_near && nearly_lost > lost) {
+        lost = nearly_lost;
+        exposure.told_by = near;
+    }
     if (counts.exchanges > 0)
         exposure.share = std::min(1.0, lost / static_cast<double>(counts.exchanges));
     // What has been seen is no less likely than what was reckoned.
+    if (const auto seen = static_cast<double>(races_of(counts)); seen > lost) {
+        lost = seen;
+        exposure.told_by = seen;
+    }
     if (observed_ns > 0)
-        exposure.races_a_day =
-            std::max(lost, static_cast<double>(races_of(counts))) * day_ns / static_cast<double>(observed_ns);
+        exposure.races_a_day = lost * day_ns / static_cast<double>(observed_ns);
     if (!learned) {
         // Told, but nobody has come near it.
         const bool far_from_it = static_cast<double>(upstream.rests.count()) >= enough_late &&

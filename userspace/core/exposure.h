@@ -64,14 +64,26 @@ struct Exposure {
     double late_reuses = 0;
     double share = 0;       ///< of all requests, those to be expected within the window
     double races_a_day = 0; ///< to be expected, if the day goes on as what was seen
+    double told_by = 0;     ///< how many late requests, or races, that is reckoned from
+
+    struct Range {
+        double low;
+        double high;
+    };
+    /// Of races a day, two standard errors of a count either way. Nothing where too few were seen to reckon from.
+    [[nodiscard]] std::optional<Range> expected() const;
 };
 
 /// Connections to an upstream that have not ended: how they will end is not known.
 struct OpenConnections {
     std::uint64_t count = 0;
     std::uint64_t longest_ns = 0; ///< for how long one of them has been open by now
+    bool rests_known = false;     ///< whether what follows is
     std::uint64_t resting = 0;    ///< of those that there are now, older ones included: those that carry no request
     std::uint64_t longest_rest_ms = 0; ///< of these
+
+    /// Whether all of them may have been opened for one request, which some still carry.
+    [[nodiscard]] bool may_be_single() const;
 };
 
 /// `observed_ns`: how long this upstream has been watched.

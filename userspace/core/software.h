@@ -41,7 +41,17 @@ struct IdleSetting {
     std::string_view variable{};   ///< of the environment, with the flag's value
     bool looked_at_on_use = false; ///< a connection that has rested for longer is closed only instead of being used
     std::string_view source{};     ///< of the name and the default
+    std::string_view dies_of{};    ///< of a server: what makes it close a request without an answer; may be empty
+    std::string_view dies_of_source{};
 };
+
+/// gunicorn's limit of a sync worker's request: docs.gunicorn.org, settings: timeout; arbiter.py, murder_workers().
+constexpr std::string_view worker_limit_flag = "--timeout";
+constexpr std::string_view worker_limit_short_flag = "-t";
+constexpr std::string_view worker_limit_name = "timeout";
+constexpr std::uint32_t worker_limit_default_ms = 30'000;
+/// Its arbiter looks once a second, and gives a worker one more to end by itself.
+constexpr std::uint32_t worker_limit_late_ms = 2000;
 
 std::span<const IdleSetting> proxy_settings();
 /// Of servers; the first `most_common` ones are named where it is not known which one it is.
@@ -71,6 +81,7 @@ struct End {
     const IdleSetting* software = nullptr; ///< nullptr: not known
     std::uint32_t pid = 0;                 ///< of the process that tells; 0 if none was found
     std::vector<Present> present;          ///< each place that may decide; empty if not known
+    std::vector<Present> worker_limit{};   ///< after how long it kills a worker for one request; empty if not known
 
     /// After how long it closes an idle connection at the latest, by what it has been told; 0: never. Nothing if that
     /// is not known.

@@ -101,10 +101,11 @@ struct Upstream {
     RestHistogram rests;               ///< each reused connection's longest, before a request
     UpstreamCounts counts;
     CloseHistory closes;
-    std::uint32_t longest_reused_idle_ms = 0; ///< this host reused connections after as much as this
-    std::uint64_t kept_idle = 0;              ///< connections that had rested when this host closed or reset them
-    std::uint32_t longest_kept_ms = 0;        ///< of these: as long as this
-    std::uint32_t rtt_us = 0;                 ///< the newest connection's smoothed round-trip time
+    std::uint32_t longest_reused_idle_ms = 0;   ///< this host reused connections after as much as this
+    std::uint32_t longest_answered_idle_ms = 0; ///< and a connection's last request was answered after this
+    std::uint64_t kept_idle = 0;                ///< connections that had rested when this host closed or reset them
+    std::uint32_t longest_kept_ms = 0;          ///< of these: as long as this
+    std::uint32_t rtt_us = 0;                   ///< the newest connection's smoothed round-trip time
 };
 
 /// All upstreams seen, bounded: beyond `limit` new ones share one entry, `other`.

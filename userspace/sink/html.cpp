@@ -283,6 +283,8 @@ void add_finding(Markup& page, const Diagnosis& diagnosis, const Watched& watche
     page.element("p", {}, why_text(finding));
     if (!finding.server_side)
         page.element("p", {}, clients_text(finding, watched));
+    if (const std::string waits = waits_text(finding); !waits.empty())
+        page.element("p", {}, waits);
     page.element("p", {}, times_text(finding));
     add_sequence(page, sighting_of(diagnosis, finding), WallClock(finding.instance.clock_offset_ns), number);
     page.element("h3", {{"class", "change"}}, "What to change");
@@ -291,8 +293,8 @@ void add_finding(Markup& page, const Diagnosis& diagnosis, const Watched& watche
         page.element("p", {}, limits_text(places, *to_set));
         add_remedies(page, *to_set);
     }
-    if (to_set == nullptr || finding.is_of_more_than_timer())
-        page.element("p", {}, text_of(finding.cause).remedy);
+    for (const std::string& hint : hints(diagnosis, finding))
+        page.element("p", {}, hint);
     page.close();
 }
 
@@ -426,11 +428,10 @@ std::string report_html(const Diagnosis& diagnosis, const Watched& watched)
     add_more_findings(page, diagnosis, places);
     add_pools(page, diagnosis, places, told);
     page.close();
-    page.element(
-        "footer", {},
-        "proven: the evidence excludes any other cause. likely: another one would need a coincidence. possible: "
-        "another one fits nearly as well. Times of day are of the time zone in which this page was made. finrace "
-        "diagnose made it; it loads nothing and runs nothing.");
+    page.element("footer", {},
+                 fmt::format("{} Times of day are of the time zone in which this page was made. finrace diagnose made "
+                             "it; it loads nothing and runs nothing.",
+                             certainties));
     return "<!DOCTYPE html>\n" + page.take();
 }
 

@@ -104,6 +104,7 @@ void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched,
     page.paragraph(why_text(finding), 3);
     if (!finding.server_side)
         page.paragraph(clients_text(finding, watched), 3);
+    page.paragraph(waits_text(finding), 3);
     page.paragraph(times_text(finding), 3);
     page.add(timeline(sighting_of(diagnosis, finding), WallClock(finding.instance.clock_offset_ns), page.paint(),
                       page.width() > 5 ? page.width() - 5 : 1),
@@ -114,8 +115,8 @@ void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched,
         page.paragraph(limits_text(places, *to_set), 5);
         add_remedies(page, *to_set, 5);
     }
-    if (to_set == nullptr || finding.is_of_more_than_timer())
-        page.paragraph(text_of(finding.cause).remedy, 5);
+    for (const std::string& hint : hints(diagnosis, finding))
+        page.paragraph(hint, 5);
 }
 
 void add_pool(Page& page, const Places& places, const Pool& pool)
@@ -210,6 +211,8 @@ Json end_json(const End& end)
         json["pid"] = end.pid;
     if (!end.present.empty())
         json["present"] = present_json(end.present);
+    if (!end.worker_limit.empty())
+        json["worker_limit"] = present_json(end.worker_limit);
     return json;
 }
 
@@ -258,17 +261,24 @@ Json finding_json(const Diagnosis& diagnosis, const Finding& finding)
                  {"affected", finding.affected},
                  {"hidden_by_retry", finding.hidden},
                  {"certainty", counts_json(finding.certainties)},
+                 {"incomplete", finding.incomplete},
                  {"reason", counts_json(finding.reasons)},
                  {"answers", counts_json(finding.answers)},
                  {"clients_left", finding.clients_left},
                  {"first", real.rfc3339(finding.first_ns)},
                  {"last", real.rfc3339(finding.last_ns)},
                  {"message", printable(finding.instance.verdict.message)}};
-    const Pool* to_set = pool_to_set(diagnosis, finding);
-    if (to_set != nullptr)
+    for (const std::uint64_t at_ns : finding.times_ns)
+        json["times"].push_back(real.rfc3339(at_ns));
+    if (finding.waits) {
+        json["after_request"] = {{"lowest_ms", finding.waits->lowest_ms}, {"highest_ms", finding.waits->highest_ms}};
+        if (const auto timer = finding.waits->timer())
+            json["after_request"]["timer"] = timeout_json(*timer);
+    }
+    if (const Pool* to_set = pool_to_set(diagnosis, finding); to_set != nullptr)
         json["remedies"] = remedies_json(*to_set);
-    if (to_set == nullptr || finding.is_of_more_than_timer())
-        json["remedy"] = text_of(finding.cause).remedy;
+    if (const auto all = hints(diagnosis, finding); !all.empty())
+        json["hints"] = all;
     return json;
 }
 
@@ -297,8 +307,9 @@ Json pool_json(const Pool& pool)
     if (pool.exposure.state == PoolState::exposed) {
         json["exposure"] = {{"window_ms", pool.exposure.window_ms},
                             {"late_reuses", pool.exposure.late_reuses},
-                            {"share", pool.exposure.share},
-                            {"races_a_day", pool.exposure.races_a_day}};
+                            {"share", pool.exposure.share}};
+        if (const auto expected = pool.exposure.expected())
+            json["exposure"]["races_a_day"] = {{"low", expected->low}, {"high", expected->high}};
         json["remedies"] = remedies_json(pool);
     }
     return json;
@@ -366,6 +377,13 @@ std::string report_text(const Diagnosis& diagnosis, const Watched& watched, cons
                             ? fmt::format("; {} failures elsewhere are counted alone", diagnosis.more_failures())
                             : ""),
             0);
+    }
+    const auto is_sure = [](const Finding* finding) {
+        return finding->certainties.rbegin()->first == Certainty::proven;
+    };
+    if (const auto findings = diagnosis.findings(); !std::all_of(findings.begin(), findings.end(), is_sure)) {
+        page.line();
+        page.paragraph(certainties, 0);
     }
     add_exposed(page, diagnosis, places, told);
     add_pools(page, diagnosis, places);

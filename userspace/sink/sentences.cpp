@@ -2,6 +2,7 @@
 #include "sink/sentences.h"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -45,10 +46,29 @@ std::string taken_text(const CaptureSeen& capture)
     return "where it was taken does not show";
 }
 
+/// In two digits: more are not known.
 std::string rate_text(double races_a_day)
 {
-    return races_a_day < 0.1 ? "less than one in ten days"
-                             : fmt::format("about {:.{}f} a day", races_a_day, races_a_day < 10 ? 1 : 0);
+    if (races_a_day < 10)
+        return fmt::format("{:.2g}", races_a_day);
+    const double step = std::pow(10, std::floor(std::log10(races_a_day)) - 1);
+    return fmt::format("{:.0f}", std::round(races_a_day / step) * step);
+}
+
+/// "Races to be expected: 9 to 40 a day, if …"
+std::string expected_text(const Exposure& exposure)
+{
+    const std::string late = fmt::format("{:.0f} after more than half that time", exposure.late_reuses);
+    const auto expected = exposure.expected();
+    if (!expected)
+        return fmt::format("Races are to be expected; how often can't be reckoned from so few requests ({})", late);
+    const std::string low = rate_text(expected->low);
+    const std::string high = rate_text(expected->high);
+    return fmt::format("Races to be expected: {} a day, if requests go on as they did ({})",
+                       expected->high < 0.1 ? "less than 0.1"
+                       : low == high        ? "about " + low
+                                            : fmt::format("{} to {}", low, high),
+                       late);
 }
 
 std::string own_text(const Pool& pool)
@@ -64,6 +84,12 @@ std::string own_text(const Pool& pool)
         return fmt::format("{} has used them again after up to {}", who,
                            duration_text(pool.upstream.longest_reused_idle_ms));
     return fmt::format("{} has used none of them again so far", who);
+}
+
+/// What the upstream did to a request that it had taken.
+bool is_of_upstream(Cause cause)
+{
+    return cause == Cause::upstream_closed || cause == Cause::upstream_reset || cause == Cause::response_cut;
 }
 
 } // namespace
@@ -222,6 +248,8 @@ std::string why_text(const Finding& finding)
     for (const auto& [certainty, count] : finding.certainties)
         parts.push_back(fmt::format("{} {}", count, to_string(certainty)));
     std::string text = fmt::format("{}: {}", text_of(finding.cause).title, fmt::join(parts, ", "));
+    if (finding.incomplete > 0)
+        text += fmt::format(" ({} incomplete: older than finrace, or part of it was lost)", finding.incomplete);
     parts.clear();
     std::uint64_t known = 0;
     for (const auto& [reason, count] : finding.reasons) {
@@ -253,6 +281,41 @@ std::string clients_text(const Finding& finding, const Watched& watched)
         parts.push_back(fmt::format("{} not known", finding.verdicts - known));
     return fmt::format("Clients got: {}.{}", fmt::join(parts, ", "),
                        finding.hidden > 0 ? fmt::format(" A retry hid {}.", finding.hidden) : "");
+}
+
+std::string waits_text(const Finding& finding)
+{
+    if (!finding.waits || finding.verdicts == 1)
+        return {};
+    const Finding::Waits& waits = *finding.waits;
+    const std::string_view whose = is_of_upstream(finding.cause)          ? "a limit of the upstream's"
+                                   : finding.cause == Cause::client_abort ? "the clients' patience"
+                                                                          : "this host's patience";
+    if (const auto timer = waits.timer())
+        return fmt::format("{} lay between most requests and their ends, within {} ms: {}.", duration_text(timer->ms),
+                           timer->spread_ms(), whose);
+    return fmt::format("Between the requests and their ends lay {} to {}.", duration_text(waits.lowest_ms),
+                       duration_text(waits.highest_ms));
+}
+
+std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& finding)
+{
+    std::vector<std::string> all;
+    if (pool_to_set(diagnosis, finding) == nullptr || finding.is_of_more_than_timer())
+        all.emplace_back(text_of(finding.cause).remedy);
+    const Pool* pool = diagnosis.pool(finding.where);
+    if (!is_of_upstream(finding.cause) || pool == nullptr || pool->ends.upstream.software == nullptr)
+        return all;
+    const End& server = pool->ends.upstream;
+    if (!server.software->dies_of.empty())
+        all.push_back(fmt::format("{} stands there: {}.", server.software->software, server.software->dies_of));
+    for (const Present& limit : server.worker_limit) {
+        const auto timer = finding.waits ? finding.waits->timer() : std::nullopt;
+        const bool fits = timer && timer->lowest_ms >= limit.ms && timer->highest_ms <= limit.ms + worker_limit_late_ms;
+        all.push_back(fmt::format("{}'s {}: {}{}.", server.software->software, worker_limit_flag, present_text(limit),
+                                  fits ? "; after as long most of these requests died" : ""));
+    }
+    return all;
 }
 
 std::string times_text(const Finding& finding)
@@ -352,10 +415,8 @@ std::vector<std::string> state_text(const Places& places, const Pool& pool)
             return {limits_text(places, pool),
                     "How often a request will meet that is not known yet: watch for longer."};
         return {limits_text(places, pool),
-                fmt::format("Races to be expected: {}, if requests go on as they did ({:.0f} after more than half "
-                            "that time); one is lost if it comes within {:.1f} ms of the timer. Races seen: {}.",
-                            rate_text(pool.exposure.races_a_day), pool.exposure.late_reuses, pool.exposure.window_ms,
-                            pool.races)};
+                fmt::format("{}. One is lost if it comes within {:.1f} ms of the timer. Races seen: {}.",
+                            expected_text(pool.exposure), pool.exposure.window_ms, pool.races)};
     case PoolState::kept_clear:
         if (pool.exposure.told_timeout_ms)
             return {fmt::format("{}; of {} used again none had rested for half as long.", timeout_text(places, pool),

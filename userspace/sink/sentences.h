@@ -74,13 +74,22 @@ std::string lost_text(const Watched& watched); ///< empty if nothing was lost
 /// What else limits what can be concluded.
 std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watched);
 
+/// What the words for certainty mean.
+constexpr std::string_view certainties =
+    "proven: the evidence excludes any other cause. likely: another one would need a "
+    "coincidence. possible: another one fits nearly as well.";
+
 // Of a finding.
 std::string affected_text(const Finding& finding); ///< "12 requests died"
 std::string why_text(const Finding& finding);      ///< the cause in words, how sure, and the upstream's reasons
 std::string clients_text(const Finding& finding, const Watched& watched);
+std::string
+waits_text(const Finding& finding); ///< how long requests had waited for their end; empty if that tells nothing
 std::string times_text(const Finding& finding); ///< in the local time zone: when, and which one is shown
 /// Its most telling instance.
 Sighting sighting_of(const Diagnosis& diagnosis, const Finding& finding);
+/// What to look at besides an idle timeout's settings, a paragraph each.
+std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& finding);
 /// The pool whose timer a finding is about, and is known; or nullptr.
 const Pool* pool_to_set(const Diagnosis& diagnosis, const Finding& finding);
 

@@ -217,7 +217,7 @@ std::optional<std::string> value_of(const Words& arguments, std::string_view fla
 Words values_of(const Words& arguments, std::string_view flag)
 {
     Words values;
-    for (std::size_t i = 1; i < arguments.size(); ++i) {
+    for (std::size_t i = 0; i < arguments.size(); ++i) {
         const std::string_view one = arguments[i];
         if (one == "--")
             break;
@@ -276,9 +276,33 @@ std::vector<Present> present_on_command_line(const IdleSetting& software, const 
 
 constexpr std::string_view gunicorn_variable = "GUNICORN_CMD_ARGS";
 
+/// One of its settings, in seconds.
+struct GunicornSetting {
+    std::string_view flag;
+    std::string_view short_flag; ///< empty if there is none
+    std::string_view name;       ///< in its file
+    std::uint32_t default_ms;
+};
+
+bool is_of_name(char c)
+{
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
+}
+
+/// Where `name` stands in a line as a word of its own.
+std::size_t find_name(std::string_view line, std::string_view name)
+{
+    for (std::size_t at = line.find(name); at != std::string_view::npos; at = line.find(name, at + 1)) {
+        const std::size_t end = at + name.size();
+        if ((at == 0 || !is_of_name(line[at - 1])) && (end == line.size() || !is_of_name(line[end])))
+            return at;
+    }
+    return std::string_view::npos;
+}
+
 /// A plain assignment of a number; anything else that assigns it can't be known without running it.
-std::vector<Present> gunicorn_file(const ConfigurationFile& file, const ProcessFacts& process,
-                                   const std::vector<Present>& otherwise)
+std::vector<Present> gunicorn_file(const GunicornSetting& setting, const ConfigurationFile& file,
+                                   const ProcessFacts& process, const std::vector<Present>& otherwise)
 {
     std::vector<Present> present = otherwise;
     std::uint32_t line_number = 0;
@@ -288,14 +312,14 @@ std::vector<Present> gunicorn_file(const ConfigurationFile& file, const ProcessF
         rest.remove_prefix(std::min(end + 1, rest.size()));
         ++line_number;
         line = line.substr(0, line.find('#'));
-        const std::size_t at = line.find("keepalive");
+        const std::size_t at = find_name(line, setting.name);
         if (at == std::string_view::npos)
             continue;
         const std::size_t equals = line.find('=', at);
         const Words name = split(line.substr(0, equals == std::string_view::npos ? line.size() : equals));
         const Words value =
             equals == std::string_view::npos ? Words{} : split(line.substr(std::min(equals + 1, line.size())));
-        if (name != Words{"keepalive"} || value.size() != 1) {
+        if (at != 0 || name != Words{std::string(setting.name)} || value.size() != 1) {
             present.clear();
             continue;
         }
@@ -303,54 +327,89 @@ std::vector<Present> gunicorn_file(const ConfigurationFile& file, const ProcessF
         const auto ms = seconds ? scaled(*seconds, second_ms) : std::nullopt;
         present.clear();
         if (ms)
-            present.push_back(present_in(file, line_number, process, *ms, fmt::format("keepalive = {}", *seconds)));
+            present.push_back(
+                present_in(file, line_number, process, *ms, fmt::format("{} = {}", setting.name, *seconds)));
     }
     return present;
 }
 
+/// What gunicorn has been told, and where.
+class GunicornReader {
+public:
+    GunicornReader(const ProcessFacts& process, const OpenFiles& open_files) : process_(process)
+    {
+        // Its title (setproctitle) hides the command line.
+        if (process.arguments.empty() || process.arguments.front().starts_with("gunicorn: "))
+            return;
+        is_readable_ = true;
+        if (const auto found = process.environment.find(std::string(gunicorn_variable));
+            found != process.environment.end())
+            variable_ = split(found->second);
+        std::string name = "./gunicorn.conf.py";
+        for (const Words& words : {variable_, process.arguments}) {
+            if (const auto value = value_of(words, "--config"))
+                name = *value;
+            if (const Words values = values_of(words, "-c"); !values.empty())
+                name = values.back();
+        }
+        is_module_ = name.starts_with("python:");
+        for (const std::string_view prefix : {"file:", "./"})
+            if (name.starts_with(prefix))
+                name = name.substr(prefix.size());
+        if (!is_module_)
+            files_ = open_files(absolute(name, process.directory));
+    }
+
+    /// Its workers are sync, which keep no connection, unless it is told otherwise.
+    [[nodiscard]] bool may_keep_connections() const
+    {
+        const auto chooses_workers = [](const Words& words) {
+            return value_of(words, "--worker-class") || value_of(words, "--threads") || !values_of(words, "-k").empty();
+        };
+        return chooses_workers(variable_) || chooses_workers(process_.arguments) ||
+               std::any_of(files_.begin(), files_.end(), [](const ConfigurationFile& file) {
+                   return file.text.find("worker_class") != std::string::npos ||
+                          file.text.find("threads") != std::string::npos;
+               });
+    }
+
+    [[nodiscard]] std::vector<Present> read(const GunicornSetting& setting) const
+    {
+        if (!is_readable_)
+            return {};
+        for (const auto& [words, place] :
+             {std::pair(&process_.arguments, command_line_of(process_)),
+              std::pair(&variable_, fmt::format("{} of process {}", gunicorn_variable, process_.pid))}) {
+            if (const auto value = value_of(*words, setting.flag))
+                return seconds_of(setting.flag, *value, place);
+            if (const Words values = setting.short_flag.empty() ? Words{} : values_of(*words, setting.short_flag);
+                !values.empty())
+                return seconds_of(setting.short_flag, values.back(), place);
+        }
+        if (is_module_)
+            return {};
+        std::vector<Present> present{{.ms = setting.default_ms, .text = {}, .place = command_line_of(process_)}};
+        for (const ConfigurationFile& file : files_)
+            present = gunicorn_file(setting, file, process_, present);
+        return present;
+    }
+
+private:
+    const ProcessFacts& process_;
+    bool is_readable_ = false;
+    Words variable_;
+    bool is_module_ = false;
+    std::vector<ConfigurationFile> files_;
+};
+
 std::vector<Present> present_of_gunicorn(const IdleSetting& software, const ProcessFacts& process,
                                          const OpenFiles& open_files)
 {
-    // Its title (setproctitle) hides the command line.
-    if (process.arguments.empty() || process.arguments.front().starts_with("gunicorn: "))
+    const GunicornReader reader(process, open_files);
+    if (!reader.may_keep_connections())
         return {};
-    Words variable;
-    if (const auto found = process.environment.find(std::string(gunicorn_variable)); found != process.environment.end())
-        variable = split(found->second);
-    std::string name = "./gunicorn.conf.py";
-    for (const Words& words : {variable, process.arguments}) {
-        if (const auto value = value_of(words, "--config"))
-            name = *value;
-        if (const Words values = values_of(words, "-c"); !values.empty())
-            name = values.back();
-    }
-    const bool is_module = name.starts_with("python:");
-    for (const std::string_view prefix : {"file:", "./"})
-        if (name.starts_with(prefix))
-            name = name.substr(prefix.size());
-    const std::vector<ConfigurationFile> files =
-        is_module ? std::vector<ConfigurationFile>{} : open_files(absolute(name, process.directory));
-
-    // Its workers are sync, which keep no connection, unless it is told otherwise.
-    const auto chooses_workers = [](const Words& words) {
-        return value_of(words, "--worker-class") || value_of(words, "--threads") || !values_of(words, "-k").empty();
-    };
-    if (!chooses_workers(variable) && !chooses_workers(process.arguments) &&
-        std::none_of(files.begin(), files.end(), [](const ConfigurationFile& file) {
-            return file.text.find("worker_class") != std::string::npos ||
-                   file.text.find("threads") != std::string::npos;
-        }))
-        return {};
-    if (const auto value = value_of(process.arguments, software.flag))
-        return seconds_of(software.flag, *value, command_line_of(process));
-    if (const auto value = value_of(variable, software.flag))
-        return seconds_of(software.flag, *value, fmt::format("{} of process {}", gunicorn_variable, process.pid));
-    if (is_module)
-        return {};
-    std::vector<Present> present{{.ms = software.default_ms, .text = {}, .place = command_line_of(process)}};
-    for (const ConfigurationFile& file : files)
-        present = gunicorn_file(file, process, present);
-    return present;
+    return reader.read(
+        {.flag = software.flag, .short_flag = {}, .name = "keepalive", .default_ms = software.default_ms});
 }
 
 // ---- nginx: nginx.org/en/docs/beginners_guide.html, core/ngx_conf_file.c, ngx_conf_read_token()
@@ -810,6 +869,20 @@ std::vector<Present> present_of_server(const IdleSetting& software, const Proces
         break;
     }
     return {};
+}
+
+std::vector<Present> worker_limit_of_server(const IdleSetting& software, const ProcessFacts& process,
+                                            const OpenFiles& open_files)
+{
+    if (software.configuration != Configuration::gunicorn)
+        return {};
+    const GunicornReader reader(process, open_files);
+    if (reader.may_keep_connections()) // not sync: these report on their own, whatever a request takes
+        return {};
+    return reader.read({.flag = worker_limit_flag,
+                        .short_flag = worker_limit_short_flag,
+                        .name = worker_limit_name,
+                        .default_ms = worker_limit_default_ms});
 }
 
 } // namespace finrace

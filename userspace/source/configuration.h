@@ -47,4 +47,8 @@ std::vector<Present> present_of_proxy(const IdleSetting& software, const Process
 std::vector<Present> present_of_server(const IdleSetting& software, const ProcessFacts& process,
                                        const OpenFiles& open_files);
 
+/// After how long a server kills a worker for one request. Empty if it is not known, or not of its kind.
+std::vector<Present> worker_limit_of_server(const IdleSetting& software, const ProcessFacts& process,
+                                            const OpenFiles& open_files);
+
 } // namespace finrace

@@ -382,7 +382,8 @@ Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
             continue;
         ends.upstream = {.software = software,
                          .pid = server.process.pid,
-                         .present = present_of_server(*software, server.process, server.open_files)};
+                         .present = present_of_server(*software, server.process, server.open_files),
+                         .worker_limit = worker_limit_of_server(*software, server.process, server.open_files)};
         break;
     }
     return ends;
