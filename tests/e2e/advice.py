@@ -4,7 +4,8 @@
 nginx in front of uvicorn, HAProxy in front of gunicorn, Apache httpd in front of Node.js: the upstream's idle timeout is
 the shorter one; light traffic, so that no request meets the timer. `finrace diagnose` must say exposed, and name the
 timeout, the software at both ends, what it has been told and where, and the ways out. Then a way is gone: its setting is
-put where it belongs, word for word, and the same traffic must be diagnosed as healthy.
+put where it belongs, word for word, and the same traffic must be diagnosed as healthy. And what no setting of an idle
+timeout would cure is named for what it is.
 """
 
 import argparse
@@ -87,6 +88,17 @@ server.listen({upstream}, '{address}');
 """
 
 
+SLOW = """
+import time
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] != "/":
+        time.sleep(60)
+    start_response("200 OK", [("Content-Length", "3")])
+    return [b"ok\\n"]
+"""
+
+
 class Pairing:
     """A proxy and a server, each with the setting that it is given. A context."""
 
@@ -122,20 +134,21 @@ class Pairing:
         for process in self.processes:
             process.wait(LIMIT)
 
-    def answers(self):
+    def answers(self, path="/"):
         try:
-            with urllib.request.urlopen(f"http://{self.address}:{self.port}/", timeout=LIMIT) as answer:
+            with urllib.request.urlopen(f"http://{self.address}:{self.port}{path}", timeout=LIMIT) as answer:
                 return answer.read() == b"ok\n"
         except OSError:
             return False
 
-    def diagnosed(self, options, rests):
-        """(exit status, the report's part on the upstream, the report) of as long as it takes to rest ROUNDS times."""
+    def diagnosed(self, options, rests, path="/"):
+        """(exit status, the report's part on the upstream, the report) of as long as it takes to rest ROUNDS times. Another
+        path than "/" must get no answer."""
         failed = []
 
         def ask():
             for rest in rests * ROUNDS:
-                if not self.answers():
+                if self.answers(path) != (path == "/"):
                     failed.append(time.time())
                 time.sleep(rest)
 
@@ -144,7 +157,7 @@ class Pairing:
         status, report, _ = diagnose(options, *options.backend_flags, "--upstream", f"{self.address}:{self.upstream}",
                                      "--for", f"{sum(rests) * ROUNDS + 1:.0f}s", preexec_fn=Finrace.enter_host)
         client.join(LIMIT)
-        must(not failed, f"{len(failed)} requests failed")
+        must(not failed, f"{len(failed)} requests ended otherwise than they should")
         mine = [one for one in report["upstreams"] if one.get("port") == self.upstream]
         must(len(mine) == 1, f"{len(mine)} upstreams of {len(report['upstreams'])} are this one")
         return status, mine[0], report
@@ -175,6 +188,13 @@ def gunicorn(pairing, setting):
     program, *flags = shlex.split(setting)
     return [need(program, "gunicorn"), *flags, "--bind", f"{pairing.address}:{pairing.upstream}", "--worker-class",
             "uvicorn.workers.UvicornWorker", "--chdir", HERE, "asgi_app:app"]
+
+
+def sync_gunicorn(pairing, setting):
+    program, *flags = shlex.split(setting)
+    pairing.write("slow.py", SLOW)
+    return [need(program, "gunicorn"), *flags, "--bind", f"{pairing.address}:{pairing.upstream}", "--chdir", pairing.folder,
+            "slow:app"]
 
 
 def node(pairing, setting):
@@ -255,6 +275,21 @@ def apache_lowered(options, net):
         healthy(pairing, options, rests)
 
 
+def workers_killed(options, net):
+    """gunicorn kills its sync workers over requests that take longer than its limit: that is no race, nor a crash."""
+    limit = 2
+    with Pairing(options, net, "killed", nginx, "", sync_gunicorn, f"gunicorn --timeout {limit}") as pairing:
+        # A killed worker's request lasts up to two seconds beyond the limit; then another one has to start.
+        status, upstream, report = pairing.diagnosed(options, [limit + 2.5], "/slow")
+    must(status == 1 and [one["cause"] for one in report["findings"]] == ["upstream_closed"], f"exit {status}: {report}")
+    found = report["findings"][0]
+    waits = found["after_request"]
+    must(limit * 1000 <= waits["lowest_ms"] <= waits["highest_ms"] <= (limit + 2) * 1000, f"{found}")
+    must(upstream["server"]["worker_limit"][0]["setting"] == f"--timeout {limit}", f"{upstream}")
+    must(any(f"gunicorn's --timeout: now --timeout {limit}: command line" in hint and "about as long" in hint
+             for hint in found["hints"]), f"{found}")
+
+
 def test(options, results):
     net = Net()
     # They wait, for the most part: at once.
@@ -262,15 +297,16 @@ def test(options, results):
             "nginx and uvicorn, the upstream's timeout raised": uvicorn_raised,
             "HAProxy and gunicorn, the proxy's limit lowered": haproxy_lowered,
             "Apache httpd and Node.js, the proxy's limit lowered": apache_lowered}
+    others = {"nginx and gunicorn, whose workers are killed over long requests": workers_killed}
     ended = {}
 
     def go(name):
         try:
-            ways[name](options, net)
+            {**ways, **others}[name](options, net)
         except Exception as error:  # raised again below, in the test that it belongs to
             ended[name] = error
 
-    threads = [threading.Thread(target=go, args=(name,)) for name in ways]
+    threads = [threading.Thread(target=go, args=(name,)) for name in (*ways, *others)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -282,6 +318,8 @@ def test(options, results):
 
     for name in ways:
         results.run(f"exposed, then healthy: {name}", outcome, name)
+    for name in others:
+        results.run(f"named for what it is: {name}", outcome, name)
 
 
 def parse():

@@ -241,7 +241,7 @@ TEST_CASE("a server that is known is told of, and its limit where that fits", "[
     CHECK(says(report("node", {}, 3), "Node.js stands there: an uncaught exception"));
     const std::vector<Present> told{{.ms = 3000, .text = "--timeout 3", .place = "command line of process 7"}};
     CHECK(says(report("gunicorn", told, 2999), "gunicorn's --timeout: now --timeout 3: command line of process 7."));
-    const std::string fits = "process 7; after as long most of these requests died.";
+    const std::string fits = "process 7; about as long these requests had taken";
     CHECK(says(report("gunicorn", told, 3000), fits));
     CHECK(says(report("gunicorn", told, 5000), fits));
     CHECK(!says(report("gunicorn", told, 5001), fits));

@@ -310,10 +310,15 @@ std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& findin
     if (!server.software->dies_of.empty())
         all.push_back(fmt::format("{} stands there: {}.", server.software->software, server.software->dies_of));
     for (const Present& limit : server.worker_limit) {
-        const auto timer = finding.waits ? finding.waits->timer() : std::nullopt;
-        const bool fits = timer && timer->lowest_ms >= limit.ms && timer->highest_ms <= limit.ms + worker_limit_late_ms;
+        const auto fits = [&limit](std::uint64_t lowest_ms, std::uint64_t highest_ms) {
+            return lowest_ms >= limit.ms && highest_ms <= limit.ms + worker_limit_late_ms;
+        };
+        const auto& waits = finding.waits;
+        const auto timer = waits ? waits->timer() : std::nullopt;
+        const bool explains = waits && (fits(waits->lowest_ms, waits->highest_ms) ||
+                                        (timer && fits(timer->lowest_ms, timer->highest_ms)));
         all.push_back(fmt::format("{}'s {}: {}{}.", server.software->software, worker_limit_flag, present_text(limit),
-                                  fits ? "; after as long most of these requests died" : ""));
+                                  explains ? "; about as long these requests had taken when they died" : ""));
     }
     return all;
 }
