@@ -102,7 +102,7 @@ def report_complaints(tree, report):
                 yield words(next(part for part in one.iter() if part.tag in (XHTML + "h2", XHTML + "h3"))), words(one)
 
     def settings(of):
-        return [one["setting"] for way in of.get("remedies", []) for one in way["settings"]]
+        return [one[what] for way in of.get("remedies", []) for one in way["settings"] for what in ("setting", "source")]
 
     whole = words(tree)
     for kind, all_of_them in (("finding", report["findings"]), ("pool", report["upstreams"])):

@@ -51,7 +51,8 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
         raise.settings.push_back({.software = server.software,
                                   .text = written(server, raised_ms),
                                   .note = server.where,
-                                  .present = present});
+                                  .present = present,
+                                  .source = server.source});
     };
     if (const IdleSetting* server = ends.upstream.software; server == nullptr)
         for (const IdleSetting& one : server_settings().first(most_common_servers))
@@ -89,11 +90,13 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
             lower.settings.push_back({.software = proxy->software,
                                       .text = std::string(proxy->beside),
                                       .note = proxy->beside_where,
-                                      .present = ends.proxy.present});
+                                      .present = ends.proxy.present,
+                                      .source = proxy->source});
         lower.settings.push_back({.software = proxy->software,
                                   .text = written(*proxy, lowered_ms),
                                   .note = proxy->where,
-                                  .present = proxy->beside.empty() ? ends.proxy.present : std::vector<Present>{}});
+                                  .present = proxy->beside.empty() ? ends.proxy.present : std::vector<Present>{},
+                                  .source = proxy->source});
         lower.why = fmt::format("a second before the upstream, which closes after {}", seconds(timeout.ms));
     }
     // Where nothing limits the proxy, and something could without a price, raising the upstream's leaves a race;

@@ -20,6 +20,7 @@ struct Remedy {
         std::string text;             ///< as it is to be written
         std::string_view note;        ///< where; may be empty
         std::vector<Present> present; ///< what holds now, where that is known
+        std::string_view source;      ///< of the setting's name and its default
     };
     enum class End { proxy, upstream } end;
     std::vector<Setting> settings; ///< one, or the most common ones where the software is not known

@@ -215,6 +215,7 @@ void add_remedies(Markup& page, const Pool& pool)
                     page.text(" ").element("span", {{"class", "soft"}}, fmt::format("({})", setting.note));
                 for (const Present& present : setting.present)
                     page.element("p", {{"class", "soft"}}, present_text(present));
+                page.element("p", {{"class", "soft"}}, fmt::format("Source: {}", setting.source));
                 page.close();
             }
             page.close();

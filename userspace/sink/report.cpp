@@ -222,7 +222,7 @@ Json remedies_json(const Pool& pool)
     for (const Remedy& way : remedies_of(pool)) {
         Json settings = Json::array();
         for (const Remedy::Setting& setting : way.settings) {
-            Json one = {{"software", setting.software}, {"setting", setting.text}};
+            Json one = {{"software", setting.software}, {"setting", setting.text}, {"source", setting.source}};
             if (!setting.note.empty())
                 one["note"] = setting.note;
             if (!setting.present.empty())
