@@ -1252,7 +1252,7 @@ REFUSALS = [
     (["run", "--output"], ["--output"]),
     (["run", "extra"], ["extra"]),
     (["watch", "--upstream", "x:y"], ["--upstream", "x:y"]),
-    (["explain", "nosuch"], ["nosuch", "keepalive_race"]),
+    (["explain", "nosuch"], ["nosuch", "keepalive_race", "restart"]),
 ]
 
 

@@ -2171,6 +2171,8 @@ TEST_CASE("every cause has its text, and ids read back", "[classify]")
         CHECK(!text_of(cause).evidence.empty());
         CHECK(!text_of(cause).proxy_says.empty());
         CHECK(!text_of(cause).remedy.empty());
+        CHECK(text_of(cause).by_trace_alone ==
+              (text_of(cause).evidence.find("ackend trace alone sees that") != std::string_view::npos));
     }
     CHECK(!cause_from_string("keepalive"));
     CHECK(!cause_from_string(""));

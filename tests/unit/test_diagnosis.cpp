@@ -411,13 +411,25 @@ TEST_CASE("advice is the reason's", "[diagnosis]")
     };
     const std::string settings = "uvicorn --timeout-keep-alive 65\n";
     const std::string general = "HAProxy has no idle limit towards servers";
+    const std::string restart = "No idle timeout helps against a restart";
     SECTION("a limit of requests: no idle timeout cures that")
     {
         verdict.reason = Reason::request_limit;
         judge(diagnosis, crossing(), verdict);
         const std::string said = report();
-        CHECK(said.find(settings) > said.find(general)); // of the pool, which is exposed all the same
-        CHECK(says(said, "Before a request dies"));
+        CHECK(says(said, "keepalive_requests"));
+        CHECK(!says(said, general));
+        CHECK(said.find(settings) > said.find("Before a request dies")); // of the pool, which is exposed all the same
+    }
+    SECTION("most of them for no reason that is known: perhaps a timer")
+    {
+        judge(diagnosis, crossing(), verdict);
+        judge(diagnosis, crossing(), verdict);
+        verdict.reason = Reason::restart;
+        judge(diagnosis, crossing(), verdict);
+        CHECK(diagnosis.findings().front()->is_of_timer());
+        judge(diagnosis, crossing(), verdict);
+        CHECK(!diagnosis.findings().front()->is_of_timer());
     }
     SECTION("its timer, and once a restart: both")
     {
@@ -427,7 +439,8 @@ TEST_CASE("advice is the reason's", "[diagnosis]")
         judge(diagnosis, crossing(), verdict);
         const std::string said = report();
         CHECK(says(said, settings));
-        CHECK(says(said, general));
+        CHECK(says(said, restart));
+        CHECK(!says(said, general));
         CHECK(!says(said, "Before a request dies"));
     }
     SECTION("its timer")
@@ -437,6 +450,12 @@ TEST_CASE("advice is the reason's", "[diagnosis]")
         const std::string said = report();
         CHECK(says(said, settings));
         CHECK(!says(said, general));
+        CHECK(!says(said, restart));
+    }
+    SECTION("its timer, which has not shown")
+    {
+        judge(diagnosis, crossing(), verdict);
+        CHECK(says(text(diagnosis), general));
     }
 }
 

@@ -141,3 +141,15 @@ TEST_CASE("a request written into a closed connection tells of the close before 
     REQUIRE(s.last().kind == EVENT_SENT_AFTER_FIN);
     CHECK(reason_among({}, s.last(), five_seconds) == Reason::idle_timer);
 }
+
+TEST_CASE("every reason that is known is explained", "[reason]")
+{
+    for (const Reason reason : {Reason::idle_timer, Reason::restart, Reason::request_limit, Reason::early_purge}) {
+        const ReasonText* text = text_of_reason(to_string(reason));
+        REQUIRE(text != nullptr);
+        CHECK(text->reason == reason);
+        CHECK(text_of(Cause::keepalive_race).evidence.find(to_string(reason)) != std::string_view::npos);
+    }
+    CHECK(reason_texts().size() == 4);
+    CHECK(text_of_reason("unknown") == nullptr);
+}

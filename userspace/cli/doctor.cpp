@@ -22,6 +22,7 @@
 #include "cli/options.h"
 #include "cli/privileges.h"
 #include "cli/terminal.h"
+#include "core/cause.h"
 #include "sink/text.h"
 #include "source/descriptor.h"
 #include "source/live.h"
@@ -116,6 +117,17 @@ Findings examine()
     return findings;
 }
 
+/// The causes that need what this backend does not see.
+std::vector<std::string_view> never_named(const BackendReport& report)
+{
+    std::vector<std::string_view> causes;
+    if (report.works && report.backend == "cgroup")
+        for (const CauseText& text : cause_texts())
+            if (text.by_trace_alone)
+                causes.push_back(to_string(text.cause));
+    return causes;
+}
+
 void print(const Findings& findings)
 {
     const Paint paint(shows_colours(stdout));
@@ -159,6 +171,8 @@ void print(const Findings& findings)
         }
         for (const std::string& what : report.unseen)
             fmt::print("  {} {}\n", paint.yellow("not seen:"), what);
+        if (const auto causes = never_named(report); !causes.empty())
+            fmt::print("  {} {}\n", paint.yellow("never named:"), fmt::join(causes, ", "));
     }
     const BackendReport* choice = findings.choice();
     fmt::print("\n{}\n", choice != nullptr
@@ -196,6 +210,8 @@ Json to_json(const Findings& findings)
         }
         if (!report.unseen.empty())
             one["unseen"] = report.unseen;
+        if (const auto causes = never_named(report); !causes.empty())
+            one["never_named"] = causes;
         backends.push_back(std::move(one));
     }
     if (const BackendReport* choice = findings.choice()) {

@@ -11,6 +11,7 @@
 #include "cli/options.h"
 #include "cli/terminal.h"
 #include "core/cause.h"
+#include "core/reason.h"
 #include "sink/text.h"
 
 namespace finrace {
@@ -36,11 +37,16 @@ int explain(const std::string& id)
         known.push_back(to_string(text.cause));
         longest = std::max(longest, known.back().size());
     }
+    for (const ReasonText& text : reason_texts())
+        known.push_back(to_string(text.reason));
 
     if (id.empty()) {
         for (const CauseText& text : cause_texts())
             fmt::print("{}  {}\n", paint.bold(fmt::format("{:<{}}", to_string(text.cause), longest)), text.title);
-        fmt::print("\nfinrace explain CAUSE tells what happened, what shows it, and what to change.\n");
+        fmt::print("\n{}\n", paint.bold("Why an upstream closed the connection that a race lost (finrace.reason)"));
+        for (const ReasonText& text : reason_texts())
+            fmt::print("{}  {}\n", paint.bold(fmt::format("{:<{}}", to_string(text.reason), longest)), text.title);
+        fmt::print("\nfinrace explain NAME tells what shows it, and what to change.\n");
         return exit_success;
     }
     if (id == "unclassified") {
@@ -56,11 +62,17 @@ int explain(const std::string& id)
     }
     std::string name = id;
     std::replace(name.begin(), name.end(), '-', '_');
+    if (const ReasonText* reason = text_of_reason(name)) {
+        fmt::print("{}: {}\n", paint.bold(name), reason->title);
+        print_section(paint, "What shows it", reason->evidence, width);
+        print_section(paint, "What to look at", reason->remedy, width);
+        return exit_success;
+    }
     std::optional<Cause> cause = cause_from_string(name);
     if (!cause)
         cause = cause_of_variant(name);
     if (!cause)
-        throw UsageError(fmt::format("'{}' is no cause; known are: {}", id, fmt::join(known, ", ")));
+        throw UsageError(fmt::format("'{}' is no cause and no reason; known are: {}", id, fmt::join(known, ", ")));
     const CauseText& text = text_of(*cause);
     fmt::print("{}: {}\n", paint.bold(to_string(*cause)), text.title);
     print_section(paint, "What happened", text.happened, width);
@@ -74,9 +86,11 @@ int explain(const std::string& id)
 
 void add_explain(CLI::App& program, Action& action)
 {
-    CLI::App* command = program.add_subcommand("explain", "a cause, its evidence and its remedy");
+    CLI::App* command = program.add_subcommand("explain", "a cause or a race's reason, its evidence and its remedy");
     auto cause = std::make_shared<std::string>();
-    command->add_option("cause", *cause, "its id, as in finrace.cause, or a variant's; all are listed without one")
+    command
+        ->add_option("cause", *cause,
+                     "its id, as in finrace.cause, a variant's, or a finrace.reason; all are listed without one")
         ->type_name("CAUSE");
     command->footer("Examples:\n"
                     "  finrace explain\n"

@@ -13,6 +13,7 @@
 
 #include "cli/options.h"
 #include "core/cause.h"
+#include "core/reason.h"
 
 namespace finrace {
 
@@ -140,6 +141,10 @@ std::string page_of_causes()
               std::pair("What proxies say", cause.proxy_says), std::pair("What to look at", cause.remedy)})
             text += fmt::format(".TP\n{}\n{}", head, roff_lines(body));
     }
+    text += ".SH REASONS\n" + roff_lines("What finrace.reason says of a race: why the upstream closed the connection.");
+    for (const ReasonText& reason : reason_texts())
+        text += fmt::format(".TP\n\\fB{}\\fR\n{}", roff(to_string(reason.reason)),
+                            roff_lines(fmt::format("{}. {} {}", reason.title, reason.evidence, reason.remedy)));
     return text + ".SH SEE ALSO\n\\fBfinrace\\-explain\\fR(8)\n";
 }
 
@@ -183,6 +188,8 @@ Values values_of(const std::string& type)
     } else if (type == "CAUSE") {
         for (const CauseText& cause : cause_texts())
             values.words.emplace_back(to_string(cause.cause));
+        for (const ReasonText& reason : reason_texts())
+            values.words.emplace_back(to_string(reason.reason));
     } else if (type.find('|') != std::string::npos && std::all_of(type.begin(), type.end(), [](unsigned char c) {
                    return c == '|' || std::islower(c) != 0;
                })) {

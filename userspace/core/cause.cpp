@@ -23,9 +23,7 @@ constexpr std::array causes{
                     "the request and no FIN was seen: the socket was gone already. fin_lingering: the FIN "
                     "acknowledges the request, nothing was answered, and it came at the upstream's idle timeout: "
                     "shutdown() first, then read and discard (Apache does). The record's reason says why the upstream "
-                    "closed: idle_timer; restart (many of its connections at one instant); request_limit (each after "
-                    "the same number of requests); early_purge (well before its timer, as others lately: short of "
-                    "workers or connections); unknown.",
+                    "closed: idle_timer, restart, request_limit, early_purge (finrace explain tells of each), unknown.",
         .proxy_says = "nginx: 502, \"upstream prematurely closed connection\" or \"104: Connection reset by peer\". "
                       "HAProxy: 502 SH--, or nothing at all where it closes its client silently. Envoy: 503 UC. "
                       "A retry may hide it from the client; it is logged as an error all the same.",
@@ -33,9 +31,8 @@ constexpr std::array causes{
             "Let the proxy close first: its idle limit at least 1 s below the upstream's idle timeout, or the "
             "upstream's timeout at least 5 s above the proxy's. For example uvicorn --timeout-keep-alive 65, "
             "gunicorn --keep-alive 65, Node server.keepAliveTimeout = 65000, against nginx's upstream "
-            "keepalive_timeout 60s. HAProxy has no idle limit towards servers: raise the server's. For a restart: "
-            "let the server drain before it ends; for a request_limit: nginx's upstream keepalive_requests below "
-            "the server's.",
+            "keepalive_timeout 60s. HAProxy has no idle limit towards servers: raise the server's. Where the reason "
+            "is another than the upstream's timer, its own remedy holds.",
     },
     CauseText{
         .cause = Cause::stale_response,
@@ -211,6 +208,7 @@ constexpr std::array causes{
         .remedy = "Look at why the upstream is slow: a handler that blocks its event loop, too few workers, a slow "
                   "database. Raise the proxy's timeout (nginx proxy_read_timeout, HAProxy timeout server) only where "
                   "such answers are meant to take as long.",
+        .by_trace_alone = true,
     },
     CauseText{
         .cause = Cause::client_abort,
@@ -224,6 +222,7 @@ constexpr std::array causes{
         .proxy_says = "nginx: 499. HAProxy: 400 or no status, CH-- or CD--. Envoy: DC.",
         .remedy = "None at the proxy. Where it is frequent, the upstream is slower than the clients' patience: look at "
                   "how long these requests had waited (close.after_request_ms).",
+        .by_trace_alone = true,
     },
     CauseText{
         .cause = Cause::upstream_benched,
@@ -240,6 +239,7 @@ constexpr std::array causes{
             "in error state\" (retry=60). HAProxy: 503, <NOSRV>.",
         .remedy = "Mend the failure before. Where one failure may not cost ten seconds: nginx max_fails=0, or a larger "
                   "max_fails with a shorter fail_timeout; Apache httpd retry=0; more than one upstream server.",
+        .by_trace_alone = true,
     },
     CauseText{
         .cause = Cause::closed_on_request,
@@ -253,6 +253,7 @@ constexpr std::array causes{
         .proxy_says = "Nothing in the server's own log. The client, or the proxy before this host: see keepalive_race.",
         .remedy = "Raise this server's idle timeout above that of its clients by 5 s, or lower theirs below it by 1 s: "
                   "see keepalive_race. If the process was ending, let it drain its connections first.",
+        .by_trace_alone = true,
     },
     CauseText{
         .cause = Cause::server_cut_response,
@@ -265,6 +266,7 @@ constexpr std::array causes{
         .proxy_says = "The client: a truncated answer, or \"connection reset by peer\" in place of a 413 or 400.",
         .remedy = "Let the server read the rest of the request, or close its sending direction and read on for a while "
                   "(nginx: lingering_close), before it closes. If the process was ending, look for what ended it.",
+        .by_trace_alone = true,
     },
     CauseText{
         .cause = Cause::accept_overflow,
@@ -279,6 +281,7 @@ constexpr std::array causes{
         .proxy_says = "Nothing in the server's own log. The proxy before it: see connect_timeout and accept_stalled.",
         .remedy = "Find out why the server doesn't accept: all its workers busy, or its event loop blocked. A longer "
                   "queue (listen()'s backlog and net.core.somaxconn) helps with bursts alone.",
+        .by_trace_alone = true,
     },
 };
 

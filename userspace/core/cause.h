@@ -64,6 +64,7 @@ struct CauseText {
     std::string_view evidence;   ///< what in TCP shows it, and what it excludes
     std::string_view proxy_says; ///< what proxies log and what their clients see
     std::string_view remedy;     ///< what to look at, which setting to change
+    bool by_trace_alone = false; ///< backend cgroup never names it
 };
 
 std::span<const CauseText> cause_texts();

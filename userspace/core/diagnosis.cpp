@@ -80,12 +80,10 @@ std::optional<IdleTimeout> Finding::Waits::timer() const
 
 bool Finding::is_of_timer() const
 {
-    return is_race(cause) && (reasons.empty() || reasons.count(Reason::idle_timer) != 0);
-}
-
-bool Finding::is_of_more_than_timer() const
-{
-    return !is_race(cause) || reasons.size() > reasons.count(Reason::idle_timer);
+    const std::uint64_t known =
+        std::accumulate(reasons.begin(), reasons.end(), std::uint64_t{0},
+                        [](std::uint64_t sum, const auto& reason) { return sum + reason.second; });
+    return is_race(cause) && (2 * known < verdicts || reasons.count(Reason::idle_timer) != 0);
 }
 
 void Diagnosis::follow(const event& e, std::string_view process)

@@ -62,9 +62,9 @@ struct Finding {
 
     /// What somebody lost by it. A client that leaves has lost nothing that a proxy or an upstream owed it.
     [[nodiscard]] std::uint64_t harm() const { return cause == Cause::client_abort ? 0 : affected - hidden; }
-    /// Whether an idle timeout's setting cures some of it; whether something else must be looked at as well.
+    /// Whether an idle timeout's setting may cure some of it: it has the upstream's timer for a reason, or most races
+    /// of it have none that is known.
     [[nodiscard]] bool is_of_timer() const;
-    [[nodiscard]] bool is_of_more_than_timer() const;
 };
 
 /// Who owns connections to an upstream.

@@ -2,6 +2,7 @@
 #include "core/reason.h"
 
 #include <algorithm>
+#include <array>
 
 #include "core/upstream.h"
 
@@ -20,6 +21,38 @@ constexpr std::size_t limited_connections = 5;
 constexpr std::size_t limited_percent = 80;
 
 constexpr std::uint64_t lately_ns = 10'000 * ns_per_ms;
+
+constexpr std::array reasons{
+    ReasonText{
+        .reason = Reason::idle_timer,
+        .title = "it had rested for as long as this upstream lets connections idle",
+        .evidence = "Its rest fits the idle timeout that the upstream's harmless closes have taught.",
+        .remedy = "Let the proxy close first, or raise the upstream's idle timeout: finrace explain keepalive_race.",
+    },
+    ReasonText{
+        .reason = Reason::restart,
+        .title = "the upstream's process ended, or was reloaded",
+        .evidence = "Three or more of its connections closed within 100 ms, however long each had rested.",
+        .remedy = "No idle timeout helps against a restart: let the server drain before it ends, so that it announces "
+                  "the close (Connection: close) in a last answer; take it out of the proxy's pool before.",
+    },
+    ReasonText{
+        .reason = Reason::request_limit,
+        .title = "the upstream closes connections after so many requests",
+        .evidence = "Four fifths of its newest closes, five at least, came after the same number of requests.",
+        .remedy =
+            "Let the proxy give connections up sooner (nginx: keepalive_requests in the upstream block, below the "
+            "server's limit), raise the server's, or have it announce the last answer (Connection: close).",
+    },
+    ReasonText{
+        .reason = Reason::early_purge,
+        .title = "the upstream was short of workers or connections, and dropped idle ones",
+        .evidence = "It closed well before its idle timeout, as three others of its connections did in the ten seconds "
+                    "before.",
+        .remedy = "Give the server room: Apache httpd's MaxRequestWorkers, nginx's worker_connections. Both drop idle "
+                  "connections when they run short.",
+    },
+};
 
 bool has(const event& e, std::uint32_t flags)
 {
@@ -48,6 +81,18 @@ std::string_view to_string(Reason reason)
         return "early_purge";
     }
     return {};
+}
+
+std::span<const ReasonText> reason_texts()
+{
+    return reasons;
+}
+
+const ReasonText* text_of_reason(std::string_view id)
+{
+    const auto* found = std::find_if(reasons.begin(), reasons.end(),
+                                     [id](const ReasonText& one) { return to_string(one.reason) == id; });
+    return found != reasons.end() ? found : nullptr;
 }
 
 std::uint64_t peer_closed_ns(const event& e)

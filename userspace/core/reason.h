@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <span>
 #include <string_view>
 
 #include "bpf/event.h"
@@ -24,6 +25,19 @@ enum class Reason {
 };
 
 std::string_view to_string(Reason reason);
+
+/// All that is said about a reason.
+struct ReasonText {
+    Reason reason;
+    std::string_view title;    ///< a few words
+    std::string_view evidence; ///< what shows it
+    std::string_view remedy;
+};
+
+/// Of those that are known.
+std::span<const ReasonText> reason_texts();
+/// Nothing if there is no such reason, or nothing to say of it.
+const ReasonText* text_of_reason(std::string_view id);
 
 /// A process that ends closes all its connections within this time.
 constexpr std::uint64_t one_instant_ns = 100'000'000;

@@ -10,6 +10,8 @@
 #include <fmt/ranges.h>
 
 #include "core/cause.h"
+#include "core/classify.h"
+#include "core/reason.h"
 #include "sink/clock.h"
 #include "sink/facts.h"
 #include "sink/text.h"
@@ -301,8 +303,12 @@ std::string waits_text(const Finding& finding)
 std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& finding)
 {
     std::vector<std::string> all;
-    if (pool_to_set(diagnosis, finding) == nullptr || finding.is_of_more_than_timer())
+    // The text on a race is about timers.
+    if (!is_race(finding.cause) || (finding.is_of_timer() && pool_to_set(diagnosis, finding) == nullptr))
         all.emplace_back(text_of(finding.cause).remedy);
+    for (const auto& [reason, count] : finding.reasons)
+        if (const ReasonText* text = text_of_reason(to_string(reason)); text != nullptr && reason != Reason::idle_timer)
+            all.push_back(fmt::format("{}: {}", to_string(reason), text->remedy));
     const Pool* pool = diagnosis.pool(finding.where);
     if (!is_of_upstream(finding.cause) || pool == nullptr || pool->ends.upstream.software == nullptr)
         return all;
