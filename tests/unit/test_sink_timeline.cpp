@@ -2,10 +2,12 @@
 // Verdicts for eyes, word for word, and the queue that waits for their ends.
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <ctime>
 
 #include <catch2/catch.hpp>
 
+#include "sink/facts.h"
 #include "sink/text.h"
 #include "sink/timeline.h"
 #include "test_sink_events.h"
@@ -131,6 +133,18 @@ TEST_CASE("a stale send puts the FIN before the request, and takes the request's
     const std::string text = show(sighting(judged, last));
     CHECK(text.find("-0.350 ms  ◀──  FIN\n") < text.find("+0.000 ms  ──▶  request   30 bytes, sent after"));
     CHECK(text.find("acknowledges") == std::string::npos);
+}
+
+TEST_CASE("no time is a negative zero")
+{
+    event at_once = crossing();
+    at_once.connection.idle_ms = 0;
+    at_once.timestamp_ns = at_once.connection.peer_fin_ns = at_once.connection.request_ns - 400;
+    const std::string text = show(sighting(at_once, at_once));
+    CHECK_THAT(text, Catch::Contains("          +0     ms   ·   idle"));
+    CHECK_THAT(text, Catch::Contains("          +0.000 ms  ◀──  FIN"));
+    CHECK_THAT(text, !Catch::Contains("-0"));
+    CHECK(!std::signbit(milliseconds_between(500, 100)));
 }
 
 TEST_CASE("a refused connection is told from its SYN")

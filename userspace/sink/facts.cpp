@@ -160,7 +160,8 @@ double milliseconds_between(std::uint64_t from_ns, std::uint64_t to_ns)
 {
     // Whole microseconds first: three decimals, and no digits that the clocks cannot vouch for.
     const auto difference = static_cast<std::int64_t>(to_ns - from_ns);
-    return std::round(static_cast<double>(difference) / 1e3) / 1e3;
+    const double ms = std::round(static_cast<double>(difference) / 1e3) / 1e3;
+    return ms == 0 ? 0.0 : ms; // of the two zeros the one without a sign
 }
 
 } // namespace finrace

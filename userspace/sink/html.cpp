@@ -233,8 +233,7 @@ void add_steps(Markup& page, const Sighting& sighting, const SequenceDiagram& di
         const Moment& moment = moments[i];
         page.open("li", {{"style", fmt::format("--y: {:.1f}", diagram.at[i])}});
         page.element("span", {{"class", "when"}},
-                     moment.rest ? fmt::format("{:+.0f} ms", moment.ms)
-                                 : fmt::format("{:+.3f} ms", moment.ms == 0 ? 0.0 : moment.ms));
+                     moment.rest ? fmt::format("{:+.0f} ms", moment.ms) : fmt::format("{:+.3f} ms", moment.ms));
         page.text(" ").element("span", {{"class", "what"}}, moment.what).text(" ").text(moment.shows).close();
     }
     page.close();

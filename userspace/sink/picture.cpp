@@ -184,7 +184,7 @@ void draw_label(Markup& svg, double x, double y, const std::string& text, const 
 /// In the left margin, short.
 std::string margin_time(const Moment& moment)
 {
-    const double ms = moment.ms == 0 ? 0.0 : moment.ms;
+    const double ms = moment.ms;
     if (moment.rest)
         return std::abs(ms) < 10'000 ? fmt::format("{:+.0f} ms", ms) : fmt::format("{:+.1f} s", ms / 1e3);
     return std::abs(ms) < 1000 ? fmt::format("{:+.3f} ms", ms) : fmt::format("{:+.3f} s", ms / 1e3);

@@ -2,6 +2,7 @@
 #include "sink/story.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <string_view>
 #include <utility>
 
@@ -119,7 +120,7 @@ private:
             if (timeout_)
                 known += fmt::format("; this upstream closes after {} ms ({} closes, spread {} ms)", timeout_->ms,
                                      timeout_->samples, timeout_->spread_ms());
-            moments_.push_back({.ms = -static_cast<double>(c_.idle_ms),
+            moments_.push_back({.ms = static_cast<double>(-std::int64_t{c_.idle_ms}), // no negative zero
                                 .rest = true,
                                 .way = Way::none,
                                 .left = Left::unknown,

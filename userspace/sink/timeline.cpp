@@ -59,8 +59,8 @@ std::string timeline(const Sighting& sighting, const WallClock& clock, const Pai
     const bool below = width < shows_at + narrowest_shows;
     const std::size_t indent = below ? shows_below_at : shows_at;
     for (const Moment& moment : moments_of(sighting)) {
-        const std::string time = moment.rest ? fmt::format("{:>+10.0f}    ", moment.ms)
-                                             : fmt::format("{:>+14.3f}", moment.ms == 0 ? 0.0 : moment.ms);
+        const std::string time =
+            moment.rest ? fmt::format("{:>+10.0f}    ", moment.ms) : fmt::format("{:>+14.3f}", moment.ms);
         text += fmt::format("  {} ms  {}  ", paint.dim(time), paint.cyan(arrow(moment.way)));
         text += moment.shows.empty() || below ? moment.what : fmt::format("{:<8}  ", moment.what);
         bool first = !below;
