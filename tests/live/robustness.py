@@ -1244,6 +1244,8 @@ REFUSALS = [
     (["run", "--ring-bytes", "7"], ["--ring-bytes", "'7'", "4k"]),
     (["run", "--ring-bytes", "lots"], ["--ring-bytes", "'lots'"]),
     (["run", "--upstream", "300.1.2.3"], ["--upstream", "300.1.2.3", "accepted"]),
+    (["run", "--upstream", "http://10.0.0.5:8000/"], ["--upstream", "write 10.0.0.5:8000", "accepted", ":8080"]),
+    (["run", "--upstream", "app.example:80"], ["--upstream", "app.example", "no names", "getent"]),
     (["run", "--upstream", "10.0.0.0/40"], ["--upstream", "10.0.0.0/40", "32"]),
     (["run", "--upstream", "10.0.0.1:99999"], ["--upstream", "10.0.0.1:99999", "65535"]),
     (["run", "--process", ""], ["--process"]),

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // What people type: the accepted forms, what lies just outside them, and the filter made of it.
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include <arpa/inet.h>
 #include <sys/prctl.h>
@@ -81,11 +83,35 @@ TEST_CASE("address patterns match what lies in them, and nothing beside")
     CHECK(matches("::ffff:10.0.0.5", "10.0.0.5", 1)); // events carry mapped addresses as IPv4
     CHECK(matches("::ffff:10.0.0.0/104", "10.200.0.5", 1));
     CHECK_FALSE(matches("::/0", "10.0.0.5", 1));
+    for (const char* address : {"10.0.0.5", "2001:db8::5"}) {
+        CHECK(matches(":9103", address, 9103));
+        CHECK_FALSE(matches(":9103", address, 9104));
+    }
     for (const char* text :
          {"", "localhost", "10.0.0", "10.0.0.5/33", "10.0.0.5/", "10.0.0.5/x", "10.0.0.5:", "10.0.0.5:0",
-          "10.0.0.5:65536", "10.0.0.5:http", "[::1", "[::1]x", "[::1]80", "::1/129", "[]:80", ":80"}) {
+          "10.0.0.5:65536", "10.0.0.5:http", "[::1", "[::1]x", "[::1]80", "::1/129", "[]:80", ":", ":0", ":http"}) {
         CAPTURE(text);
         CHECK_THROWS_WITH(parse_address_pattern(text), Catch::Contains("accepted: "));
+    }
+}
+
+TEST_CASE("what people write instead of an address is told apart, with what to write")
+{
+    const std::vector<std::pair<const char*, const char*>> texts{
+        {"9103", "write :9103;"},
+        {"http://10.0.0.5:8000/", "it is a URL; write 10.0.0.5:8000;"},
+        {"https://user:word@[2001:db8::5]:8443?x=y@z", "it is a URL; write [2001:db8::5]:8443;"},
+        {"app.example:8000", "getent ahosts app.example;"},
+        {"localhost", "getent ahosts localhost;"},
+        {"https://localhost:8443/", "ahosts localhost;"},
+        {"http://", "'' is neither"},
+        {"10.0.0", "'10.0.0' is neither"},
+        {"a b", "'a b' is neither"},
+        {"", "'' is neither"},
+    };
+    for (const auto& [text, hint] : texts) {
+        CAPTURE(text);
+        CHECK_THROWS_WITH(parse_address_pattern(text), Catch::Contains(hint) && Catch::Contains("accepted: "));
     }
 }
 

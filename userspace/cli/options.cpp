@@ -60,8 +60,9 @@ CLI::Option* add_parsed(CLI::App& command, const std::string& name, const std::s
 
 void add_watch_options(CLI::App& command, WatchOptions& options)
 {
-    add_parsed(command, "--upstream", "ADDR[/LEN][:PORT]",
-               "only connections to this upstream; may be repeated. IPv6 with a port in brackets: [2001:db8::5]:8080",
+    add_parsed(command, "--upstream", "ADDR[/LEN][:PORT]|:PORT",
+               "only connections to this upstream, no host name; may be repeated. IPv6 with a port in brackets: "
+               "[2001:db8::5]:8080",
                [&](const std::string& text) {
                    options.filter.upstreams.push_back(parse_address_pattern(text));
                    options.filter.flags.push_back("--upstream " + text);

@@ -40,12 +40,32 @@ std::pair<std::string_view, std::string_view> split_unit(std::string_view text)
     return {text.substr(0, length), text.substr(length)};
 }
 
-constexpr std::string_view address_forms = "accepted: 10.0.0.5, 10.0.0.0/8, 10.0.0.5:8080, 2001:db8::5, 2001:db8::/32, "
-                                           "[2001:db8::5]:8080, [2001:db8::/32]:8080";
+constexpr std::string_view address_forms = "accepted: 10.0.0.5, 10.0.0.0/8, 10.0.0.5:8080, :8080, 2001:db8::5, "
+                                           "2001:db8::/32, [2001:db8::5]:8080, [2001:db8::/32]:8080";
 
 [[noreturn]] void refuse_address(std::string_view text, std::string_view why)
 {
     throw UsageError(fmt::format("'{}' is no address pattern: {}; {}", text, why, address_forms));
+}
+
+/// What was meant, perhaps, by what is no address.
+std::string wrong_host_text(std::string_view host)
+{
+    const auto is_of_name = [](char c) {
+        return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '_' || c == '.';
+    };
+    if (std::all_of(host.begin(), host.end(), is_of_name) &&
+        !std::all_of(host.begin(), host.end(), [](char c) { return is_digit(c) || c == '.'; }))
+        return fmt::format("connections have addresses, no names: see getent ahosts {}", host);
+    return fmt::format("'{}' is neither an IPv4 nor an IPv6 address", host);
+}
+
+/// What lies between "http://" and the path, without credentials.
+std::string_view host_of_url(std::string_view url, std::string_view::size_type scheme_end)
+{
+    std::string_view host = url.substr(scheme_end);
+    host = host.substr(0, host.find_first_of("/?#"));
+    return host.substr(host.rfind('@') + 1); // npos + 1 is 0
 }
 
 bool parse_address(std::string_view text, AddressPattern& pattern)
@@ -131,7 +151,7 @@ std::uint64_t parse_size(std::string_view text)
 
 bool AddressPattern::matches(const std::uint8_t* other, std::uint8_t other_family, std::uint16_t other_port) const
 {
-    if (other_family != family || (port && *port != other_port))
+    if ((family != any_family && other_family != family) || (port && *port != other_port))
         return false;
     const unsigned whole = prefix / 8U;
     const unsigned rest = prefix % 8U;
@@ -142,11 +162,19 @@ bool AddressPattern::matches(const std::uint8_t* other, std::uint8_t other_famil
 
 AddressPattern parse_address_pattern(std::string_view text)
 {
+    constexpr std::string_view scheme_mark = "://";
     AddressPattern pattern;
     std::string_view host = text;
     std::string_view port;
     bool has_port = false;
 
+    if (const std::size_t mark = text.find(scheme_mark); mark != std::string_view::npos) {
+        const std::string_view wanted = host_of_url(text, mark + scheme_mark.size());
+        parse_address_pattern(wanted); // what is wrong with that is told first
+        refuse_address(text, fmt::format("it is a URL; write {}", wanted));
+    }
+    if (!text.empty() && std::all_of(text.begin(), text.end(), is_digit))
+        refuse_address(text, fmt::format("for that port of any address write :{}", text));
     if (text.starts_with('[')) {
         const std::size_t end = text.find(']');
         if (end == std::string_view::npos)
@@ -169,8 +197,10 @@ AddressPattern parse_address_pattern(std::string_view text)
             refuse_address(text, "the prefix length is no number");
         host = host.substr(0, slash);
     }
-    if (!parse_address(host, pattern))
-        refuse_address(text, fmt::format("'{}' is neither an IPv4 nor an IPv6 address", host));
+    if (has_port && text.starts_with(':'))
+        pattern = {.family = AddressPattern::any_family, .prefix = 0, .port = {}};
+    else if (!parse_address(host, pattern))
+        refuse_address(text, wrong_host_text(host));
     if (prefix) {
         if (*prefix > pattern.prefix)
             refuse_address(text, fmt::format("the prefix length is at most {}", pattern.prefix));

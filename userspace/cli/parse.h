@@ -24,8 +24,10 @@ std::chrono::nanoseconds parse_duration(std::string_view text);
 /// "65536", "64k", "4M", "1G": bytes, in powers of 1024.
 std::uint64_t parse_size(std::string_view text);
 
-/// ADDR[/LEN][:PORT]: a host or network, and perhaps one port of it.
+/// ADDR[/LEN][:PORT]: a host or network, and perhaps one port of it; or :PORT, of any host.
 struct AddressPattern {
+    static constexpr std::uint8_t any_family = 0;
+
     std::array<std::uint8_t, 16> address{}; ///< network order, as in struct event
     std::uint8_t family = 4;
     std::uint8_t prefix = 32;
