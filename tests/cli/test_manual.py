@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""What `finrace manual` and `finrace completion` print, given to those who read it: man, bash, zsh and fish."""
+"""What `finrace manual`, `completion` and `help` print, given to those who read it: man, bash, zsh and fish."""
 
 import os
 import re
@@ -12,7 +12,7 @@ FINRACE = os.path.join(ROOT, "build", "finrace")
 sys.path.insert(1, os.path.join(ROOT, "tests", "live"))
 from harness import must, need  # noqa: E402
 
-COMMANDS = ("run", "watch", "diagnose", "record", "doctor", "explain", "manual", "completion")
+COMMANDS = ("run", "watch", "diagnose", "record", "doctor", "explain", "manual", "completion", "help")
 
 
 def output(*command, **more):
@@ -62,6 +62,18 @@ def no_such_page():
     must(status == 2 and not text and "accepted: bash, zsh, fish" in said, f"exit {status}: {said}")
 
 
+def help_is_a_command():
+    _, text, _ = output(FINRACE, "--help")
+    must(finrace("help") == text and "finrace [OPTIONS] SUBCOMMAND" in text, f"not as --help: {text}")
+    for command in COMMANDS:
+        _, text, _ = output(FINRACE, command, "--help")
+        must(finrace("help", command) == text and f"finrace {command} [OPTIONS]" in text, f"{command}: not as --help: {text}")
+    status, text, said = output(FINRACE, "help", "nothing")
+    must(status == 2 and not text and "'nothing' is no command; known are: run, " in said, f"exit {status}: {said}")
+    status, _, _ = output(FINRACE, "doctor", "help")
+    must(status == 2, f"finrace doctor help: exit {status}")
+
+
 # What is typed, and what must be among that which is offered; None: nothing is to be.
 TYPED = [
     ("finrace di", {"diagnose"}),
@@ -71,6 +83,8 @@ TYPED = [
     ("finrace explain keepalive", {"keepalive_race"}),
     ("finrace explain rest", {"restart"}),
     ("finrace completion ", {"bash", "zsh", "fish"}),
+    ("finrace help di", {"diagnose"}),
+    ("finrace manual ca", {"causes"}),
     ("finrace run --upstream ", None),
     ("finrace diagnose ./READ", {"./README.md"}),
 ]
@@ -139,7 +153,7 @@ def zsh():
 
 def main():
     failed = 0
-    tests = (every_command_has_a_page, every_cause_is_explained, no_such_page, bash, fish, zsh)
+    tests = (every_command_has_a_page, every_cause_is_explained, no_such_page, help_is_a_command, bash, fish, zsh)
     for test in tests:
         name = test.__name__.replace("_", " ")
         try:

@@ -54,6 +54,7 @@ int main(int argc, char** argv)
     add_explain(program, action);
     add_manual(program, action);
     add_completion(program, action);
+    add_help(program, action);
 
     try {
         program.parse(argc, argv);

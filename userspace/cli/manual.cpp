@@ -180,8 +180,9 @@ struct Values {
 };
 
 /// By the type that help shows: "auto|trace|cgroup" are words, "NAME|PID" is not.
-Values values_of(const std::string& type)
+Values values_of(const CLI::App& program, const CLI::Option& option)
 {
+    const std::string type = option.get_type_name();
     Values values;
     if (type.starts_with("FILE")) {
         values.files = true;
@@ -190,6 +191,10 @@ Values values_of(const std::string& type)
             values.words.emplace_back(to_string(cause.cause));
         for (const ReasonText& reason : reason_texts())
             values.words.emplace_back(to_string(reason.reason));
+    } else if (type == "COMMAND" || type == "PAGE") {
+        values.words = command_names(program);
+        if (type == "PAGE")
+            values.words.emplace_back("causes");
     } else if (type.find('|') != std::string::npos && std::all_of(type.begin(), type.end(), [](unsigned char c) {
                    return c == '|' || std::islower(c) != 0;
                })) {
@@ -238,18 +243,18 @@ std::string bash(const CLI::App& program)
             if (takes_value(*option))
                 for (const std::string& flag : option->get_lnames())
                     by_value += fmt::format("    {}:--{}) {}; return ;;\n", name, flag,
-                                            bash_reply(values_of(option->get_type_name())));
+                                            bash_reply(values_of(program, *option)));
         const std::vector<const CLI::Option*> positional = options_of(*command, true);
-        by_command += fmt::format("    {})\n"
-                                  "        if [[ $current == -* ]]; then\n"
-                                  "            COMPREPLY=($(compgen -W '{}' -- \"$current\"))\n"
-                                  "        else\n"
-                                  "            {}\n"
-                                  "        fi\n"
-                                  "        ;;\n",
-                                  name, fmt::join(flags_of(*command), " "),
-                                  positional.empty() ? "COMPREPLY=()"
-                                                     : bash_reply(values_of(positional.front()->get_type_name())));
+        by_command +=
+            fmt::format("    {})\n"
+                        "        if [[ $current == -* ]]; then\n"
+                        "            COMPREPLY=($(compgen -W '{}' -- \"$current\"))\n"
+                        "        else\n"
+                        "            {}\n"
+                        "        fi\n"
+                        "        ;;\n",
+                        name, fmt::join(flags_of(*command), " "),
+                        positional.empty() ? "COMPREPLY=()" : bash_reply(values_of(program, *positional.front())));
     }
     return fmt::format("# bash completion for finrace: finrace completion bash > /etc/bash_completion.d/finrace\n"
                        "_finrace() {{\n"
@@ -282,12 +287,12 @@ std::string zsh(const CLI::App& program)
                 by_command += fmt::format(" \\\n            '*--{}[{}]", flag, quotable(option->get_description()));
                 if (takes_value(*option))
                     by_command += fmt::format(":{}:{}", quotable(option->get_type_name()),
-                                              zsh_values(values_of(option->get_type_name())));
+                                              zsh_values(values_of(program, *option)));
                 by_command += "'";
             }
         for (const CLI::Option* option : options_of(*command, true))
             by_command += fmt::format(" \\\n            '*:{}:{}'", quotable(option->get_type_name()),
-                                      zsh_values(values_of(option->get_type_name())));
+                                      zsh_values(values_of(program, *option)));
         by_command += " ;;\n";
     }
     return fmt::format(
@@ -313,8 +318,8 @@ std::string fish(const CLI::App& program)
     std::string text = "# fish completion for finrace: finrace completion fish > "
                        "/usr/share/fish/vendor_completions.d/finrace.fish\n"
                        "complete -c finrace -f\n";
-    const auto values = [](const CLI::Option& option) -> std::string {
-        const Values known = values_of(option.get_type_name());
+    const auto values = [&program](const CLI::Option& option) -> std::string {
+        const Values known = values_of(program, option);
         if (known.files)
             return " -F";
         return known.words.empty() ? std::string() : fmt::format(" -a '{}'", fmt::join(known.words, " "));
@@ -327,9 +332,9 @@ std::string fish(const CLI::App& program)
         for (const CLI::Option* option : options_of(*command, false))
             for (const std::string& flag : option->get_lnames())
                 text += fmt::format("{} -l {}{}{} -d '{}'\n", within, flag,
-                                    !takes_value(*option)                      ? ""
-                                    : values_of(option->get_type_name()).files ? " -r"
-                                                                               : " -x",
+                                    !takes_value(*option)               ? ""
+                                    : values_of(program, *option).files ? " -r"
+                                                                        : " -x",
                                     takes_value(*option) ? values(*option) : "", quotable(option->get_description()));
         for (const CLI::Option* option : options_of(*command, true))
             text += fmt::format("{}{}\n", within, values(*option));

@@ -29,6 +29,7 @@ void add_doctor(CLI::App& program, Action& action);
 void add_explain(CLI::App& program, Action& action);
 void add_manual(CLI::App& program, Action& action);
 void add_completion(CLI::App& program, Action& action);
+void add_help(CLI::App& program, Action& action);
 
 /// All of a program's commands, in their order; and their names.
 std::vector<const CLI::App*> commands_of(const CLI::App& program);
