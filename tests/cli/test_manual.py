@@ -68,6 +68,10 @@ def help_is_a_command():
     for command in COMMANDS:
         _, text, _ = output(FINRACE, command, "--help")
         must(finrace("help", command) == text and f"finrace {command} [OPTIONS]" in text, f"{command}: not as --help: {text}")
+        noise = re.findall(r"Excludes|Needs|REQUIRED|:INT|\.\.\. \.\.\.", text)
+        must(not noise, f"{command} --help: {noise}")
+    text = finrace("help", "diagnose")
+    must("[OPTIONS] [FILE...]\n" in text and "\n  FILE... " in text, f"no FILE... in {text}")
     status, text, said = output(FINRACE, "help", "nothing")
     must(status == 2 and not text and "'nothing' is no command; known are: run, " in said, f"exit {status}: {said}")
     status, _, _ = output(FINRACE, "doctor", "help")

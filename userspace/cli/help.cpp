@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-// finrace help: what --help says, for those who ask in another way.
+// finrace help, and how --help lays out options: each by its name and its value's, as the man pages do. Which flags
+// can't stand together is said when they do.
 #include <memory>
 #include <string>
 
@@ -11,6 +12,22 @@
 namespace finrace {
 
 namespace {
+
+class HelpFormatter final : public CLI::Formatter {
+public:
+    std::string make_option_name(const CLI::Option* option, bool is_positional) const override
+    {
+        return is_positional ? option->get_type_name() : CLI::Formatter::make_option_name(option, is_positional);
+    }
+    std::string make_option_opts(const CLI::Option* option) const override
+    {
+        return option->get_positional() || option->get_type_size() == 0 ? "" : " " + option->get_type_name();
+    }
+    std::string make_option_usage(const CLI::Option* option) const override
+    {
+        return option->get_required() ? option->get_type_name() : fmt::format("[{}]", option->get_type_name());
+    }
+};
 
 int help(const CLI::App& program, const std::string& wanted)
 {
@@ -28,6 +45,11 @@ int help(const CLI::App& program, const std::string& wanted)
 }
 
 } // namespace
+
+void format_help(CLI::App& program)
+{
+    program.formatter(std::make_shared<HelpFormatter>());
+}
 
 void add_help(CLI::App& program, Action& action)
 {

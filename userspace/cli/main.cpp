@@ -45,6 +45,7 @@ int main(int argc, char** argv)
                    "  finrace watch                         each race as a timeline, live\n"
                    "  finrace run --output finrace.jsonl    the daemon\n"
                    "  finrace explain keepalive_race        a cause, its evidence and its remedy");
+    format_help(program);
     Action action;
     add_run(program, action);
     add_watch(program, action);

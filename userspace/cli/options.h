@@ -30,6 +30,8 @@ void add_explain(CLI::App& program, Action& action);
 void add_manual(CLI::App& program, Action& action);
 void add_completion(CLI::App& program, Action& action);
 void add_help(CLI::App& program, Action& action);
+/// How --help looks, for the commands that are added from now on.
+void format_help(CLI::App& program);
 
 /// All of a program's commands, in their order; and their names.
 std::vector<const CLI::App*> commands_of(const CLI::App& program);

@@ -74,7 +74,7 @@ void add_record_options(CLI::App& command, const std::string& flag, RecordOption
                });
     command.add_option("--keep", options.keep, "so many older files: FILE.1, FILE.2, ...; default 4")
         ->type_name("COUNT")
-        ->check(CLI::Range(0, 10'000))
+        ->check(CLI::Range(0, 10'000).description("")) // else it becomes a part of the type's name
         ->needs(flag);
     command.get_option("--rotate")->needs(flag);
 }
