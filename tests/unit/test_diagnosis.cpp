@@ -301,11 +301,109 @@ TEST_CASE("nothing failed: healthy, exposed, or not to be told", "[diagnosis]")
         const std::string report = text(diagnosis);
         CHECK(says(report, "keepalive_timeout 4s;"));
         CHECK(says(report, "uvicorn --timeout-keep-alive 65"));
+        CHECK(says(report, "a request will meet the idle close of 10.0.0.2:8000: what to change is"));
         CHECK(says(report, "rested for 5.00 s (5 samples, within 0 ms)"));
         const auto json = report_json(diagnosis, watched());
         CHECK(json["state"] == "exposed");
         CHECK(json["upstreams"][0]["exposure"]["late_reuses"] > 4);
         CHECK(json["upstreams"][0]["remedies"][1]["settings"][0]["setting"] == "keepalive_timeout 4s;");
+    }
+}
+
+TEST_CASE("what is inconclusive says what was not seen, and what to do", "[diagnosis]")
+{
+    const auto headline = [](const Diagnosis& diagnosis, const Watched& what) {
+        CHECK(diagnosis.state(what.is_partial()) == Diagnosis::State::inconclusive);
+        return conclusion(diagnosis, what, Places(diagnosis));
+    };
+    Watched what = watched();
+    Upstreams upstreams;
+    Upstream& upstream = upstreams.at(UpstreamKey::of(crossing()));
+    for (int i = 0; i < 3; ++i)
+        teach(upstream.own_idle_limit, 4000);
+    Diagnosis empty;
+    Diagnosis diagnosis;
+    SECTION("no request, live, of a recording and of a capture")
+    {
+        CHECK(headline(empty, what) ==
+              "Inconclusive: no request was seen; watch for longer, or while there is traffic.");
+        what.stored = true;
+        CHECK(says(headline(empty, what), "; record for longer, or"));
+        what.captures = {{.file = "a.pcap"}};
+        CHECK(says(headline(empty, what), "; capture for longer, or"));
+        what.adopted_open = 2;
+        CHECK(headline(empty, what) ==
+              "Inconclusive: no connection ended, which is when its requests are known; capture for longer.");
+    }
+    SECTION("something was lost")
+    {
+        what.lost = 1;
+        CHECK(headline(empty, what) == "Inconclusive: nothing failed that was seen, but 1 event was lost; watch again, "
+                                       "with more room (--ring-bytes 64M).");
+        what.stored = true;
+        what.lost = 2;
+        CHECK(says(headline(empty, what), "2 events were lost; name all of the recording's files, or record again"));
+    }
+    SECTION("a part was not captured: each kind by its noun")
+    {
+        what.stored = true;
+        what.lost = 1;
+        what.captures = {{.file = "a.pcap", .one_direction = 1}};
+        CHECK(headline(empty, what) == "Inconclusive: nothing failed that was seen, but not all was captured; capture "
+                                       "both directions (tcpdump -i any).");
+        CHECK(lost_text(what) == "Not all was captured: 1 connection in one direction alone. The counts below are too "
+                                 "low.");
+        what.captures.push_back({.file = "b.pcap", .unreadable = 2, .missing = 1, .one_direction = 3});
+        what.lost = 8;
+        CHECK(
+            says(headline(empty, what), "(tcpdump -i any), with a larger buffer (-B 16384), more of each packet (-s"));
+        CHECK(lost_text(what) ==
+              "Not all was captured: 4 connections in one direction alone, 1 gap in what was acknowledged, 2 segments "
+              "without a whole header, 1 more cut off, or without room. The counts below are too low.");
+        what.captures = {{.file = "c.pcap"}};
+        CHECK(says(headline(empty, what), "capture again, to the end"));
+    }
+    SECTION("a hook is missing")
+    {
+        upstream.counts.exchanges = 10;
+        diagnosis.end_run(upstreams, minute_ns, minute_ns);
+        what.missing_hooks = 1;
+        CHECK(headline(diagnosis, what) == "Inconclusive: nothing failed that was seen, but 1 hook could not be "
+                                           "attached; finrace doctor tells what goes unseen, and what to change.");
+    }
+    SECTION("an end without a name")
+    {
+        upstream.counts.exchanges = 10;
+        upstream.counts.unclassified = 2;
+        diagnosis.end_run(upstreams, minute_ns, minute_ns);
+        CHECK(headline(diagnosis, what) == "Inconclusive: 2 connections ended in mid-exchange without a cause that can "
+                                           "be named; finrace explain unclassified tells what that may be.");
+    }
+    SECTION("pools of which too little was seen")
+    {
+        upstream.counts.exchanges = 10;
+        event e = crossing();
+        for (std::uint16_t port = 9000; port < 9002; ++port) {
+            e.peer_port = port;
+            upstreams.at(UpstreamKey::of(e)).counts.exchanges = port;
+        }
+        diagnosis.end_run(upstreams, minute_ns, minute_ns);
+        CHECK(headline(diagnosis, what) ==
+              "Inconclusive: nothing failed, but whether connections to 10.0.0.2:9001 and 1 more upstream can race has "
+              "not shown; watch for longer than they rest.");
+    }
+    SECTION("older connections")
+    {
+        upstream.counts.exchanges = 10;
+        diagnosis.end_run(upstreams, minute_ns, minute_ns);
+        what.adopted_open = 1;
+        CHECK(headline(diagnosis, what) == "Inconclusive: nothing failed, but of 1 older connection nothing is known "
+                                           "yet; watch for longer, or choose upstreams (--upstream).");
+    }
+    SECTION("one side alone")
+    {
+        what.server_side_only = true;
+        CHECK(says(headline(empty, what), "leave out --side server"));
     }
 }
 
@@ -622,7 +720,7 @@ TEST_CASE("the pools that are there now, and who stands at their ends", "[diagno
     const std::string report = text(diagnosis);
     CHECK(says(report, "3 connections rest now, for up to 1.23 s"));
     CHECK(says(report, "rested for 5.00 s, as uvicorn is told"));
-    CHECK(says(report, "not known yet: watch for longer"));
+    CHECK(says(report, "How often a request will meet that is known when"));
     CHECK(says(report, "uvicorn --timeout-keep-alive 65"));
     CHECK(!says(report, "gunicorn"));
     CHECK(says(report, "now --timeout-keep-alive 5: command line"));

@@ -193,6 +193,7 @@ Watched described(Watched watched, const DiagnoseOptions& options, const Feed& f
     watched.host_name = facts.host_name;
     watched.source = printable(
         fmt::format("{}backend {}{}", what, facts.backend, facts.attach.empty() ? "" : " by " + facts.attach));
+    watched.stored = !options.files.empty();
     watched.chosen = !options.watch.filter.upstreams.empty();
     watched.server_side_only = options.watch.filter.side == Side::server;
     return watched;

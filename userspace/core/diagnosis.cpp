@@ -72,6 +72,13 @@ std::optional<IdleTimeout> Pool::timeout() const
     return std::nullopt;
 }
 
+bool Pool::leaves_open() const
+{
+    // What nothing was asked of is no pool.
+    const bool asked = requests > 0 || open > 0 || resting.connections > 0;
+    return asked && (exposure.state == PoolState::unknown || exposure.state == PoolState::kept_clear);
+}
+
 std::optional<IdleTimeout> Finding::Waits::timer() const
 {
     const std::optional<IdleTimeout> timer = all.timeout();
@@ -300,15 +307,11 @@ Diagnosis::State Diagnosis::state(bool unseen) const
                     [](const auto& one) { return one.second.cause != Cause::client_abort; }))
         return State::findings;
     const std::vector<const Pool*> all = pools();
-    const auto is = [](PoolState state) { return [state](const Pool* pool) { return pool->exposure.state == state; }; };
-    if (std::any_of(all.begin(), all.end(), is(PoolState::exposed)))
+    if (std::any_of(all.begin(), all.end(),
+                    [](const Pool* pool) { return pool->exposure.state == PoolState::exposed; }))
         return State::exposed;
-    // What nothing was asked of is no pool.
-    const auto leaves_open = [](const Pool* pool) {
-        const bool asked = pool->requests > 0 || pool->open > 0 || pool->resting.connections > 0;
-        return asked && pool->exposure.state != PoolState::safe && pool->exposure.state != PoolState::not_reused;
-    };
-    if (unseen || requests() == 0 || unclassified() > 0 || std::any_of(all.begin(), all.end(), leaves_open))
+    if (unseen || requests() == 0 || unclassified() > 0 ||
+        std::any_of(all.begin(), all.end(), [](const Pool* pool) { return pool->leaves_open(); }))
         return State::inconclusive;
     return State::healthy;
 }

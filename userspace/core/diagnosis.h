@@ -98,6 +98,8 @@ struct Pool {
 
     /// The upstream's idle timeout as learned, else, without samples, as it has been told.
     [[nodiscard]] std::optional<IdleTimeout> timeout() const;
+    /// Whether it is used, and whether it can race has not shown.
+    [[nodiscard]] bool leaves_open() const;
 };
 
 /// What is known of the two ends of a pool.

@@ -159,13 +159,121 @@ std::string subject_text(const Diagnosis& diagnosis, const Watched& watched)
                        diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open()) : "");
 }
 
+namespace {
+
+/// What is to be done again, to see more.
+std::string_view to_see(const Watched& watched)
+{
+    return !watched.captures.empty() ? "capture" : watched.stored ? "record" : "watch";
+}
+
+/// What the captures together do not have.
+CaptureSeen not_captured(const Watched& watched)
+{
+    CaptureSeen all;
+    for (const CaptureSeen& capture : watched.captures) {
+        all.one_direction += capture.one_direction;
+        all.missing += capture.missing;
+        all.unreadable += capture.unreadable;
+    }
+    return all;
+}
+
+std::string lost_in_captures_text(const Watched& watched)
+{
+    const CaptureSeen gaps = not_captured(watched);
+    std::vector<std::string> parts;
+    if (gaps.one_direction > 0)
+        parts.push_back(counted(gaps.one_direction, "connection") + " in one direction alone");
+    if (gaps.missing > 0)
+        parts.push_back(counted(gaps.missing, "gap") + " in what was acknowledged");
+    if (gaps.unreadable > 0)
+        parts.push_back(counted(gaps.unreadable, "segment") + " without a whole header");
+    if (const std::uint64_t told = gaps.one_direction + gaps.missing + gaps.unreadable; watched.lost > told)
+        parts.push_back(fmt::format("{} more cut off, or without room", watched.lost - told));
+    return fmt::format("Not all was captured: {}. The counts below are too low.", fmt::join(parts, ", "));
+}
+
+/// How to lose less.
+std::string lost_remedy(const Watched& watched)
+{
+    if (watched.captures.empty())
+        return fmt::format("{}{} again, with more room (--ring-bytes 64M)",
+                           watched.stored ? "name all of the recording's files, or " : "", to_see(watched));
+    const CaptureSeen gaps = not_captured(watched);
+    std::vector<std::string> ways;
+    if (gaps.one_direction > 0)
+        ways.emplace_back("both directions (tcpdump -i any)");
+    if (gaps.missing > 0)
+        ways.emplace_back("with a larger buffer (-B 16384)");
+    if (gaps.unreadable > 0)
+        ways.emplace_back("more of each packet (-s 128)");
+    return ways.empty() ? "capture again, to the end" : fmt::format("capture {}", fmt::join(ways, ", "));
+}
+
+/// "10.0.0.2:8000 and 2 more upstreams": those of which something is true; empty if there is none.
+std::string first_of(const Diagnosis& diagnosis, const Places& places, bool (*is_one)(const Pool&))
+{
+    std::string text;
+    std::uint64_t more = 0;
+    for (const Pool* pool : diagnosis.pools()) {
+        if (!is_one(*pool))
+            continue;
+        if (text.empty())
+            text = name_text(places, *pool);
+        else
+            ++more;
+    }
+    return more == 0 ? text : fmt::format("{} and {}", text, counted(more, "more upstream"));
+}
+
+/// What was not seen, and what to do: of several reasons the one that hides the most.
+std::string inconclusive_text(const Diagnosis& diagnosis, const Watched& watched, const Places& places)
+{
+    if (watched.server_side_only)
+        return "no server's failure was seen, and what healthy ones do is not followed; leave out --side server to "
+               "judge what this host opens";
+    if (watched.lost > 0)
+        return fmt::format("nothing failed that was seen, but {}; {}",
+                           !watched.captures.empty() ? "not all was captured"
+                           : watched.lost == 1       ? "1 event was lost"
+                                                     : fmt::format("{} events were lost", watched.lost),
+                           lost_remedy(watched));
+    if (diagnosis.requests() == 0) {
+        if (diagnosis.connections() == 0 && (!diagnosis.pools().empty() || watched.adopted_open > 0))
+            return fmt::format("no connection ended, which is when its requests are known; {} for longer",
+                               to_see(watched));
+        return fmt::format("no request was seen; {} for longer, or while there is traffic", to_see(watched));
+    }
+    if (watched.missing_hooks > 0)
+        return fmt::format("nothing failed that was seen, but {} could not be attached; finrace doctor tells what goes "
+                           "unseen, and what to change",
+                           counted(watched.missing_hooks, "hook"));
+    if (const std::uint64_t count = diagnosis.unclassified(); count > 0)
+        return fmt::format("{} ended in mid-exchange without a cause that can be named; finrace explain unclassified "
+                           "tells what that may be",
+                           counted(count, "connection"));
+    if (const std::string open = first_of(diagnosis, places, [](const Pool& pool) { return pool.leaves_open(); });
+        !open.empty())
+        return fmt::format(
+            "nothing failed, but whether connections to {} can race has not shown; {} for longer than they rest", open,
+            to_see(watched));
+    return fmt::format("nothing failed, but of {} nothing is known yet; {} for longer, or choose upstreams "
+                       "(--upstream)",
+                       counted(watched.adopted_open, "older connection"), to_see(watched));
+}
+
+} // namespace
+
 std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const Places& places)
 {
     switch (diagnosis.state(watched.is_partial())) {
     case Diagnosis::State::healthy:
         return "Healthy: nothing failed, and no pool can race with its upstream.";
     case Diagnosis::State::exposed:
-        return "Nothing failed so far, but a pool races with its upstream's timer: it is a matter of time.";
+        return fmt::format(
+            "Nothing failed so far, but a request will meet the idle close of {}: what to change is below.",
+            first_of(diagnosis, places, [](const Pool& pool) { return pool.exposure.state == PoolState::exposed; }));
     case Diagnosis::State::findings: {
         const std::vector<const Finding*> findings = diagnosis.findings();
         const Finding& worst = *findings.front();
@@ -174,16 +282,7 @@ std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const
                            affected_text(worst));
     }
     case Diagnosis::State::inconclusive:
-        if (watched.server_side_only)
-            return "Inconclusive: no server's failure was seen; what healthy ones do is not followed.";
-        if (watched.lost > 0)
-            return "Inconclusive: not all was seen, so that nothing failed can't be trusted.";
-        if (diagnosis.requests() == 0)
-            return diagnosis.open() > 0 || watched.adopted_open > 0
-                       ? "Inconclusive: no connection has ended yet, which is when its requests are known. Watch for "
-                         "longer."
-                       : "Inconclusive: no request was seen. Watch for longer, or while there is traffic.";
-        return "Inconclusive: nothing failed, but not enough was seen of how connections end.";
+        return fmt::format("Inconclusive: {}.", inconclusive_text(diagnosis, watched, places));
     }
     return {};
 }
@@ -192,6 +291,8 @@ std::string lost_text(const Watched& watched)
 {
     if (watched.lost == 0)
         return {};
+    if (!watched.captures.empty())
+        return lost_in_captures_text(watched);
     return fmt::format("{} not seen, or lost: the counts below are too low.",
                        watched.lost == 1 ? "1 event was" : fmt::format("{} events were", watched.lost));
 }
@@ -424,7 +525,7 @@ std::vector<std::string> state_text(const Places& places, const Pool& pool)
     case PoolState::exposed:
         if (pool.requests == 0)
             return {limits_text(places, pool),
-                    "How often a request will meet that is not known yet: watch for longer."};
+                    "How often a request will meet that is known when connections that carried some have ended."};
         return {limits_text(places, pool),
                 fmt::format("{}. One is lost if it comes within {:.1f} ms of the timer. Races seen: {}.",
                             expected_text(pool.exposure), pool.exposure.window_ms, pool.races)};

@@ -41,6 +41,7 @@ struct Watched {
     std::uint64_t observed_ns = 0;
     std::uint64_t lost = 0;         ///< events, connections, lines of a recording: what is missing, at least
     std::uint64_t adopted_open = 0; ///< connections older than the tracer that have not ended
+    bool stored = false;            ///< in a file, to which nothing more comes
     bool chosen = false;            ///< some upstreams alone: such connections may lead elsewhere
     bool server_side_only = false;
     bool tells_outcomes = false;
