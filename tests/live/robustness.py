@@ -860,6 +860,28 @@ def test_page(options):
     must(not os.listdir(full), f"left behind: {os.listdir(full)}")
 
 
+def test_filter_that_nothing_matches(options):
+    """diagnose with a filter beside the traffic: says so, and what there is; of a recording as well, where no more comes."""
+    recording = os.path.join(options.folder, "elsewhere")
+    with network() as net, Finrace(options, "--record", recording) as finrace:
+        listener = listen(net)
+        ends = [healthy(net, listener) for _ in range(3)]
+        unanswered(net, listener)
+        finrace.wait_verdicts(net, 1)
+        finrace.stop()
+    address, port = ends[0][2:]
+    beside = ["--upstream", "192.0.2.1", "--side", "client"]
+    status, report, _ = harness.diagnose(options, recording, *beside)
+    must(status == 3 and report["state"] == "inconclusive" and report["filter"] == " ".join(beside), f"{report}")
+    seen = [one["connections"] for one in report["elsewhere"] if (one["address"], one["port"]) == (address, port)]
+    must(seen == [4], f"{address}:{port} is not in {report['elsewhere']}")
+    text = " ".join(run_finrace(options, ["diagnose", recording, *beside]).stdout.split())
+    must("matched --upstream 192.0.2.1 --side client; choose among" in text and "Seen: " in text and "longer" not in text, text)
+    _, report, _ = harness.diagnose(options, recording, "--upstream", f":{port}")
+    mine = [one["connections"] for one in report["upstreams"] if (one["address"], one["port"]) == (address, port)]
+    must(mine == [4] and all(one["port"] == port for one in report["upstreams"]), f"a port alone: {report}")
+
+
 def test_recording_lives_on(options):
     """The disk is full, the reader leaves: what could not be written is counted, and the recorder goes on or ends as it should."""
     command = [options.finrace, "record", *options.backend_flags, "--for", "1s"]
@@ -1323,7 +1345,7 @@ def test_no_cgroup_root(options):
 
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_told_to_end_in_a_flood, test_log_rotation,
-    test_recording, test_page, test_recording_lives_on, test_recorder_through_a_pipe,
+    test_recording, test_page, test_filter_that_nothing_matches, test_recording_lives_on, test_recorder_through_a_pipe,
     test_accept_queue_full,
     test_two_at_once, test_process_names, test_moved_sockets,
     test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,

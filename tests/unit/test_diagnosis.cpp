@@ -407,6 +407,41 @@ TEST_CASE("what is inconclusive says what was not seen, and what to do", "[diagn
     }
 }
 
+TEST_CASE("a filter that nothing matched is said to be one, with what was seen instead", "[diagnosis]")
+{
+    Watched what = watched();
+    what.filter = {"--upstream 10.0.0.9", "--process nginx"};
+    what.chosen = true;
+    Diagnosis diagnosis;
+    CHECK(says(text(diagnosis, what), "Inconclusive: no connection matched --upstream 10.0.0.9 --process nginx, and no "
+                                      "other was seen;"));
+    what.adopted_open = 1;
+    CHECK(says(text(diagnosis, what), "no connection that began or ended matched"));
+    what.adopted_open = 0;
+    for (std::uint16_t port = 8000; port < 8007; ++port) {
+        event e = crossing();
+        e.peer_port = port;
+        what.elsewhere.push_back(
+            {.where = UpstreamKey::of(e), .process = port == 8000 ? "app" : "", .connections = 8007U - port});
+    }
+    const std::string report = report_text(diagnosis, what, Paint(false), 400);
+    CHECK(says(report, "no connection matched --upstream 10.0.0.9 --process nginx; choose among those that were seen, "
+                       "or leave that out.\n"
+                       "Seen: 10.0.0.2:8000 (app, 7 connections), 10.0.0.2:8001 (6 connections), 10.0.0.2:8002 (5 "
+                       "connections), 10.0.0.2:8003 (4 connections), 10.0.0.2:8004 (3 connections), and 2 more "
+                       "upstreams.\n"));
+    const auto json = report_json(diagnosis, what);
+    CHECK(json["filter"] == "--upstream 10.0.0.9 --process nginx");
+    CHECK(json["elsewhere"].size() == 7);
+    CHECK(json["elsewhere"][0]["process"] == "app");
+    CHECK(json["elsewhere"][6]["connections"] == 1);
+
+    diagnosis.end_run(exposed_upstreams(crossing(), 5), minute_ns, minute_ns); // something matched
+    CHECK(!says(text(diagnosis, what), "Seen: "));
+    CHECK(!report_json(diagnosis, what).contains("elsewhere"));
+    CHECK(!report_json(diagnosis, watched()).contains("filter"));
+}
+
 TEST_CASE("several runs add up, and a pool is what it was at its worst", "[diagnosis]")
 {
     event e = crossing();

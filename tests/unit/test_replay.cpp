@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -145,6 +146,44 @@ TEST_CASE("each run begins anew, whatever file it is in", "[replay]")
     feed.run(clerk);
     CHECK(clerk.events == std::vector<std::uint64_t>{2, 1});
     CHECK(clerk.verdicts.size() == 3);
+}
+
+TEST_CASE("connections that the filter does not let through are counted, by upstream and run", "[replay]")
+{
+    const Folder folder;
+    event opened = crossing();
+    opened.kind = EVENT_OPENED;
+    event elsewhere = opened;
+    elsewhere.peer_port = 9000;
+    event ended = elsewhere;
+    ended.kind = EVENT_CLOSED;
+    const std::string one = text_of({header("one", 1, 1), opened, elsewhere, ended, ended, RecordedEnd{true}});
+    const std::string two = text_of({header("two", 1, 2), elsewhere, RecordedEnd{true}});
+    struct Counter final : Listener {
+        explicit Counter(const Feed& feed) : feed_(feed) {}
+        void on_event(const event& e) override { ports.push_back(e.peer_port); }
+        void on_verdict(const Judged& /*judged*/) override {}
+        bool on_tick() override { return true; }
+        void on_end() override { runs.push_back(feed_.intake().passed_over()); }
+        std::vector<std::uint16_t> ports;
+        std::vector<std::map<UpstreamKey, PassedOver>> runs;
+
+    private:
+        const Feed& feed_;
+    };
+    Filter filter{.upstreams = {parse_address_pattern(":8000")}};
+    Replay feed(filter, true, {folder.holding("both", one + two)});
+    Counter counter(feed);
+    feed.run(counter);
+    CHECK(counter.ports == std::vector<std::uint16_t>{8000});
+    REQUIRE(counter.runs.size() == 2);
+    REQUIRE(counter.runs[0].size() == 1);
+    const auto& [where, passed] = *counter.runs[0].begin();
+    CHECK(where == UpstreamKey::of(elsewhere));
+    CHECK(passed.process == "nginx");
+    CHECK(passed.begun == 1);
+    CHECK(passed.ended == 2);
+    CHECK(counter.runs[1].at(UpstreamKey::of(elsewhere)).ended == 0);
 }
 
 TEST_CASE("parts are one run, in their order; the same part twice is refused", "[replay]")

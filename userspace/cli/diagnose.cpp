@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdio>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -87,14 +88,17 @@ public:
     {
         const std::uint64_t ran_ns = newest_ns_ - started_ns_;
         const SourceCounts counts = feed_.counts();
+        Resting elsewhere;
         if (duration_) {
             const Host host = Host::now();
             const auto ends_of = [&](const UpstreamKey& where, const Owner& owner) { return host.ends(where, owner); };
-            const Resting rests = resting(host);
+            elsewhere = resting(host, false);
+            const Resting rests = resting(host, true);
             diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, &rests);
         } else {
             diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_);
         }
+        note_elsewhere(elsewhere);
         watched_.observed_ns += ran_ns;
         watched_.lost += counts.lost();
         watched_.adopted_open +=
@@ -107,13 +111,40 @@ public:
     }
 
     [[nodiscard]] const Diagnosis& diagnosis() const { return diagnosis_; }
-    [[nodiscard]] const Watched& watched() const { return watched_; }
+    [[nodiscard]] Watched watched() const
+    {
+        Watched all = watched_;
+        for (const auto& [where, one] : elsewhere_)
+            all.elsewhere.push_back(one);
+        std::stable_sort(all.elsewhere.begin(), all.elsewhere.end(),
+                         [](const Elsewhere& a, const Elsewhere& b) { return a.connections > b.connections; });
+        return all;
+    }
 
 private:
     std::string name_of(const event& e) const { return process_name(e.connection, feed_.names()); }
 
-    /// The pools that there are now, as far as the filter lets them through.
-    [[nodiscard]] Resting resting(const Host& host) const
+    /// What the filter did not let through in this run; `pools` of it are there now.
+    void note_elsewhere(const Resting& pools)
+    {
+        std::map<UpstreamKey, Elsewhere> of_run;
+        for (const auto& [where, passed] : feed_.intake().passed_over())
+            of_run[where] = {
+                .where = where, .process = passed.process, .connections = std::max(passed.begun, passed.ended)};
+        for (const auto& [where, pool] : pools) {
+            Elsewhere& one =
+                of_run.try_emplace(where, Elsewhere{.where = where, .process = pool.owner.process}).first->second;
+            one.connections = std::max(one.connections, pool.connections);
+        }
+        for (auto& [where, one] : of_run) {
+            Elsewhere& all =
+                elsewhere_.try_emplace(where, Elsewhere{.where = where, .process = one.process}).first->second;
+            all.connections += one.connections;
+        }
+    }
+
+    /// The pools that there are now that the filter lets through, or those that it does not.
+    [[nodiscard]] Resting resting(const Host& host, bool matching) const
     {
         Resting pools;
         if (filter_.side == Side::server)
@@ -126,7 +157,7 @@ private:
             e.netns = tells_netns_ ? one.upstream.netns : 0;
             e.connection.pid = one.pid;
             e.connection.flags = CONNECTION_CLIENT;
-            if (!filter_.matches(e, feed_.names()))
+            if (filter_.matches(e, feed_.names()) != matching)
                 continue;
             RestingPool& pool = pools[UpstreamKey::of(e)];
             ++pool.connections;
@@ -155,6 +186,7 @@ private:
     bool shows_progress_;
     Diagnosis diagnosis_;
     Watched watched_;
+    std::map<UpstreamKey, Elsewhere> elsewhere_;
     std::uint64_t started_ns_ = 0;
     std::uint64_t newest_ns_ = 0;
     std::uint64_t adopted_closed_ = 0;
@@ -193,6 +225,7 @@ Watched described(Watched watched, const DiagnoseOptions& options, const Feed& f
     watched.host_name = facts.host_name;
     watched.source = printable(
         fmt::format("{}backend {}{}", what, facts.backend, facts.attach.empty() ? "" : " by " + facts.attach));
+    watched.filter = options.watch.filter.flags;
     watched.stored = !options.files.empty();
     watched.chosen = !options.watch.filter.upstreams.empty();
     watched.server_side_only = options.watch.filter.side == Side::server;

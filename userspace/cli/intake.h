@@ -2,9 +2,11 @@
 // What every command does with events, wherever they come from: filters, judges, counts, and hands on to the command.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <string>
 
 #include "cli/filter.h"
 #include "core/classify.h"
@@ -38,8 +40,17 @@ public:
     virtual bool on_hangup() { return false; }
 };
 
+/// Connections to one upstream that the filter did not let through.
+struct PassedOver {
+    std::string process; ///< of the first of them; empty if not known
+    std::uint64_t begun = 0;
+    std::uint64_t ended = 0; ///< older ones than the tracer included
+};
+
 class Intake {
 public:
+    static constexpr std::size_t most_passed_over = 1024; ///< upstreams; of more nothing is kept
+
     /// `names` must outlive it.
     Intake(Filter filter, const ProcessNames& names, bool tells_outcomes);
 
@@ -59,6 +70,8 @@ public:
     [[nodiscard]] const Upstreams& upstreams() const { return docket_->upstreams(); }
     [[nodiscard]] std::uint64_t events() const { return events_; }                 ///< all, before the filter
     [[nodiscard]] std::uint64_t outcome_events() const { return outcome_events_; } ///< of these, from EVENT_RELEASED on
+    /// Since the run began.
+    [[nodiscard]] const std::map<UpstreamKey, PassedOver>& passed_over() const { return passed_over_; }
     /// Those whose end was lost included.
     [[nodiscard]] std::uint64_t connections_ended(const loss_counters& losses) const;
     [[nodiscard]] const std::map<Cause, std::uint64_t>& verdicts() const { return verdicts_; }
@@ -66,6 +79,7 @@ public:
 
 private:
     void on_judged(const Judged& judged);
+    void pass_over(const event& e);
 
     Filter filter_;
     const ProcessNames& names_;
@@ -76,6 +90,7 @@ private:
     std::uint64_t ended_ = 0;
     std::map<Cause, std::uint64_t> verdicts_;
     std::uint64_t unclassified_ = 0;
+    std::map<UpstreamKey, PassedOver> passed_over_;
 };
 
 /// Where a command's events come from, and how they stand now: this host's kernel, or a recording.

@@ -236,6 +236,15 @@ Json remedies_json(const Pool& pool)
     return json;
 }
 
+Json elsewhere_json(const Elsewhere& elsewhere)
+{
+    Json json = endpoint_json(elsewhere.where);
+    if (!elsewhere.process.empty())
+        json["process"] = printable(elsewhere.process);
+    json["connections"] = elsewhere.connections;
+    return json;
+}
+
 Json capture_json(const CaptureSeen& capture)
 {
     Json json = {{"file", capture.file}, {"taken_at", to_string(capture.place)}};
@@ -413,6 +422,11 @@ Json report_json(const Diagnosis& diagnosis, const Watched& watched)
                  {"more_failures", diagnosis.more_failures()},
                  {"findings", std::move(findings)},
                  {"upstreams", std::move(upstreams)}};
+    if (!watched.filter.empty())
+        json["filter"] = printable(fmt::format("{}", fmt::join(watched.filter, " ")));
+    if (nothing_matched(diagnosis, watched))
+        for (const Elsewhere& elsewhere : watched.elsewhere)
+            json["elsewhere"].push_back(elsewhere_json(elsewhere));
     for (const CaptureSeen& capture : watched.captures)
         json["captures"].push_back(capture_json(capture));
     return json;

@@ -149,6 +149,11 @@ std::string_view to_string(PoolState state)
     return {};
 }
 
+bool nothing_matched(const Diagnosis& diagnosis, const Watched& watched)
+{
+    return !watched.filter.empty() && diagnosis.pools().empty() && diagnosis.findings().empty();
+}
+
 std::string subject_text(const Diagnosis& diagnosis, const Watched& watched)
 {
     return fmt::format("finrace{}: {}, {}{:.1f} s, {}, {} on {}{}",
@@ -165,6 +170,23 @@ namespace {
 std::string_view to_see(const Watched& watched)
 {
     return !watched.captures.empty() ? "capture" : watched.stored ? "record" : "watch";
+}
+
+/// "Seen: 10.0.0.5:8000 (nginx, 50 connections), and 3 more upstreams."
+std::string elsewhere_text(const Watched& watched)
+{
+    constexpr std::size_t most = 5;
+    std::vector<std::string> parts;
+    for (const Elsewhere& one : watched.elsewhere) {
+        if (parts.size() == most) {
+            parts.push_back("and " + counted(watched.elsewhere.size() - most, "more upstream"));
+            break;
+        }
+        parts.push_back(fmt::format("{} ({}{})", endpoint(one.where),
+                                    one.process.empty() ? "" : printable(one.process) + ", ",
+                                    counted(one.connections, "connection")));
+    }
+    return fmt::format("Seen: {}.", fmt::join(parts, ", "));
 }
 
 /// What the captures together do not have.
@@ -233,6 +255,12 @@ std::string inconclusive_text(const Diagnosis& diagnosis, const Watched& watched
     if (watched.server_side_only)
         return "no server's failure was seen, and what healthy ones do is not followed; leave out --side server to "
                "judge what this host opens";
+    if (nothing_matched(diagnosis, watched))
+        return fmt::format("no connection {}matched {}{}", watched.adopted_open > 0 ? "that began or ended " : "",
+                           printable(fmt::format("{}", fmt::join(watched.filter, " "))),
+                           watched.elsewhere.empty()
+                               ? fmt::format(", and no other was seen; {} while there is traffic", to_see(watched))
+                               : "; choose among those that were seen, or leave that out");
     if (watched.lost > 0)
         return fmt::format("nothing failed that was seen, but {}; {}",
                            !watched.captures.empty() ? "not all was captured"
@@ -300,6 +328,8 @@ std::string lost_text(const Watched& watched)
 std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watched)
 {
     std::vector<std::string> all;
+    if (nothing_matched(diagnosis, watched) && !watched.elsewhere.empty())
+        all.push_back(elsewhere_text(watched));
     for (const CaptureSeen& capture : watched.captures)
         all.push_back(fmt::format("{}: {}{}.", capture.file, taken_text(capture),
                                   capture.guessed == 0

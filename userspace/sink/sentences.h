@@ -34,15 +34,24 @@ struct CaptureSeen {
     std::uint64_t guessed = 0;        ///< connections without a handshake
 };
 
+/// An upstream of connections that the filter did not let through.
+struct Elsewhere {
+    UpstreamKey where;
+    std::string process;           ///< that opened the first of them; empty if not known
+    std::uint64_t connections = 0; ///< that began, ended or rested meanwhile
+};
+
 /// What was looked at, besides what was found.
 struct Watched {
     std::string host_name;
     std::string source; ///< for people: "backend trace by fentry"
     std::uint64_t observed_ns = 0;
-    std::uint64_t lost = 0;         ///< events, connections, lines of a recording: what is missing, at least
-    std::uint64_t adopted_open = 0; ///< connections older than the tracer that have not ended
-    bool stored = false;            ///< in a file, to which nothing more comes
-    bool chosen = false;            ///< some upstreams alone: such connections may lead elsewhere
+    std::uint64_t lost = 0;             ///< events, connections, lines of a recording: what is missing, at least
+    std::uint64_t adopted_open = 0;     ///< connections older than the tracer that have not ended
+    std::vector<std::string> filter{};  ///< flags, as they were typed
+    std::vector<Elsewhere> elsewhere{}; ///< the busiest first
+    bool stored = false;                ///< in a file, to which nothing more comes
+    bool chosen = false;                ///< some upstreams alone: such connections may lead elsewhere
     bool server_side_only = false;
     bool tells_outcomes = false;
     std::uint64_t missing_hooks = 0;
@@ -69,6 +78,8 @@ std::string duration_text(std::uint64_t ms);                    ///< "981 ms", "
 std::string_view to_string(PoolState state);
 
 // Of the whole.
+/// Whether there was a filter, and no connection for it.
+bool nothing_matched(const Diagnosis& diagnosis, const Watched& watched);
 std::string subject_text(const Diagnosis& diagnosis, const Watched& watched); ///< what was looked at
 std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const Places& places);
 std::string lost_text(const Watched& watched); ///< empty if nothing was lost
