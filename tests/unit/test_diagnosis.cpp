@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <ctime>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
@@ -521,6 +523,42 @@ TEST_CASE("a pool is named after the process that uses most of it again", "[diag
     CHECK(diagnosis.pools().front()->process == "nginx");
 }
 
+TEST_CASE("a proxy's own port, which clients on its host connect to, comes after its upstreams", "[diagnosis]")
+{
+    const auto pool_of = [](Upstreams& upstreams, const event& e, std::uint64_t requests) -> Upstream& {
+        Upstream& upstream = upstreams.at(UpstreamKey::of(e));
+        upstream.counts.opened = upstream.counts.closed = upstream.counts.exchanges = requests;
+        return upstream;
+    };
+    event front = crossing();
+    front.peer_port = 80;
+    front.connection.exchange = 1;
+    front.connection.flags &= ~CONNECTION_CARRIED;
+    event unpooled = front;
+    unpooled.peer_port = 8001;
+    event shared = front;
+    shared.peer_port = 8002;
+    Upstreams upstreams;
+    pool_of(upstreams, front, 100);
+    pool_of(upstreams, unpooled, 20);
+    pool_of(upstreams, shared, 10);
+    pool_of(upstreams, crossing(), 10).rests.add(10);
+    Diagnosis diagnosis;
+    use_again(diagnosis, front, "curl");
+    use_again(diagnosis, front, "curl");
+    use_again(diagnosis, unpooled, "nginx");
+    use_again(diagnosis, shared, "curl");
+    use_again(diagnosis, shared, "wget");
+    use_again(diagnosis, crossing(), "app");
+    diagnosis.end_run(upstreams, minute_ns, minute_ns);
+    std::vector<std::pair<std::uint16_t, std::string>> pools;
+    for (const Pool* pool : diagnosis.pools())
+        pools.emplace_back(pool->where.port, pool->process);
+    CHECK(pools ==
+          std::vector<std::pair<std::uint16_t, std::string>>{{8001, "nginx"}, {8000, "app"}, {80, "curl"}, {8002, ""}});
+    CHECK(says(text(diagnosis), "10.0.0.2:80  100 requests on 100 connections by curl  not_reused"));
+}
+
 TEST_CASE("who leaves is no failure", "[diagnosis]")
 {
     Diagnosis diagnosis;
@@ -694,7 +732,7 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "       nginx: keepalive_timeout 4s;  (in its upstream block, beside keepalive)\n"
           "\n"
           "Upstreams\n"
-          "  10.0.0.2:8000  50 requests on 5 connections  exposed\n"
+          "  10.0.0.2:8000  50 requests on 5 connections by nginx  exposed\n"
           "    10.0.0.2:8000 closes connections that have rested for 5.00 s (5 samples, within 0 ms); nginx has\n"
           "    used them again after up to 4.00 s.\n"
           "    Races to be expected: 0.3 to 5.5 a day, if requests go on as they did (5 after more than half\n"

@@ -107,7 +107,15 @@ void Diagnosis::follow(const event& e, std::string_view process)
     if (e.kind != EVENT_CLOSED)
         return;
     open_.erase(e.connection.id);
-    if (process.empty() || !is_reused(e.connection))
+    if (process.empty())
+        return;
+    if (const auto opener = openers_.find(where); opener != openers_.end()) {
+        if (opener->second != process)
+            opener->second.clear();
+    } else if (openers_.size() < most_pools) {
+        openers_.emplace(where, process);
+    }
+    if (!is_reused(e.connection))
         return;
     Users& users = users_[where];
     auto known = users.find(process);
@@ -220,6 +228,8 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
             }
             const Owner owner = owner_of(*key, resting);
             run.process = owner.process;
+            if (const auto opener = openers_.find(*key); run.process.empty() && opener != openers_.end())
+                run.process = opener->second;
             run.ends = ends_of(*key, owner);
         }
         if (lost_track_)
@@ -279,8 +289,11 @@ std::vector<const Pool*> Diagnosis::pools() const
     sorted.reserve(pools_.size() + 1);
     for (const auto& [key, pool] : pools_)
         sorted.push_back(&pool);
+    // Where a proxy's clients are on its host, its own ports are upstreams as well: of those the least is to be said.
     const auto weight = [](const Pool* pool) {
-        return std::pair(pool->exposure.state == PoolState::exposed, pool->requests);
+        const bool may_race =
+            pool->exposure.state != PoolState::not_reused || setting_of_proxy(pool->process) != nullptr;
+        return std::tuple(pool->exposure.state == PoolState::exposed, may_race, pool->requests);
     };
     std::stable_sort(sorted.begin(), sorted.end(),
                      [&](const Pool* one, const Pool* other) { return weight(one) > weight(other); });

@@ -93,7 +93,7 @@ struct Pool {
     std::uint64_t requests = 0;    ///< on those that have ended
     std::uint64_t races = 0;
     std::uint64_t unclassified = 0;
-    std::string process; ///< that used most of its connections again; empty if not known
+    std::string process; ///< that used most of its connections again, or opened all of them; empty if not known
     Ends ends;
 
     /// The upstream's idle timeout as learned, else, without samples, as it has been told.
@@ -132,7 +132,7 @@ public:
     [[nodiscard]] std::vector<const Finding*> findings() const;
     /// Failures that found no room in the table of findings.
     [[nodiscard]] std::uint64_t more_failures() const { return more_failures_; }
-    /// Those that are exposed first, and the busiest of them.
+    /// Those that are exposed first, then those that are used again or by a proxy; the busiest of each.
     [[nodiscard]] std::vector<const Pool*> pools() const;
     [[nodiscard]] const Pool* pool(const UpstreamKey& key) const;
     [[nodiscard]] std::uint64_t runs() const { return runs_; } ///< that have ended
@@ -163,6 +163,8 @@ private:
     std::uint64_t more_failures_ = 0;
     std::map<UpstreamKey, Pool> pools_;
     std::unordered_map<UpstreamKey, Users, UpstreamKeyHash> users_;
+    /// The process that opened all connections to an upstream; empty if there were several.
+    std::unordered_map<UpstreamKey, std::string, UpstreamKeyHash> openers_;
     std::unordered_map<std::uint64_t, Open> open_; ///< of this run, by connection
     bool lost_track_ = false;                      ///< of some that are open
     Pool other_;

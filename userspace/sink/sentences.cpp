@@ -526,8 +526,9 @@ std::string name_text(const Places& places, const Pool& pool)
 
 std::string traffic_text(const Pool& pool)
 {
-    return fmt::format("{} on {}{}", counted(pool.requests, "request"), counted(pool.connections, "connection"),
-                       pool.open > 0 ? fmt::format(" and {} still open", pool.open) : "");
+    return fmt::format("{} on {}{}{}", counted(pool.requests, "request"), counted(pool.connections, "connection"),
+                       pool.open > 0 ? fmt::format(" and {} still open", pool.open) : "",
+                       pool.process.empty() ? "" : " by " + printable(pool.process));
 }
 
 namespace {

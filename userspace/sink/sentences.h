@@ -110,7 +110,7 @@ std::vector<Remedy> remedies_of(const Pool& pool);
 std::string timeout_text(const Places& places, const Pool& pool); ///< when its upstream closes; no full stop
 std::string limits_text(const Places& places, const Pool& pool);  ///< when its upstream closes, and what this host does
 std::string name_text(const Places& places, const Pool& pool);
-std::string traffic_text(const Pool& pool);                                 ///< "50 requests on 5 connections"
+std::string traffic_text(const Pool& pool);                                 ///< "50 requests on 5 connections by nginx"
 std::vector<std::string> pool_text(const Places& places, const Pool& pool); ///< paragraphs
 std::string remedy_text(const Remedy& way, bool first); ///< what to do; its settings, if there are any, follow
 std::string present_text(const Present& present);       ///< "now keepalive_timeout 60s;: /etc/nginx/nginx.conf:12"
