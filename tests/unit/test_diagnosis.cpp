@@ -743,16 +743,24 @@ TEST_CASE("a file that is newer than its process is said to be", "[diagnosis]")
 {
     Resting resting;
     resting[UpstreamKey::of(crossing())] = {.connections = 1, .longest_ms = 1, .owner = {.process = "nginx", .pid = 7}};
+    const EndsOf pending = [](const UpstreamKey& where, const Owner& owner) {
+        Ends ends = ends_by_name(where, owner);
+        ends.proxy.present = {{.ms = 1000, .text = "keepalive_timeout 1s;", .place = "n:4", .pending = true}};
+        return ends;
+    };
     Diagnosis diagnosis;
-    diagnosis.end_run(
-        Upstreams(), minute_ns, minute_ns,
-        [](const UpstreamKey& where, const Owner& owner) {
-            Ends ends = ends_by_name(where, owner);
-            ends.proxy.present = {{.ms = 1000, .text = "keepalive_timeout 1s;", .place = "n:4", .pending = true}};
-            return ends;
-        },
-        &resting);
-    CHECK(says(text(diagnosis), "nginx: now keepalive_timeout 1s;: n:4; changed since the process began: reload it."));
+    diagnosis.end_run(Upstreams(), minute_ns, minute_ns, pending, &resting);
+    const std::string report = report_text(diagnosis, watched(), Paint(false), 200);
+    CHECK(says(report, "nginx: now keepalive_timeout 1s;: n:4; changed since the process began: reload it."));
+    SECTION("and is why nothing can be concluded")
+    {
+        Upstreams used;
+        used.at(UpstreamKey::of(crossing())).counts.exchanges = 3;
+        diagnosis.end_run(used, minute_ns, minute_ns, pending, &resting);
+        CHECK(says(
+            report_text(diagnosis, watched(), Paint(false), 200),
+            "what nginx goes by is not known, for n:4 was changed after it had begun; reload it, and watch again"));
+    }
 }
 
 TEST_CASE("several runs are said to be", "[diagnosis]")

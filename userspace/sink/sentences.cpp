@@ -281,6 +281,13 @@ std::string inconclusive_text(const Diagnosis& diagnosis, const Watched& watched
         return fmt::format("{} ended in mid-exchange without a cause that can be named; finrace explain unclassified "
                            "tells what that may be",
                            counted(count, "connection"));
+    for (const Pool* pool : diagnosis.pools())
+        for (const End* end : {&pool->ends.proxy, &pool->ends.upstream})
+            for (const Present& present : end->present)
+                if (pool->leaves_open() && present.pending)
+                    return printable(fmt::format("nothing failed, but what {} goes by is not known, for {} was changed "
+                                                 "after it had begun; reload it, and {} again",
+                                                 end->software->software, present.place, to_see(watched)));
     if (const std::string open = first_of(diagnosis, places, [](const Pool& pool) { return pool.leaves_open(); });
         !open.empty())
         return fmt::format(
