@@ -617,6 +617,33 @@ def test_signals(options):
             harness.check_schema(finrace)
 
 
+def test_upstreams_that_rest(options):
+    """A summary tells of those upstreams that have changed since the one before; the last one of all."""
+    with network() as net, Finrace(options, interval="250ms") as finrace:
+        listener = listen(net)
+
+        def told():
+            return len([one for one in finrace.records("finrace.upstream") if one.peer == listener.getsockname()])
+
+        unanswered(net, listener)
+        finrace.wait_verdicts(net, 1)
+        for _ in range(2):
+            finrace.next_health()
+        first = told()
+        must(first > 0, "no word of the upstream")
+        for _ in range(4):
+            finrace.next_health()
+        must(told() == first, f"{told() - first} records of an upstream at which nothing happened")
+        unanswered(net, listener)
+        finrace.wait_verdicts(net, 2)
+        for _ in range(2):
+            finrace.next_health()
+        must(told() > first, "no word of the upstream's change")
+        before = told()
+        finrace.stop()
+        must(told() == before + 1, "the last summary leaves it out")
+
+
 def test_told_to_end_in_a_flood(options):
     """More events than it takes in at one go wait in the ring when it is told to end: it hands on all of them first."""
     count = 300 if options.small else 1500
@@ -1344,12 +1371,11 @@ def test_no_cgroup_root(options):
 # ---- all of them ---------------------------------------------------------------------------------------------------------
 
 TESTS = [
-    test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_told_to_end_in_a_flood, test_log_rotation,
-    test_recording, test_page, test_filter_that_nothing_matches, test_recording_lives_on, test_recorder_through_a_pipe,
-    test_accept_queue_full,
-    test_two_at_once, test_process_names, test_moved_sockets,
-    test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader, test_reader_that_never_comes_back, test_full_disk,
-    test_churn_at_start, test_start_stop, test_many_connections,
+    test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_upstreams_that_rest,
+    test_told_to_end_in_a_flood, test_log_rotation, test_recording, test_page, test_filter_that_nothing_matches,
+    test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names,
+    test_moved_sockets, test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader,
+    test_reader_that_never_comes_back, test_full_disk, test_churn_at_start, test_start_stop, test_many_connections,
 ]
 
 

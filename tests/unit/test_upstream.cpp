@@ -307,6 +307,23 @@ TEST_CASE("the table of upstreams is bounded, what is beyond shares one entry", 
     CHECK(others == 1);
 }
 
+TEST_CASE("a full table forgets those of which nothing came for an hour", "[upstream]")
+{
+    constexpr std::uint64_t second_ns = 1'000'000'000;
+    Upstreams upstreams(2);
+    upstreams.at(UpstreamKey::of(event_of(1, 80)), second_ns);
+    upstreams.at(UpstreamKey::of(event_of(2, 80)), 2 * second_ns);
+    const std::uint64_t after_ns = second_ns + Upstreams::forgotten_after_ns;
+    Upstream& other = upstreams.at(UpstreamKey::of(event_of(3, 80)), after_ns);
+    CHECK(upstreams.is_other(other));
+    // The next look is a minute later.
+    CHECK(upstreams.is_other(upstreams.at(UpstreamKey::of(event_of(3, 80)), after_ns + 59 * second_ns)));
+    upstreams.at(UpstreamKey::of(event_of(2, 80)), after_ns + 59 * second_ns);
+    CHECK(!upstreams.is_other(upstreams.at(UpstreamKey::of(event_of(3, 80)), after_ns + 60 * second_ns)));
+    CHECK(upstreams.size() == 2);
+    CHECK(upstreams.at(UpstreamKey::of(event_of(2, 80)), after_ns).newest_ns == after_ns + 59 * second_ns);
+}
+
 TEST_CASE("no entry for others before there are any", "[upstream]")
 {
     Upstreams upstreams(1);

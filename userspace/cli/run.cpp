@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <fmt/format.h>
@@ -92,6 +93,7 @@ public:
             summarise(true);
         started_ns_ = 0;
         histories_ = StateHistories();
+        told_.clear();
     }
 
     [[nodiscard]] int output_descriptor() const override { return stream_.descriptor(); }
@@ -117,9 +119,15 @@ private:
     void summarise(bool last)
     {
         const std::uint64_t now_ns = feed_.now_ns();
+        std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told;
         feed_.intake().upstreams().for_each([&](const UpstreamKey* key, const Upstream& upstream) {
-            put(upstream_record(origin(), now_ns, key, upstream));
+            const UpstreamKey where = key != nullptr ? *key : UpstreamKey{};
+            const auto before = told_.find(where);
+            if (last || before == told_.end() || before->second != upstream.counts)
+                put(upstream_record(origin(), now_ns, key, upstream));
+            told.emplace(where, upstream.counts);
         });
+        told_ = std::move(told);
         put(health_record(origin(), now_ns, health(last)));
     }
 
@@ -195,6 +203,7 @@ private:
     std::uint64_t started_ns_ = 0;
     std::uint64_t next_summary_ns_ = 0;
     StateHistories histories_;
+    std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told_; ///< as the newest summary has them
     int problem_said_ = 0;
 };
 

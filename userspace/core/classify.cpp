@@ -883,7 +883,7 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
     const connection& c = e.connection;
     if (!has(c, CONNECTION_CLIENT))
         return {};
-    Upstream& upstream = upstreams.at(UpstreamKey::of(e));
+    Upstream& upstream = upstreams.at(UpstreamKey::of(e), e.timestamp_ns);
     Classification result = classify(e, upstream, outcome);
     UpstreamCounts& counts = upstream.counts;
 

@@ -18,7 +18,7 @@ void Docket::deliver(const event& e, const event& last, Classification classific
     if (classification.ending == Ending::none)
         return;
     const event* server_end = classification.verdict ? server_ends_.of(e) : nullptr;
-    Upstream& upstream = upstreams_.at(UpstreamKey::of(e));
+    Upstream& upstream = upstreams_.at(UpstreamKey::of(e), e.timestamp_ns);
     if (classification.verdict)
         if (const event* overflow = server_ends_.overflow_of(e))
             corroborate_with_overflow(*classification.verdict, *overflow);
@@ -49,7 +49,7 @@ void Docket::deliver_benched(const Benched& benched)
 {
     const Classification classification{
         .ending = Ending::verdict, .verdict = judge_benched(benched), .learned_idle_ms = std::nullopt};
-    Upstream& upstream = upstreams_.at(UpstreamKey::of(benched.loss));
+    Upstream& upstream = upstreams_.at(UpstreamKey::of(benched.loss), benched.answer.timestamp_ns);
     ++upstream.counts.verdicts[classification.verdict->cause];
     Outcome outcome;
     outcome.client = client_of(benched.answer, classification.verdict->certainty);

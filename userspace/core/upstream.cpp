@@ -166,15 +166,31 @@ std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
     return result;
 }
 
-Upstream& Upstreams::at(const UpstreamKey& key)
+Upstream& Upstreams::at(const UpstreamKey& key, std::uint64_t now_ns)
 {
-    if (const auto found = upstreams_.find(key); found != upstreams_.end())
-        return found->second;
-    if (upstreams_.size() >= limit_) {
-        other_used_ = true;
-        return other_;
+    auto found = upstreams_.find(key);
+    if (found == upstreams_.end()) {
+        if (upstreams_.size() >= limit_)
+            forget(now_ns);
+        if (upstreams_.size() >= limit_) {
+            other_used_ = true;
+            return other_;
+        }
+        found = upstreams_.emplace(key, Upstream{}).first;
     }
-    return upstreams_[key];
+    found->second.newest_ns = std::max(found->second.newest_ns, now_ns);
+    return found->second;
+}
+
+/// Under a flood of new upstreams each look costs: one a minute at most.
+void Upstreams::forget(std::uint64_t now_ns)
+{
+    constexpr std::uint64_t look_every_ns = 60'000'000'000;
+
+    if (now_ns < next_look_ns_)
+        return;
+    next_look_ns_ = now_ns + look_every_ns;
+    std::erase_if(upstreams_, [now_ns](const auto& one) { return one.second.newest_ns + forgotten_after_ns < now_ns; });
 }
 
 void Upstreams::for_each(const std::function<void(const UpstreamKey*, const Upstream&)>& visit) const

@@ -93,6 +93,8 @@ struct UpstreamCounts {
     std::uint64_t complete_closes = 0; ///< right after a response
     std::uint64_t unclassified = 0;    ///< failed, and none of the causes named it
     std::map<Cause, std::uint64_t> verdicts;
+
+    bool operator==(const UpstreamCounts&) const = default;
 };
 
 struct Upstream {
@@ -106,13 +108,18 @@ struct Upstream {
     std::uint64_t kept_idle = 0;                ///< connections that had rested when this host closed or reset them
     std::uint32_t longest_kept_ms = 0;          ///< of these: as long as this
     std::uint32_t rtt_us = 0;                   ///< the newest connection's smoothed round-trip time
+    std::uint64_t newest_ns = 0;                ///< CLOCK_MONOTONIC, of its newest event
 };
 
-/// All upstreams seen, bounded: beyond `limit` new ones share one entry, `other`.
+/// All upstreams seen, bounded: beyond `limit` those are forgotten of which nothing came for an hour; if there are none,
+/// new ones share one entry, `other`.
 class Upstreams {
 public:
+    static constexpr std::uint64_t forgotten_after_ns = 3'600'000'000'000;
+
     explicit Upstreams(std::size_t limit = 4096) : limit_(limit) {}
-    Upstream& at(const UpstreamKey& key);
+    /// `now_ns`: of the event that is about it, CLOCK_MONOTONIC.
+    Upstream& at(const UpstreamKey& key, std::uint64_t now_ns = 0);
     /// Whether that is `other`: it counts, but what one of those upstreams does teaches nothing about the rest.
     [[nodiscard]] bool is_other(const Upstream& upstream) const { return &upstream == &other_; }
     /// Calls `visit` for every upstream; the key is nullptr for `other`.
@@ -120,7 +127,10 @@ public:
     [[nodiscard]] std::size_t size() const { return upstreams_.size(); }
 
 private:
+    void forget(std::uint64_t now_ns);
+
     std::size_t limit_;
+    std::uint64_t next_look_ns_ = 0; ///< for what is to be forgotten
     std::unordered_map<UpstreamKey, Upstream, UpstreamKeyHash> upstreams_;
     Upstream other_;
     bool other_used_ = false;
