@@ -434,9 +434,28 @@ std::string waits_text(const Finding& finding)
     if (const auto timer = waits.timer())
         return fmt::format("{} lay between most requests and their ends, within {} ms: {}.", duration_text(timer->ms),
                            timer->spread_ms(), whose);
-    return fmt::format("Between the requests and their ends lay {} to {}.", duration_text(waits.lowest_ms),
-                       duration_text(waits.highest_ms));
+    const std::string lowest = duration_text(waits.lowest_ms);
+    const std::string highest = duration_text(waits.highest_ms);
+    return fmt::format("Between the requests and their ends lay {}.",
+                       lowest == highest ? lowest : fmt::format("{} to {}", lowest, highest));
 }
+
+namespace {
+
+/// Whether a server's limit of a request is what these died of.
+bool explains(const Present& limit, const Finding& finding)
+{
+    const auto fits = [&limit](std::uint64_t lowest_ms, std::uint64_t highest_ms) {
+        return lowest_ms >= limit.ms && highest_ms <= limit.ms + worker_limit_late_ms;
+    };
+    if (!finding.waits)
+        return false;
+    const auto timer = finding.waits->timer();
+    return fits(finding.waits->lowest_ms, finding.waits->highest_ms) ||
+           (timer && fits(timer->lowest_ms, timer->highest_ms));
+}
+
+} // namespace
 
 std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& finding)
 {
@@ -453,17 +472,10 @@ std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& findin
     const End& server = pool->ends.upstream;
     if (!server.software->dies_of.empty())
         all.push_back(fmt::format("{} stands there: {}.", server.software->software, server.software->dies_of));
-    for (const Present& limit : server.worker_limit) {
-        const auto fits = [&limit](std::uint64_t lowest_ms, std::uint64_t highest_ms) {
-            return lowest_ms >= limit.ms && highest_ms <= limit.ms + worker_limit_late_ms;
-        };
-        const auto& waits = finding.waits;
-        const auto timer = waits ? waits->timer() : std::nullopt;
-        const bool explains = waits && (fits(waits->lowest_ms, waits->highest_ms) ||
-                                        (timer && fits(timer->lowest_ms, timer->highest_ms)));
-        all.push_back(fmt::format("{}'s {}: {}{}.", server.software->software, worker_limit_flag, present_text(limit),
-                                  explains ? "; about as long these requests had taken when they died" : ""));
-    }
+    for (const Present& limit : server.worker_limit)
+        all.push_back(
+            fmt::format("{}'s {}: {}{}.", server.software->software, worker_limit_flag, present_text(limit),
+                        explains(limit, finding) ? "; about as long these requests had taken when they died" : ""));
     return all;
 }
 
