@@ -10,8 +10,6 @@ raw IP) as tcpdump writes it, the same on `-i any` (LINUX_SLL2), and read from a
 import argparse
 import json
 import os
-import select
-import signal
 import subprocess
 import sys
 import time
@@ -21,15 +19,13 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "live"))
 import harness  # noqa: E402
 import lab_check  # noqa: E402
-from harness import Finrace, Record, must  # noqa: E402
+from both_ends import (ENDS, EXAMPLES, LAST_PORT, LOST_ON_THE_WAY, Capture, by_connection, check_place,  # noqa: E402
+                       key, records_of, tell_the_time, verdicts_of)
+from harness import Finrace, must  # noqa: E402
 
 PATIENCE = 30.0
-ENDS = ("left", "right")  # the client's (a proxy), the server's (its upstream)
-EXAMPLES = 3
-LAST_PORT = 9  # a refused connection, which tells the time at the end of each capture
 
 # What a capture at an end does not show: {scenario: (ends, why)}.
-LOST_ON_THE_WAY = "what the path drops never comes to the upstream's end"
 ABSENT = {
     "silence_until_client_gives_up": (("right",), LOST_ON_THE_WAY),
     "silence_until_client_shuts_down": (ENDS, "the FIN of its shutdown() leaves when the path has healed, as any other would"),
@@ -53,28 +49,6 @@ CAUSES = {
 CERTAINTIES = {
     "connect_timeout": (("likely",), "ICMP's answer may have been filtered out of the capture"),
 }
-
-
-class Capture:
-    """tcpdump in one end's namespace."""
-
-    def __init__(self, namespace, path, device):
-        self.path = path
-        command = ["ip", "netns", "exec", namespace, "tcpdump", "-i", device, "-n", "-U", "-s", "128", "-B", "16384", "-Z", "root",
-                   "-w", path, "tcp or icmp or icmp6"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=harness.die_with_parent)
-        said, deadline = "", time.monotonic() + PATIENCE
-        while "listening on" not in said:
-            left = deadline - time.monotonic()
-            must(left > 0 and select.select([self.process.stderr], [], [], left)[0], f"tcpdump did not start: {said}")
-            part = os.read(self.process.stderr.fileno(), 4096).decode()
-            must(part, f"tcpdump ended: {said}")
-            said += part
-
-    def stop(self):
-        self.process.send_signal(signal.SIGINT)
-        _, said = self.process.communicate(timeout=PATIENCE)
-        must(b"0 packets dropped by kernel" in said, f"the capture is not whole: {said.decode().strip()}")
 
 
 class Line:
@@ -102,31 +76,6 @@ def play(options, line, base):
     print("  " + done.stderr.strip().splitlines()[-1], flush=True)
     with open(truth, encoding="utf-8") as file:
         return [json.loads(text) for text in file]
-
-
-def records_of(options, path, piped=False):
-    command = [options.finrace, "run", "--replay", "-" if piped else path]
-    if piped:
-        with open(path, "rb") as file:
-            cat = subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE)
-        done = subprocess.run(command, stdin=cat.stdout, capture_output=True, timeout=harness.LIMIT * 10, check=False)
-        cat.wait()
-    else:
-        done = subprocess.run(command, capture_output=True, timeout=harness.LIMIT * 10, check=False)
-    must(done.returncode == 0, f"exit {done.returncode}: {done.stderr[-1000:]!r}")
-    lines = done.stdout.splitlines()
-    found = harness.check_records.complaints(lines)
-    must(not found, lambda: f"{len(found)} complaints about {len(lines)} records: {found[0]}")
-    return lines, done.stderr.decode()
-
-
-def verdicts_of(lines):
-    verdicts = defaultdict(list)
-    for line in lines:
-        record = Record(json.loads(line))
-        if record.name == "finrace.verdict":
-            verdicts[record.ends].append(record)
-    return verdicts
 
 
 def problem_with(row, verdicts, end):
@@ -167,10 +116,6 @@ def check_scenario(table, examples):
     must(table["all"] > 0, "it never ran")
 
 
-def key(record):
-    return record.at("finrace.cause"), record.at("finrace.variant"), record.at("finrace.connection.exchange"), record.at("finrace.request.bytes")
-
-
 def check_against_live(rows, live, verdicts, end):
     """Connection by connection: the same words as the live run."""
     differ = []
@@ -190,15 +135,6 @@ def check_against_live(rows, live, verdicts, end):
 BETTER = {"connect_timeout": "the retransmitted SYNs", "connect_unreachable": "the ICMP error"}
 
 
-def check_place(options, path, end):
-    status, report, _ = harness.diagnose(options, path)
-    must(status == 1, f"exit {status}")
-    capture = report["captures"][0]
-    due = {"left": "client", "right": "server"}[end]
-    must(capture["taken_at"] == due and capture["certainty"] == "sure", f"taken_at {capture['taken_at']}, {capture.get('certainty')}")
-    must(capture["missing"] == 0 and capture["one_direction"] == 0 and capture["unreadable"] == 0, f"gaps: {capture}")
-
-
 def test(options, results):
     line = Line(options)
     base = 20100
@@ -210,14 +146,11 @@ def test(options, results):
         with Finrace(options, interval="5s") as finrace:
             rows = play(options, line, base)
             time.sleep(6)  # the next retransmission of all was due
-            subprocess.run(["ip", "netns", "exec", line.names["left"], "bash", "-c", f"</dev/tcp/10.77.0.2/{LAST_PORT}"],
-                           stderr=subprocess.DEVNULL, check=False)
+            tell_the_time(line.names["left"], "10.77.0.2")
             time.sleep(0.5)
             finrace.next_health()
             finrace.stop()
-            live = defaultdict(list)
-            for record in finrace.records("finrace.verdict"):
-                live[record.ends].append(record)
+            live = by_connection(finrace.records())
         for capture in captures.values():
             capture.stop()
     finally:
@@ -233,7 +166,9 @@ def test(options, results):
         results.note(f"{end}, {device}: nothing else is named", f"{foreign[:3]}" if foreign else None)
         results.note(f"{end}, {device}: nothing is missing", said if "warning" in said else None)
         results.run(f"{end}, {device}: the same as live", check_against_live, rows, live, verdicts, end)
-        results.run(f"{end}, {device}: where it was taken", check_place, options, capture.path, end)
+        status, report, _ = harness.diagnose(options, capture.path)
+        results.note(f"{end}, {device}: its diagnosis has findings", None if status == 1 else f"exit {status}")
+        results.run(f"{end}, {device}: where it was taken", check_place, report, end)
         if device == "any":
             piped, _ = records_of(options, capture.path, piped=True)
             results.note(f"{end}: a pipe gives the same", None if piped == lines else f"{len(piped)} records, not {len(lines)}")

@@ -5,7 +5,8 @@ Each pairing of a proxy and a server stands at the two ends of a delay line. Wha
 witnesses: the client, the wire on the proxy's side (wire.attempts), the proxy's own log, the application's own log. truth.py
 joins them, says for each attempt what it may be called, and holds finrace's verdicts beside that: wrong, missed, on a
 success. A check is one accident of one pairing. It fails as well if a proxy's own error has no cause on the wire and none
-that the proxy names ("no live upstreams"), or if the witnesses contradict each other.
+that the proxy names ("no live upstreams"), or if the witnesses contradict each other. --captures holds the live verdicts
+beside finrace's live report, its recording and a capture from each end, and the reports of these (both_ends.py).
 
   prove.py --list                                       pairings and accidents
   prove.py --pairs 'nginx+uvicorn' --timers short       one pairing, quickly
@@ -16,6 +17,7 @@ import argparse
 import asyncio
 import dataclasses
 import fnmatch
+import functools
 import itertools
 import os
 import random
@@ -35,6 +37,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "live"))
+import both_ends  # noqa: E402
 import harness  # noqa: E402
 import json  # noqa: E402
 import reverse_proxies  # noqa: E402
@@ -165,6 +168,7 @@ class Stage:
         self.kind = pairing.kind
         self.proxy_kind = reverse_proxies.KINDS[pairing.proxy]
         self.folder = os.path.join(options.folder, re.sub(r"[^\w+.-]", "-", pairing.name))
+        self.recording = os.path.join(self.folder, "recording")
         os.mkdir(self.folder)
         os.chmod(options.folder, 0o755)
         os.chmod(self.folder, 0o777)
@@ -181,7 +185,8 @@ class Stage:
         self.server_numbers = itertools.count(1)
         self.application_logs = []
         self.servers = []
-        self.clients = self.finrace = None
+        self.captures = {}
+        self.clients = self.finrace = self.diagnosis = None
         self.timer = None  # (shortest, longest) idle time that the wire showed
         self.blocking_calls = ThreadPoolExecutor(1)
         # Its one thread begins here, in the host's namespace, and outlives what it starts (PR_SET_PDEATHSIG).
@@ -198,16 +203,25 @@ class Stage:
     def build(self):
         self.make_servers()
         self.capture()
+        # What a proxy opens as it starts is seen as well.
+        self.flags = [flag for port in self.ports for flag in ("--upstream", f"{self.line.right_address}:{port}")]
+        recorded = []
+        if self.options.captures:
+            recorded = ["--record", self.recording]
+            self.diagnosis = harness.Diagnosis(self.options, *self.options.backend_flags, *self.flags, "--for", "24h",
+                                               preexec_fn=die_with_parent)
+            self.diagnosis.wait_ready()
+        self.finrace = Finrace(self.options, *self.flags, *recorded)
         self.start_proxy()
         self.clients = Clients(self.line.path(self.line.left))
-        flags = [flag for port in self.ports for flag in ("--upstream", f"{self.line.right_address}:{port}")]
-        self.finrace = Finrace(self.options, *flags)
 
     def __exit__(self, *_):
         if self.clients:
             self.clients.close()
         if self.finrace:
             self.finrace.kill()
+        if self.diagnosis:
+            self.diagnosis.kill()
         for server in self.servers:
             try:
                 self.blocking_calls.submit(server.stop).result(60)
@@ -221,6 +235,8 @@ class Stage:
                     process.wait(patience)
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     pass
+        for capture in self.captures.values():
+            capture.kill()
         self.blocking_calls.shutdown(wait=False)
 
     # -- its parts
@@ -260,12 +276,12 @@ class Stage:
     def capture(self):
         self.capture_path = Path(self.folder) / "wire.pcap"
         ports = " or ".join(f"tcp port {port}" for port in self.ports)
-        # -Z root: tcpdump would give up root and then may not write into the folder. Its buffer is made of frames of -s bytes,
-        # and the line takes no larger packets than 1500 bytes.
-        self.tcpdump = self.start([need("tcpdump", "tcpdump"), "-i", "any", "-n", "-U", "-Z", "root", "-B", "32768",
-                                   "--immediate-mode", "--time-stamp-precision=nano", "-s", "1600", "-w", str(self.capture_path),
-                                   ports], log="tcpdump")
-        wait_for(lambda: "listening on" in self.text("tcpdump"), "tcpdump", START_LIMIT)
+        # tcpdump's buffer is made of frames of -s bytes, and the line takes no larger packets than 1500 bytes.
+        self.captures["left"] = both_ends.Capture(
+            self.line.left, self.capture_path, what=f"{ports} or tcp port {both_ends.LAST_PORT}",
+            flags=("-s", "1600", "-B", "32768", "--immediate-mode", "--time-stamp-precision=nano"))
+        if self.options.captures:
+            self.captures["right"] = both_ends.Capture(self.line.right, os.path.join(self.folder, "right.pcap"))
 
     def text(self, name):
         with open(os.path.join(self.folder, name), encoding="utf-8", errors="replace") as file:
@@ -444,11 +460,15 @@ class Stage:
     def end(self):
         """Stops everything whose words are evidence; (Truth, verdicts)."""
         time.sleep(truth.LATE)
+        if self.options.captures:
+            # They do not end at one moment: what idles closes before.
+            time.sleep(1.5 * self.asked_keep_alive + self.kind.late if self.asked_keep_alive else 0)
+            both_ends.tell_the_time(self.line.left, self.line.right_address)
+            time.sleep(0.5)
+            _, self.report, _ = self.diagnosis.end(signal.SIGINT)
         self.finrace.stop()
-        self.tcpdump.send_signal(signal.SIGINT)
-        self.tcpdump.wait(30)
-        lost = re.search(r"(\d+) packets? dropped by kernel", self.text("tcpdump"))
-        must(lost and lost[1] == "0", f"the capture lost packets: {lost and lost[1]}")
+        for capture in self.captures.values():
+            capture.stop()
         self.flush_logs()
         application = []
         for path in self.application_logs:
@@ -740,6 +760,47 @@ def accidents_of(pairing, options):
             yield one
 
 
+# ---- seen in other ways --------------------------------------------------------------------------------------------------
+
+
+def check_recorded(stage, results):
+    """The live verdicts beside the live report, the recording and its report, each capture and its report."""
+    def check(name, function, *arguments, **more):
+        results.run(f"{stage.pairing.name}, {name}", functools.partial(function, *arguments, **more))
+
+    options, flags = stage.options, stage.flags
+    live = [one for one in stage.finrace.verdicts() if one.client]
+    named = harness.named(live)
+    if live:
+        check("recorded: judged again, byte for byte", harness.check_replay, stage.finrace, [stage.recording], flags)
+    _, recorded, said = harness.diagnose(options, *flags, stage.recording)
+    must("warning" not in said, said)
+    check("recorded: what was named is in its report", harness.check_findings, named, recorded)
+    check("live: what was named is in the report", harness.check_findings, named, stage.report)
+    check("live: the same pools as recorded", both_ends.check_pools, recorded, stage.report)
+    # A server may speak to itself, as Tomcat does to end: that does not come to the proxy's end.
+    own = stage.line.right_address
+    alone = sum(connection.key[0] == own and connection.established is not None
+                for port in stage.ports for connection in wire.read(Path(stage.captures["right"].path), port))
+    seen_better = set()
+    for end in both_ends.ENDS:
+        where, path = f"captured at the {both_ends.WHOSE[end]}", stage.captures[end].path
+        lines, _ = both_ends.records_of(options, path, flags)
+        captured = both_ends.verdicts_of(lines)
+        due = [one for one in live if end == "right" or one.local[0] != own]
+        found = both_ends.compare(both_ends.by_connection(due), captured, end)
+        seen_better |= found.seen_better()
+        check(f"{where}: the same verdicts", both_ends.check_same, found)
+        print(f"          {found}", flush=True)
+        must(found.same or not due, "nothing was compared")
+        _, report, _ = harness.diagnose(options, *flags, path)
+        check(f"{where}: what was named is in its report", harness.check_findings,
+              harness.named(itertools.chain(*captured.values())), report)
+        check(f"{where}: the same pools as recorded", both_ends.check_pools, recorded, report, found.unseen(), seen_better,
+              alone if end == "left" else 0)
+        check(f"{where}: whole, and taken there", both_ends.check_place, report, end)
+
+
 # ---- the table -----------------------------------------------------------------------------------------------------------
 
 
@@ -812,6 +873,9 @@ def run_pairing(options, line, pairing, number, results):
             print(f"    -- {finding.what}: {finding.text}", flush=True)
     print(f"{pairing.name}: " + ", ".join(f"{count} {name}" for name, count in zip(COLUMNS, cells(whole)))
           + f"  ({time.monotonic() - started:.0f} s)", flush=True)
+    if options.captures:
+        results.run(f"{pairing.name}, recorded and captured", check_recorded, stage, results)
+        whole.compared = len(stage.finrace.verdicts())
     return whole
 
 
@@ -823,7 +887,7 @@ def test(options, results):
     if not os.access(options.delay_line, os.X_OK):
         raise EnvironmentProblem(f"{options.delay_line} is missing: build it first (cmake --preset release)")
     print(f"prove: {len(chosen)} pairings, {options.timers} timers, finrace by {options.backend_name}", flush=True)
-    rows = []
+    rows, compared = [], 0
     line = Line(options)
     try:
         for number, pairing in enumerate(chosen):
@@ -831,12 +895,15 @@ def test(options, results):
             if not tally.exchanges:
                 continue  # it did not come to its end, which is a failure; a row of zeros would look like a success
             rows.append((pairing.name, tally))
+            compared += tally.compared
             if options.table:  # at once: a run of hours may be ended before its time
                 Path(options.table).write_text(table(rows) + "\n", encoding="utf-8")
     finally:
         line.close()
         if rows:
             print("\n" + table(rows) + "\n", flush=True)
+    if options.captures:
+        results.note(f"{compared} verdicts were held beside captures", None if compared else "no accident was named at all")
 
 
 def parse():
@@ -848,11 +915,15 @@ def parse():
     parser.add_argument("--exchanges", type=int, default=300, help="healthy ones for each pairing (default: 300)")
     parser.add_argument("--timers", choices=("default", "short"), default="default",
                         help=f"the servers' own idle timers, or {SHORT_KEEP_ALIVE} s where they can be told")
+    parser.add_argument("--captures", action="store_true",
+                        help="hold the live report, a recording and a capture from each end beside the live verdicts")
     parser.add_argument("--table", help="file for the table, in Markdown")
     parser.add_argument("--details", type=int, default=6, help="findings shown for each check")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--list", action="store_true", help="show pairings and accidents, run nothing")
     options = parser.parse_args()
+    if options.captures and options.backend != "cgroup":
+        parser.error("--captures: trace sees more than packets tell; accepted with --backend cgroup")
     options.accidents = options.accidents.split(",") if options.accidents else None
     if options.list:
         for name, pairing in pairings().items():

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """The end-to-end test's own judgement, tested: a wrong, missing or extra verdict must not pass. Needs no root."""
 
+import os
 import struct
 import sys
 import tempfile
@@ -8,6 +9,8 @@ import unittest
 from pathlib import Path
 
 sys.dont_write_bytecode = True
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "live"))
+import both_ends  # noqa: E402
 import proxy_lab  # noqa: E402
 import truth  # noqa: E402
 import wire  # noqa: E402
@@ -504,6 +507,63 @@ class MatchTest(unittest.TestCase):
         self.assertIsNotNone(proxy_lab.disagreement(failure(kind="crossed", after=0.2), reset))
         reset.record["finrace"]["certainty"] = "proven"
         self.assertIsNotNone(proxy_lab.disagreement(failure(kind="reset_unread", after=0.2), reset))
+
+
+def seen(cause="keepalive_race", variant="fin_crossed", certainty="proven", reason=None, exchange=2, size=100, incomplete=False,
+         port=40000):
+    record = {"event": {"name": "finrace.verdict"}, "network": verdict(port).record["network"],
+              "finrace": {"cause": cause, "certainty": certainty, "side": "client", "incomplete": incomplete,
+                          "connection": {"exchange": exchange}, "request": {"bytes": size}}}
+    record["finrace"].update({name: value for name, value in (("variant", variant), ("reason", reason)) if value})
+    return both_ends.harness.Record(record)
+
+
+class BothEndsTest(unittest.TestCase):
+    def counts(self, live, captured, end="left"):
+        found = both_ends.compare(both_ends.by_connection(live), both_ends.by_connection(captured), end)
+        return found.same, len(found.excused), len(found.differ)
+
+    def test_the_same(self):
+        self.assertEqual(self.counts([seen(), seen(port=40001)], [seen(port=40001), seen()]), (2, 0, 0))
+
+    def test_apart(self):
+        for other in (seen(cause="stale_reuse", variant=None), seen(variant="fin_lingering"), seen(certainty="likely"),
+                      seen(exchange=3), seen(size=99), seen(incomplete=True), seen(reason="restart")):
+            self.assertEqual(self.counts([seen()], [other]), (0, 0, 1))
+        self.assertEqual(self.counts([seen()], []), (0, 0, 1))
+        self.assertEqual(self.counts([], [seen()]), (0, 0, 1))
+        self.assertEqual(self.counts([seen()], [seen(), seen()]), (1, 0, 1))
+        self.assertEqual(self.counts([seen()], [seen(port=40001)]), (0, 0, 2))
+
+    def test_reasons(self):
+        for one, other, good in (("idle_timer", "unknown", True), ("restart", "early_purge", True),
+                                 ("restart", "idle_timer", False), ("idle_timer", None, False)):
+            self.assertEqual(self.counts([seen(reason=one)], [seen(reason=other)]), (good, 0, not good))
+
+    def test_blind_at_one_end_alone(self):
+        silent = seen("path_dropped", "gave_up", "likely")
+        self.assertEqual(self.counts([silent], [], "right"), (0, 1, 0))
+        self.assertEqual(self.counts([silent], [seen()], "right"), (0, 0, 1))
+        self.assertEqual(self.counts([silent], [seen("path_dropped", None, "likely")], "left"), (0, 1, 0))
+        self.assertEqual(self.counts([silent], [seen("path_dropped", None, "likely")], "right"), (0, 0, 1))
+        self.assertEqual(self.counts([seen("path_dropped", None, "likely")], [], "right"), (0, 0, 1))
+
+    def test_pools(self):
+        def report(**changes):
+            pool = {"address": "10.0.0.1", "port": 80, "state": "exposed", "connections": 10, "open": 1, "requests": 50, "unclassified": 2,
+                    "longest_reused_idle_ms": 2000, "idle_timeout": {"ms": 5000, "spread_ms": 16}}
+            return {"upstreams": [{**pool, **changes}]}
+
+        for change in ({"open": 2, "connections": 9}, {"idle_timeout": {"ms": 5040, "spread_ms": 16}}):
+            self.assertFalse(both_ends.pools_differ(report(), report(**change)))
+        for change in ({"state": "unknown"}, {"idle_timeout": {"ms": 5060, "spread_ms": 16}}, {"idle_timeout": None}, {"requests": 49},
+                       {"own_idle_limit": {"ms": 1000, "spread_ms": 5}}, {"connections": 9}, {"unclassified": 3}, {"port": 81},
+                       {"longest_reused_idle_ms": 2030}):
+            self.assertTrue(both_ends.pools_differ(report(), report(**change)), change)
+        lost = [seen("path_dropped", "gave_up", "likely", exchange=3)]
+        self.assertFalse(both_ends.pools_differ(report(), report(requests=47, unclassified=3), lost))
+        self.assertTrue(both_ends.pools_differ(report(), report(requests=46), lost))
+        self.assertTrue(both_ends.pools_differ(report(), report(unclassified=1), lost))
 
 
 if __name__ == "__main__":

@@ -155,6 +155,7 @@ class Tally:
     lowest: int = 0  # of what finrace may count as unclassified
     highest: int = 0
     counted: int | None = None  # by finrace
+    compared: int = 0  # verdicts that were looked for in captures
     findings: list = field(default_factory=list)
 
     def add(self, other):

@@ -176,38 +176,99 @@ def check_replay(finrace, recordings, flags=()):
                                 f"          {live[different:different + 1]}\n          {again[different:different + 1]}")
 
 
+def wait_said(process, what, limit=READY_LIMIT):
+    """What a process has said on its standard error, a pipe, once `what` is among it."""
+    said, deadline = "", time.monotonic() + limit
+    while what not in said:
+        left = deadline - time.monotonic()
+        ready = left > 0 and select.select([process.stderr], [], [], left)[0]
+        part = os.read(process.stderr.fileno(), 4096).decode("utf-8", "replace") if ready else ""
+        if not part:
+            process.kill()
+            process.wait(LIMIT)
+            raise Wrong(f"{process.args[0]} did not come to say {what!r}: {said}")
+        said += part
+    return said
+
+
+class Diagnosis:
+    """`finrace diagnose --json` at work, with a page beside it."""
+
+    def __init__(self, options, *arguments, **more):
+        self.folder = tempfile.mkdtemp(dir=options.folder)
+        self.page = os.path.join(self.folder, "page.html")
+        self.process = subprocess.Popen([options.finrace, "diagnose", "--json", "--html", self.page, *arguments],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+    def wait_ready(self):
+        """Of one that watches this host."""
+        wait_said(self.process, "finrace: ready")
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(STOP_LIMIT)
+
+    def end(self, number=None):
+        """(exit status, report, what was said), `number` being the signal to end it by. Asserts that the report is what the
+        schema says, and that the page beside it is sound and says the same."""
+        if number is not None:
+            self.process.send_signal(number)
+        output, said = self.process.communicate(timeout=LIMIT * 10)
+        said = said.decode("utf-8", "replace")
+        status = self.process.returncode
+        must(status in (0, 1, 3), lambda: f"diagnose: exit {status}: {said[-2000:]}")
+        report = json.loads(output)
+        found = check_records.report_complaints(report)
+        must(not found, lambda: f"{len(found)} complaints about the report: {found[0]}")
+        must(os.listdir(self.folder) == ["page.html"] and os.stat(self.page).st_mode & 0o777 == 0o600,
+             f"beside the page: {os.listdir(self.folder)}")
+        with open(self.page, encoding="utf-8") as file:
+            found = check_page.complaints(file.read(), report)
+        must(not found, lambda: f"{len(found)} complaints about the page: {found[0]}")
+        return status, report, said
+
+
 def diagnose(options, *arguments, **more):
-    """(exit status, report, what was said) of `finrace diagnose --json`; asserts that the report is what the schema says, and
-    that the page beside it is sound and says the same."""
-    folder = tempfile.mkdtemp(dir=options.folder)
-    page = os.path.join(folder, "page.html")
-    done = subprocess.run([options.finrace, "diagnose", "--json", "--html", page, *arguments], stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=LIMIT * 10, check=False, **more)
-    said = done.stderr.decode("utf-8", "replace")
-    must(done.returncode in (0, 1, 3), lambda: f"diagnose: exit {done.returncode}: {said[-2000:]}")
-    report = json.loads(done.stdout)
-    found = check_records.report_complaints(report)
-    must(not found, lambda: f"{len(found)} complaints about the report: {found[0]}")
-    must(os.listdir(folder) == ["page.html"] and os.stat(page).st_mode & 0o777 == 0o600, f"beside the page: {os.listdir(folder)}")
-    with open(page, encoding="utf-8") as file:
-        found = check_page.complaints(file.read(), report)
-    must(not found, lambda: f"{len(found)} complaints about the page: {found[0]}")
-    return done.returncode, report, said
+    """What Diagnosis.end() gives of one that ends by itself."""
+    return Diagnosis(options, *arguments, **more).end()
+
+
+def place_of(where):
+    return where["address"], where["port"]
+
+
+def named(verdicts):
+    """How often, by cause, certainty and place."""
+    found = Counter()
+    for record in verdicts:
+        where = place_of(record.at(f"network.{'local' if record.at('finrace.side') == 'server' else 'peer'}"))
+        found[record.at("finrace.cause"), record.at("finrace.certainty"), *where] += 1
+    return found
+
+
+def findings(report):
+    """The same of a report."""
+    found = Counter()
+    for finding in report["findings"]:
+        for certainty, count in finding["certainty"].items():
+            found[finding["cause"], certainty, *place_of(finding.get("upstream") or finding["listener"])] += count
+    return found
+
+
+def check_findings(due, report):
+    """What was named is found, as often."""
+    found = findings(report)
+    must(due == found, lambda: f"named, but not found: {due - found}; found, but not named: {found - due}")
 
 
 def check_diagnosis(finrace, recordings):
-    """What a run named, `diagnose` of its recording finds: as often, by cause and place."""
-    named, found = Counter(), Counter()
-    for record in finrace.records("finrace.verdict"):
-        end = "local" if record.at("finrace.side") == "server" else "peer"
-        named[record.at("finrace.cause"), record.at(f"network.{end}.address"), record.at(f"network.{end}.port")] += 1
+    """What a run named, `diagnose` of its recording finds."""
+    verdicts = finrace.records("finrace.verdict")
     status, report, said = diagnose(finrace.options, *recordings)
     must("warning" not in said, said)
-    for finding in report["findings"]:
-        where = finding.get("upstream") or finding["listener"]
-        found[finding["cause"], where["address"], where["port"]] += finding["verdicts"]
-    must(named and status == 1, f"exit {status} with {sum(named.values())} verdicts")
-    must(named == found, lambda: f"named, but not found: {named - found}; found, but not named: {found - named}")
+    must(verdicts and status == 1, f"exit {status} with {len(verdicts)} verdicts")
+    check_findings(named(verdicts), report)
 
 
 def check_schema(finrace):
