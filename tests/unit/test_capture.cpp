@@ -594,6 +594,22 @@ TEST_CASE("an RST that was lost behind the upstream's end crossed nothing", "[ca
     CHECK(found.unclassified == (late ? 1 : 0));
 }
 
+TEST_CASE("a FIN that was lost behind the upstream's end crossed nothing, as far as it shows", "[capture]")
+{
+    CaptureFile file;
+    Talk talk(file);
+    cross(talk, 20, 0.02);
+    talk.server_fin();
+    const bool late = GENERATE(true, false);
+    talk.wait_ms(late ? 1000 : 15);
+    talk.request();
+    talk.wait_ms(0.02);
+    talk.server_bare_reset();
+    const Found found(file);
+    CHECK(found.said() == (late ? "" : "keepalive_race/fin_crossed proven"));
+    CHECK(found.unclassified == (late ? 1 : 0));
+}
+
 TEST_CASE("an RST into the stream of a large request ends it, however much of it is under way", "[capture]")
 {
     CaptureFile file;

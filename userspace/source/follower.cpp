@@ -547,13 +547,16 @@ void Follower::on_client_payload(Followed& f, const Segment& segment)
         return;
     }
     const std::uint64_t reset_ns = std::max(f.reset_with_ack_ns, f.bare_reset_ns);
-    bool after_loss = false;
+    const bool begins = connection_begins_exchange(&f.c, f.bytes_received) != 0;
+    bool after_loss = false; // this may have been sent, and lost, before
     // An RST that had come to it would have ended it: this one was lost after it was captured.
-    if (has(f.c, waiting_resets) && f.now_ns > reset_ns + f.shift_ns / 4 + jitter_ns &&
-        connection_begins_exchange(&f.c, f.bytes_received) != 0) {
+    if (begins && has(f.c, waiting_resets) && f.now_ns > reset_ns + f.shift_ns / 4 + jitter_ns) {
         connection_forget_resets(&f.c);
-        after_loss = f.now_ns > reset_ns + retransmission_ns; // and this may have been sent, and lost, before
+        after_loss = f.now_ns > reset_ns + retransmission_ns;
     }
+    // A FIN that had come to it would be acknowledged.
+    if (begins && f.fin_whole && !has(f.c, CONNECTION_PEER_FIN) && f.now_ns > f.fin_ns + retransmission_ns)
+        after_loss = true;
     const std::uint32_t exchange = f.c.exchange;
     const socket_view view = view_of(f);
     connection_notable_send(&f.c, &view, segment.seq == f.send_next ? segment.first : 0, fresh);
