@@ -934,6 +934,43 @@ TEST_CASE("where it was taken", "[capture]")
     }
 }
 
+TEST_CASE("events come in the order in which they happened, whenever that shows", "[capture]")
+{
+    CaptureFile file;
+    Talk reset(file, 40000);
+    Talk acked_late(file, 40001);
+    Talk acked(file, 40002);
+    std::uint64_t now_ns = capture_epoch_ns;
+    for (Talk* talk : {&reset, &acked_late, &acked}) {
+        talk->now_ns = now_ns;
+        talk->open();
+        talk->exchange();
+        now_ns = talk->now_ns + 100 * ms;
+    }
+    const auto after = [&](Talk& talk, std::uint64_t n) -> Talk& {
+        talk.now_ns = now_ns + n * ms;
+        return talk;
+    };
+    after(reset, 0).server_reset();
+    after(acked_late, 1).server_fin();
+    after(acked, 2).server_fin();
+    acked.client_hears();
+    acked.client_acks();
+    acked_late.client_hears();
+    after(acked_late, 40).client_fin();
+    after(acked, 10'000).client_fin();
+
+    const Found found(file);
+    std::vector<int> closed;
+    for (std::size_t i = 0; i < found.events.size(); ++i) {
+        const event& e = found.events[i];
+        if (e.kind == EVENT_PEER_FIN || e.kind == EVENT_PEER_RESET)
+            closed.push_back(e.local_port);
+        CHECK((i == 0 || found.events[i - 1].timestamp_ns <= e.timestamp_ns));
+    }
+    CHECK(closed == std::vector<int>{40000, 40001, 40002});
+}
+
 TEST_CASE("beyond its room the connection that was quiet for longest is given up, and counted", "[capture]")
 {
     std::vector<event> events;

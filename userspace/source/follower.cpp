@@ -15,6 +15,8 @@ constexpr std::uint64_t ns_per_ms = 1'000'000;
 /// What may still come that was sent before a close was known: far more than a round trip.
 constexpr std::uint64_t settle_ns = 2'000 * ns_per_ms;
 
+constexpr std::size_t most_held = 1U << 16U; ///< events; of more the oldest is handed on
+
 /// No retransmission is as close to what it repeats (RFC 6298: a second, Linux: 200 ms): that is the same packet, met
 /// on another device (-i any).
 constexpr std::uint64_t same_packet_ns = 10 * ns_per_ms;
@@ -212,6 +214,7 @@ void Follower::take(const Segment& segment)
 {
     now_ns_ = std::max(now_ns_, segment.at_ns);
     settle_due();
+    release(sent_at(now_ns_, settle_ns));
     if (segment.icmp_error != 0) {
         on_icmp(segment);
         return;
@@ -853,6 +856,15 @@ void Follower::finish()
         if (!f.over && f.other_moved && !(f.from_client && f.from_server))
             ++gaps_.one_direction;
     }
+    release(~std::uint64_t{0});
+}
+
+void Follower::release(std::uint64_t until_ns)
+{
+    while (!held_.empty() && (held_.begin()->first <= until_ns || held_.size() > most_held)) {
+        emit_(held_.begin()->second);
+        held_.erase(held_.begin());
+    }
 }
 
 void Follower::emit(const Followed& f, std::uint8_t kind, std::uint8_t old_state, std::uint32_t acknowledged)
@@ -891,7 +903,7 @@ void Follower::emit(const Followed& f, std::uint8_t kind, std::uint8_t old_state
         e.connection.peer_reset_ns = 0;
         e.connection.reset_unacked = 0;
     }
-    emit_(e);
+    held_.emplace_hint(held_.end(), e.timestamp_ns, e);
 }
 
 // ---- where it was taken

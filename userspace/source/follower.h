@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
@@ -50,7 +51,9 @@ public:
 
     static constexpr std::size_t most_connections = 1U << 17U;
 
-    /// `most`: connections that are followed at once; of more the one that has been quiet for longest is given up.
+    /// `emit` has the events of all connections in the order in which they happened, as far as they show within two
+    /// seconds. `most`: connections that are followed at once; of more the one that has been quiet for longest is given
+    /// up.
     explicit Follower(Emit emit, std::size_t most = most_connections);
 
     void take(const Segment& segment);
@@ -213,8 +216,12 @@ private:
     void note_place(Followed& f);
     [[nodiscard]] TakenAt place_by_time(const Followed& f) const;
 
+    /// Hands on what happened until then, by the capture's clock.
+    void release(std::uint64_t until_ns);
+
     Emit emit_;
     std::size_t most_;
+    std::multimap<std::uint64_t, event> held_; ///< by their time: what shows later may have happened before
     std::deque<Followed> all_;
     std::vector<Index> free_;
     std::vector<Index> buckets_;
