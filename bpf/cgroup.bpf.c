@@ -70,6 +70,7 @@ static __always_inline struct event *cgroup_event_begin(struct connection *c, co
 
 	if (!e)
 		return NULL;
+	e->received_ns = view->last_receive_ns;
 	/* What is kept there until then is for the kernel alone. */
 	if (!(c->flags & CONNECTION_PEER_FIN)) {
 		e->connection.peer_fin_ns = 0;

@@ -1120,6 +1120,33 @@ def test_who_closed_and_how(options):
         must(not wrong, lambda: f"{len(wrong)} of {len(due)} wrong:\n          " + "\n          ".join(wrong[:6]))
 
 
+def test_rest_at_close(options):
+    """How long a connection had rested when this host closed it counts from the answer, however late that was."""
+    late, rest = 0.6, 0.2
+    with network() as net:
+        diagnosis = harness.Diagnosis(options, *options.backend_flags, "--upstream", net.address(), "--for", "1h",
+                                      preexec_fn=Finrace.enter_host)
+        diagnosis.wait_ready()
+        listener = listen(net)
+        rested, servers = [], []
+        for _ in range(10):
+            pair = Pair(net, listener)
+            servers.append(pair.server)  # which do not close
+            pair.client.sendall(REQUEST)
+            time.sleep(late)
+            pair.serve(len(REQUEST), RESPONSE)
+            answered = time.monotonic()
+            time.sleep(rest)
+            pair.client.close()
+            rested.append(time.monotonic() - answered)
+        _, report, _ = diagnosis.end(signal.SIGINT)
+        for server in servers:
+            server.close()
+    limits = [pool["own_idle_limit"]["ms"] for pool in report["upstreams"] if "own_idle_limit" in pool]
+    must(len(limits) == 1, f"{limits} of {report['upstreams']}")
+    must(limits[0] < (max(rested) + late / 2) * 1000, f"{limits[0]} ms, of rests up to {max(rested) * 1000:.0f} ms")
+
+
 # ---- where records go ----------------------------------------------------------------------------------------------------
 
 
@@ -1374,7 +1401,8 @@ TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names,
-    test_moved_sockets, test_who_closed_and_how, test_older_connections, test_smallest_ring, test_slow_reader,
+    test_moved_sockets, test_who_closed_and_how, test_rest_at_close,
+    test_older_connections, test_smallest_ring, test_slow_reader,
     test_reader_that_never_comes_back, test_full_disk, test_churn_at_start, test_start_stop, test_many_connections,
 ]
 
