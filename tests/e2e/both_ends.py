@@ -121,7 +121,7 @@ def judged(record):
     return record and (record.at("finrace.cause"), record.at("finrace.variant"), record.at("finrace.certainty"))
 
 
-# Reasons that depend on which of the upstream's closes came before, and so within moments on their order.
+# Reasons that depend on the upstream's other closes: on their order, within moments, and on rests that are known to a tick.
 BY_OTHER_CLOSES = {"restart", "request_limit", "early_purge", "unknown"}
 
 
