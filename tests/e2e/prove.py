@@ -797,7 +797,7 @@ def check_recorded(stage, results):
         check(f"{where}: what was named is in its report", harness.check_findings,
               harness.named(itertools.chain(*captured.values())), report)
         check(f"{where}: the same pools as recorded", both_ends.check_pools, recorded, report, found.unseen(), seen_better,
-              alone if end == "left" else 0)
+              found.counted_apart(), alone if end == "left" else 0)
         check(f"{where}: whole, and taken there", both_ends.check_place, report, end)
 
 

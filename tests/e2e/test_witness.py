@@ -564,6 +564,8 @@ class BothEndsTest(unittest.TestCase):
         self.assertFalse(both_ends.pools_differ(report(), report(requests=47, unclassified=3), lost))
         self.assertTrue(both_ends.pools_differ(report(), report(requests=46), lost))
         self.assertTrue(both_ends.pools_differ(report(), report(unclassified=1), lost))
+        self.assertFalse(both_ends.pools_differ(report(), report(requests=51), counted_apart={1}))
+        self.assertTrue(both_ends.pools_differ(report(), report(requests=52), counted_apart={1}))
 
 
 if __name__ == "__main__":
