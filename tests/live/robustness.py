@@ -644,6 +644,17 @@ def test_upstreams_that_rest(options):
         must(told() == before + 1, "the last summary leaves it out")
 
 
+def test_for(options):
+    """--for ends it with 0 as a signal does, after a last summary; it is refused where a recording sets the time."""
+    with network() as net, Finrace(options, "--for", "3s", interval="1h") as finrace:
+        unanswered(net, listen(net))
+        finrace.wait_end()
+        must(len(finrace.verdicts(net)) == 1, f"{finrace.verdicts(net)}")
+        must(finrace.health().at("finrace.health.last") is True, "no last summary")
+    done = run_finrace(options, ["run", "--for", "3s", "--replay", "nothing.rec"])
+    must(done.returncode == 2 and "--for" in done.stderr, f"exit {done.returncode}: {done.stderr}")
+
+
 def test_told_to_end_in_a_flood(options):
     """More events than it takes in at one go wait in the ring when it is told to end: it hands on all of them first."""
     count = 300 if options.small else 1500
@@ -1330,6 +1341,9 @@ REFUSALS = [
     (["run", "--output"], ["--output"]),
     (["run", "extra"], ["extra"]),
     (["watch", "--upstream", "x:y"], ["--upstream", "x:y"]),
+    (["watch", "--for", "5"], ["--for", "'5'", "unit"]),
+    (["run", "--for", "10ms"], ["--for", "'10ms'", "1s and more"]),
+    (["record", "--output", "-", "--for", "0s"], ["--for", "'0s'", "1s and more"]),
     (["explain", "nosuch"], ["nosuch", "keepalive_race", "restart"]),
 ]
 
@@ -1398,7 +1412,7 @@ def test_no_cgroup_root(options):
 # ---- all of them ---------------------------------------------------------------------------------------------------------
 
 TESTS = [
-    test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_upstreams_that_rest,
+    test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names,
     test_moved_sockets, test_who_closed_and_how, test_rest_at_close,

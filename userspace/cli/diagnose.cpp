@@ -37,14 +37,13 @@ namespace {
 constexpr int exit_findings = 1;
 constexpr int exit_inconclusive = 3;
 constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(200);
-constexpr std::chrono::nanoseconds shortest_duration = std::chrono::seconds(1);
 constexpr std::chrono::nanoseconds by_default = std::chrono::seconds(60);
 constexpr std::size_t widest_report = 110;
 constexpr std::uint64_t ns_per_second = 1'000'000'000;
 
 struct DiagnoseOptions {
     WatchOptions watch;
-    std::chrono::nanoseconds duration = by_default;
+    std::optional<std::chrono::nanoseconds> duration{};
     std::vector<std::string> files{};
     bool json = false;
     std::string page{}; ///< the file for it; empty if none is wanted
@@ -270,7 +269,7 @@ int diagnose(const DiagnoseOptions& options)
         return feed->failed() ? exit_unusable : status;
     }
     LiveLoop feed(options.watch, tick);
-    Doctor doctor(feed, options.watch.filter, options.duration);
+    Doctor doctor(feed, options.watch.filter, options.duration.value_or(by_default));
     feed.run(doctor);
     return report(options, doctor.diagnosis(), described(doctor.watched(), options, feed, ""));
 }
@@ -283,13 +282,7 @@ void add_diagnose(CLI::App& program, Action& action)
         program.add_subcommand("diagnose", "one shot: what is wrong, how sure, and which setting to change");
     auto options = std::make_shared<DiagnoseOptions>();
     add_watch_options(*command, options->watch);
-    CLI::Option* duration =
-        add_parsed(*command, "--for", "DURATION", "watch for this long (60s, 10m); default 60s, Ctrl-C ends it sooner",
-                   [options](const std::string& text) {
-                       options->duration = parse_duration(text);
-                       if (options->duration < shortest_duration)
-                           throw UsageError(fmt::format("'{}' is too short; accepted: 1s and more", text));
-                   });
+    CLI::Option* duration = add_duration(*command, options->duration, "default 60s, Ctrl-C ends it sooner");
     command->add_flag("--json", options->json, "the report for programs");
     add_parsed(*command, "--html", "FILE",
                "a page for a browser as well: one file that loads nothing, for its owner alone to read",

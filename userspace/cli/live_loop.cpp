@@ -144,6 +144,7 @@ bool LiveLoop::goes_on_after_signal(Listener& listener)
 
 void LiveLoop::run(Listener& listener)
 {
+    const std::uint64_t began_ns = now_ns();
     intake_->listen(listener);
     const Descriptor epoll = opened(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1()");
     const Descriptor timer = opened(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create()");
@@ -191,7 +192,8 @@ void LiveLoop::run(Listener& listener)
             }
         }
         more = take_in();
-        if (!listener.on_tick())
+        const bool is_over = duration_ && now_ns() - began_ns >= static_cast<std::uint64_t>(duration_->count());
+        if (!listener.on_tick() || is_over)
             running = false;
     }
     for (const auto end = std::chrono::steady_clock::now() + longest_farewell;

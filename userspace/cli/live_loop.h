@@ -22,6 +22,9 @@ public:
     /// `recorder` as well, if there is one. Throws SetupError, UsageError or OutputError.
     LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, Recorder* recorder = nullptr);
 
+    /// It ends by itself after so long, if there is a limit.
+    void end_after(std::optional<std::chrono::nanoseconds> duration) { duration_ = duration; }
+
     /// Until a signal comes or the listener ends it. What was waiting in the ring is handed on before it returns.
     void run(Listener& listener) override;
 
@@ -39,6 +42,7 @@ private:
     void say_warnings();
 
     std::chrono::nanoseconds tick_;
+    std::optional<std::chrono::nanoseconds> duration_;
     Descriptor signals_;
     bool hangup_ignored_ = false; ///< by nohup
     std::unique_ptr<LiveSource> source_;

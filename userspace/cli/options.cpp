@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::uint64_t smallest_ring = 4096;
 constexpr std::uint64_t largest_ring = 1U << 30U;
+constexpr std::chrono::nanoseconds shortest_duration = std::chrono::seconds(1);
 
 template <typename Value>
 Value choose(const std::vector<std::pair<std::string, Value>>& choices, const std::string& text)
@@ -95,6 +96,17 @@ void add_watch_options(CLI::App& command, WatchOptions& options)
                        throw UsageError(fmt::format("'{}' is out of range; accepted: 4k to 1G", text));
                    options.live.ring_bytes = static_cast<std::uint32_t>(bytes);
                });
+}
+
+CLI::Option* add_duration(CLI::App& command, std::optional<std::chrono::nanoseconds>& duration,
+                          const std::string& otherwise)
+{
+    return add_parsed(command, "--for", "DURATION", "watch for this long (60s, 10m); " + otherwise,
+                      [&duration](const std::string& text) {
+                          duration = parse_duration(text);
+                          if (*duration < shortest_duration)
+                              throw UsageError(fmt::format("'{}' is too short; accepted: 1s and more", text));
+                      });
 }
 
 void check_combination(const WatchOptions& options)

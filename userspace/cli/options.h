@@ -2,7 +2,9 @@
 // The flags that commands share, and what each command is to the program.
 #pragma once
 
+#include <chrono>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +51,10 @@ void check_combination(const WatchOptions& options);
 /// A flag whose text is turned into a value by `parse`, which may throw UsageError.
 CLI::Option* add_parsed(CLI::App& command, const std::string& name, const std::string& type,
                         const std::string& description, std::function<void(const std::string&)> parse);
+
+/// --for DURATION, of a second at least. `otherwise`: what holds without it, for its help.
+CLI::Option* add_duration(CLI::App& command, std::optional<std::chrono::nanoseconds>& duration,
+                          const std::string& otherwise);
 
 /// Talk: to standard error.
 void say(const std::string& message);

@@ -24,26 +24,17 @@ struct RecordCommand {
     bool connections = false;
 };
 
-/// Lets everything pass, until the time is over or nobody takes what is recorded.
+/// Lets everything pass, for as long as somebody takes what is recorded.
 class Patience final : public Listener {
 public:
-    Patience(const Recorder& recorder, std::optional<std::chrono::nanoseconds> duration)
-        : recorder_(recorder), started_(std::chrono::steady_clock::now()), duration_(duration)
-    {
-    }
+    explicit Patience(const Recorder& recorder) : recorder_(recorder) {}
 
     void on_event(const event& /*e*/) override {}
     void on_verdict(const Judged& /*judged*/) override {}
-    bool on_tick() override
-    {
-        return !recorder_.closed_by_reader() &&
-               (!duration_ || std::chrono::steady_clock::now() - started_ < *duration_);
-    }
+    bool on_tick() override { return !recorder_.closed_by_reader(); }
 
 private:
     const Recorder& recorder_;
-    std::chrono::steady_clock::time_point started_;
-    std::optional<std::chrono::nanoseconds> duration_;
 };
 
 int record(RecordCommand command)
@@ -53,7 +44,8 @@ int record(RecordCommand command)
     command.watch.live.report_states = command.connections;
     Recorder recorder(command.record);
     LiveLoop feed(command.watch, tick, &recorder);
-    Patience patience(recorder, command.duration);
+    feed.end_after(command.duration);
+    Patience patience(recorder);
     feed.run(patience);
     std::uint64_t verdicts = 0;
     for (const auto& [cause, count] : feed.intake().verdicts())
@@ -72,8 +64,7 @@ void add_record(CLI::App& program, Action& action)
     add_watch_options(*command, options->watch);
     add_record_options(*command, "--output", options->record);
     command->get_option("--output")->required();
-    add_parsed(*command, "--for", "DURATION", "end after this time (60s, 10m); default: at Ctrl-C",
-               [options](const std::string& text) { options->duration = parse_duration(text); });
+    add_duration(*command, options->duration, "without it until Ctrl-C");
     command->add_flag("--connections", options->connections,
                       "what run --connections needs as well: states, and what this host accepts");
     command->footer("A recording holds addresses, ports, times and process names, and no payload.\n"

@@ -37,6 +37,7 @@ struct RunOptions {
     WatchOptions watch;
     std::string output = "-";
     std::chrono::nanoseconds interval = std::chrono::seconds(10);
+    std::optional<std::chrono::nanoseconds> duration{};
     bool connections = false;
     RecordOptions record{};
     std::vector<std::string> replayed{};
@@ -252,6 +253,7 @@ int run(RunOptions options)
                                          options.record.path, options.output));
     }
     LiveLoop feed(options.watch, options.interval, recorder ? &*recorder : nullptr);
+    feed.end_after(options.duration);
     Reporter reporter(options, stream, feed);
     feed.run(reporter);
 
@@ -283,6 +285,7 @@ void add_run(CLI::App& program, Action& action)
                    if (options->interval < shortest_interval)
                        throw UsageError(fmt::format("'{}' is too short; accepted: 10ms and more", text));
                });
+    add_duration(*command, options->duration, "without it until a signal ends it");
     command->add_flag("--connections", options->connections,
                       "one record for the end of every connection, healthy and accepted ones too");
     add_record_options(*command, "--record", options->record);
@@ -290,7 +293,7 @@ void add_run(CLI::App& program, Action& action)
         ->add_option("--replay", options->replayed,
                      "judge what was recorded (finrace record, --record, or tcpdump) instead; - is standard input")
         ->type_name("FILE...")
-        ->excludes("--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes");
+        ->excludes("--for", "--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes");
     command->footer(
         "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
         "SIGHUP and SIGUSR1 open the --output file anew, for log rotation; without one SIGHUP ends it.\n"

@@ -2,7 +2,9 @@
 // finrace watch: each verdict as a small timeline, live.
 #include <unistd.h>
 
+#include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <fmt/format.h>
@@ -20,6 +22,11 @@ namespace {
 
 constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(100);
 constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
+
+struct ViewOptions {
+    WatchOptions watch;
+    std::optional<std::chrono::nanoseconds> duration{};
+};
 
 class Viewer final : public Listener {
 public:
@@ -83,10 +90,11 @@ void say_tally(const LiveLoop& loop)
     say(fmt::format("{}", fmt::join(parts, ", ")));
 }
 
-int watch(const WatchOptions& options)
+int watch(const ViewOptions& options)
 {
     Stream stream = Stream::to_descriptor(STDOUT_FILENO);
-    LiveLoop loop(options, tick);
+    LiveLoop loop(options.watch, tick);
+    loop.end_after(options.duration);
     Viewer viewer(stream, loop);
     loop.run(viewer);
     if (!stream.closed_by_reader())
@@ -102,13 +110,15 @@ int watch(const WatchOptions& options)
 void add_watch(CLI::App& program, Action& action)
 {
     CLI::App* command = program.add_subcommand("watch", "each failed request as a timeline, live, for eyes");
-    auto options = std::make_shared<WatchOptions>();
-    add_watch_options(*command, *options);
+    auto options = std::make_shared<ViewOptions>();
+    add_watch_options(*command, options->watch);
+    add_duration(*command, options->duration, "without it until Ctrl-C");
     command->footer("Times are relative to the request. Ends with 0 on Ctrl-C.\n"
                     "\n"
                     "Examples:\n"
                     "  finrace watch\n"
-                    "  finrace watch --upstream 10.0.0.5:8000 --process nginx");
+                    "  finrace watch --upstream 10.0.0.5:8000 --process nginx\n"
+                    "  finrace watch --for 10m > races.txt");
     command->callback([options, &action] { action = [options] { return watch(*options); }; });
 }
 
