@@ -29,6 +29,7 @@
 
 #include <fmt/format.h>
 
+#include "bpf/connection.h"
 #include "source/configuration.h"
 #include "source/descriptor.h"
 #include "source/sockets.h"
@@ -253,7 +254,77 @@ void for_each_own_address(const Handle& handle)
     ::freeifaddrs(all);
 }
 
+/// The TCP sockets of the network namespace that the calling thread is in.
+class SocketList {
+public:
+    explicit SocketList(int accounting = -1)
+    {
+        list_tcp_sockets(
+            [&](const ListedSocket& socket) {
+                sockets_.push_back(socket);
+                if (socket.state == TCP_STATE_LISTEN)
+                    listening_.insert(socket.local_port);
+            },
+            accounting);
+    }
+
+    [[nodiscard]] const std::vector<ListedSocket>& all() const { return sockets_; }
+    /// A connection that is established, and that no listener has accepted.
+    [[nodiscard]] bool was_opened_here(const ListedSocket& socket) const
+    {
+        return socket.state == TCP_STATE_ESTABLISHED && listening_.count(socket.local_port) == 0;
+    }
+
+private:
+    std::vector<ListedSocket> sockets_;
+    std::set<std::uint16_t> listening_;
+};
+
+/// Something came in, and nothing has been sent since.
+bool is_answered(const ListedSocket& socket)
+{
+    return socket.last_receive_ns != 0 && socket.last_receive_ns >= socket.last_send_ns;
+}
+
+std::uint64_t rested_ms(const ListedSocket& socket, std::uint64_t now_ns)
+{
+    return now_ns > socket.last_receive_ns ? (now_ns - socket.last_receive_ns) / ns_per_ms : 0;
+}
+
 } // namespace
+
+std::vector<OpenSocket> open_sockets(int accounting, bool with_owners)
+{
+    std::vector<OpenSocket> open;
+    const SocketOwners owners = with_owners ? find_socket_owners() : SocketOwners();
+    in_each_network_namespace([&] {
+        const std::uint32_t netns = this_network_namespace();
+        const SocketList sockets(accounting);
+        const std::uint64_t now_ns = monotonic_ns();
+        for (const ListedSocket& socket : sockets.all()) {
+            const connection& c = socket.accounting;
+            const bool followed = c.id != 0 && (c.flags & CONNECTION_IGNORED) == 0;
+            if (!sockets.was_opened_here(socket) || (followed && (c.flags & CONNECTION_CLIENT) == 0))
+                continue;
+            OpenSocket one{.sampled = {.upstream = key_of(socket.peer_address, socket.peer_port, socket.family, netns)},
+                           .pid = c.pid,
+                           .process = std::string(c.comm, ::strnlen(c.comm, sizeof(c.comm)))};
+            if (followed) {
+                one.sampled.id = c.id;
+                one.sampled.exchange = c.exchange;
+            }
+            // Opened ahead, and nothing asked of it yet: idle as well.
+            one.sampled.busy = followed ? connection_awaits_response(&c, socket.bytes_received) != 0
+                                        : socket.last_send_ns != 0 && !is_answered(socket);
+            if (!one.sampled.busy && socket.last_receive_ns != 0)
+                one.sampled.rested_ms = rested_ms(socket, now_ns);
+            if (const auto found = owners.find(socket.inode); one.pid == 0 && found != owners.end())
+                one.pid = found->second;
+            open.push_back(std::move(one));
+        }
+    });
+    return open;
+}
 
 std::string process_comm(std::uint32_t pid)
 {
@@ -285,15 +356,9 @@ Host Host::now()
         for_each_own_address([&](const std::array<std::uint8_t, 16>& address, std::uint8_t family) {
             host.addresses_.emplace(UpstreamKey{.address = address, .port = 0, .family = family, .netns = 0}, netns);
         });
-        std::vector<ListedSocket> sockets;
-        std::set<std::uint16_t> listening;
-        list_tcp_sockets([&](const ListedSocket& socket) {
-            sockets.push_back(socket);
-            if (socket.state == TCP_STATE_LISTEN)
-                listening.insert(socket.local_port);
-        });
+        const SocketList sockets;
         const std::uint64_t now_ns = monotonic_ns();
-        for (const ListedSocket& socket : sockets) {
+        for (const ListedSocket& socket : sockets.all()) {
             if (socket.state == TCP_STATE_LISTEN) {
                 // Of an IPv6 socket without an address it is not known whether it takes IPv4 as well: most do.
                 const bool any = socket.local_address == std::array<std::uint8_t, 16>{};
@@ -305,14 +370,12 @@ Host Host::now()
                                            .holders = holders_of(socket.inode)});
                 continue;
             }
-            const bool answered = socket.last_receive_ns != 0 && socket.last_receive_ns >= socket.last_send_ns;
-            if (socket.state != TCP_STATE_ESTABLISHED || listening.count(socket.local_port) != 0 || !answered)
+            if (!sockets.was_opened_here(socket) || !is_answered(socket))
                 continue;
             const std::vector<std::uint32_t> pids = holders_of(socket.inode);
-            host.resting_.push_back(
-                {.upstream = key_of(socket.peer_address, socket.peer_port, socket.family, netns),
-                 .rested_ms = now_ns > socket.last_receive_ns ? (now_ns - socket.last_receive_ns) / ns_per_ms : 0,
-                 .pid = pids.empty() ? 0 : pids.front()});
+            host.resting_.push_back({.upstream = key_of(socket.peer_address, socket.peer_port, socket.family, netns),
+                                     .rested_ms = rested_ms(socket, now_ns),
+                                     .pid = pids.empty() ? 0 : pids.front()});
         }
     });
     return host;

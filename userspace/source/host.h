@@ -11,12 +11,24 @@
 
 #include "core/diagnosis.h"
 #include "core/software.h"
+#include "core/traffic.h"
 #include "core/upstream.h"
 
 namespace finrace {
 
 /// /proc/PID/comm: the name of a process's first thread, any bytes. Empty if there is none.
 std::string process_comm(std::uint32_t pid);
+
+/// A connection that this host opened and that is established, as it is now.
+struct OpenSocket {
+    SampledConnection sampled; ///< its upstream's network namespace is known
+    std::uint32_t pid = 0;     ///< of its owner; 0 if not known
+    std::string process;       ///< the owner's name, where the accounting has it; any bytes
+};
+
+/// Looks at the sockets of all network namespaces that can be entered. `accounting`: LiveSource::accounting(). Whose
+/// owners the accounting does not tell are looked up if `with_owners`: a walk through /proc.
+std::vector<OpenSocket> open_sockets(int accounting, bool with_owners);
 
 class Host {
 public:

@@ -247,6 +247,7 @@ struct LiveSource::Implementation {
     [[nodiscard]] virtual std::uint64_t adopted() const = 0;
     /// Runs that the kernel skipped and another program made up for.
     [[nodiscard]] virtual std::uint64_t stood_in() const { return 0; }
+    [[nodiscard]] virtual int accounting() const = 0;
 
     static int on_sample(void* context, void* data, size_t size)
     {
@@ -436,6 +437,11 @@ struct TraceSource : LiveSource::Implementation {
     [[nodiscard]] std::uint64_t begun() const override { return owner->bss->connections_begun; }
     [[nodiscard]] std::uint64_t adopted() const override { return owner->bss->connections_adopted; }
     [[nodiscard]] std::uint64_t stood_in() const override { return owner->bss->states_stood_in; }
+    [[nodiscard]] int accounting() const override
+    {
+        const bool in_sockets = bpf_map__type(owner->maps.connections) == BPF_MAP_TYPE_SK_STORAGE;
+        return in_sockets ? bpf_map__fd(owner->maps.connections) : -1;
+    }
 
     ~TraceSource() override
     {
@@ -546,6 +552,7 @@ struct CgroupSource : LiveSource::Implementation {
 
     [[nodiscard]] std::uint64_t begun() const override { return owner->bss->connections_begun; }
     [[nodiscard]] std::uint64_t adopted() const override { return listed; }
+    [[nodiscard]] int accounting() const override { return bpf_map__fd(owner->maps.connections); }
 
     ~CgroupSource() override
     {
@@ -631,6 +638,11 @@ LiveSource::~LiveSource() = default;
 int LiveSource::wakeup_fd() const
 {
     return ring_buffer__epoll_fd(implementation_->ring.get());
+}
+
+int LiveSource::accounting() const
+{
+    return implementation_->accounting();
 }
 
 bool LiveSource::consume(const std::function<void(const event&)>& handle)

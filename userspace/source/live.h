@@ -45,6 +45,9 @@ public:
 
     /// Readable when something urgent has happened; everything else is found by calling consume() now and then.
     [[nodiscard]] int wakeup_fd() const;
+    /// Descriptor of the socket storage with each connection's accounting (struct connection), for list_tcp_sockets();
+    /// -1 where it is in no socket's storage.
+    [[nodiscard]] int accounting() const;
     /// Hands waiting events to `handle`. IPv4-mapped addresses come as IPv4. Returns true if it left some: under a
     /// flood that comes faster than it is handled, signals and summaries would wait for ever.
     bool consume(const std::function<void(const event&)>& handle);

@@ -5,6 +5,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <cstddef>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
@@ -51,13 +52,44 @@ std::vector<fs::path> namespace_files()
     return files;
 }
 
-bool list_family(int netlink, std::uint8_t family, const std::function<void(const ListedSocket&)>& handle)
+/// Calls `handle` with each of the attributes in `bytes` bytes.
+template <typename Handle>
+void for_each_attribute(const void* first, unsigned bytes, const Handle& handle)
+{
+    // Nested ones have flags beside their type.
+    for (const auto* one = static_cast<const rtattr*>(first); RTA_OK(one, bytes); one = RTA_NEXT(one, bytes))
+        handle(one->rta_type & NLA_TYPE_MASK, RTA_DATA(one), static_cast<unsigned>(RTA_PAYLOAD(one)));
+}
+
+/// What a map of socket storage holds for a socket: INET_DIAG_SK_BPF_STORAGES, include/uapi/linux/sock_diag.h.
+void read_accounting(const void* storages, unsigned bytes, connection& accounting)
+{
+    for_each_attribute(storages, bytes, [&](int, const void* storage, unsigned storage_bytes) {
+        for_each_attribute(storage, storage_bytes, [&](int type, const void* value, unsigned value_bytes) {
+            if (type == SK_DIAG_BPF_STORAGE_MAP_VALUE && value_bytes == sizeof(accounting))
+                std::memcpy(&accounting, value, sizeof(accounting));
+        });
+    });
+}
+
+bool list_family(int netlink, std::uint8_t family, const std::function<void(const ListedSocket&)>& handle,
+                 int accounting)
 {
     struct {
         nlmsghdr header;
         inet_diag_req_v2 request;
+        rtattr storages;
+        rtattr map;
+        std::uint32_t map_fd;
     } message{};
     message.header.nlmsg_len = sizeof(message);
+    message.storages.rta_type = INET_DIAG_REQ_SK_BPF_STORAGES | NLA_F_NESTED;
+    message.storages.rta_len = RTA_LENGTH(RTA_LENGTH(sizeof(message.map_fd)));
+    message.map.rta_type = SK_DIAG_BPF_STORAGE_REQ_MAP_FD;
+    message.map.rta_len = RTA_LENGTH(sizeof(message.map_fd));
+    message.map_fd = static_cast<std::uint32_t>(accounting);
+    if (accounting < 0)
+        message.header.nlmsg_len = offsetof(decltype(message), storages);
     message.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
     message.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
     message.request.sdiag_family = family;
@@ -65,7 +97,7 @@ bool list_family(int netlink, std::uint8_t family, const std::function<void(cons
     message.request.idiag_ext = 1U << (INET_DIAG_INFO - 1);
     message.request.idiag_states = 0xffffffffU & ~(1U << TCP_STATE_TIME_WAIT | 1U << TCP_STATE_NEW_SYN_RECV |
                                                    1U << TCP_STATE_SYN_RECV | 1U << TCP_STATE_CLOSE);
-    if (send(netlink, &message, sizeof(message), 0) < 0)
+    if (send(netlink, &message, message.header.nlmsg_len, 0) < 0)
         return false;
 
     const std::uint64_t now = monotonic_ns();
@@ -101,19 +133,21 @@ bool list_family(int netlink, std::uint8_t family, const std::function<void(cons
                     ipv4_from_mapped(listed.peer_address.data());
             }
             listed.state = socket->idiag_state;
-            const auto* attribute = reinterpret_cast<const rtattr*>(socket + 1);
-            auto bytes = static_cast<unsigned>(NLMSG_PAYLOAD(h, sizeof(*socket)));
-            for (; RTA_OK(attribute, bytes); attribute = RTA_NEXT(attribute, bytes)) {
-                if (attribute->rta_type != INET_DIAG_INFO)
-                    continue;
+            const auto bytes = static_cast<unsigned>(NLMSG_PAYLOAD(h, sizeof(*socket)));
+            for_each_attribute(socket + 1, bytes, [&](int type, const void* data, unsigned size) {
+                if (type == INET_DIAG_SK_BPF_STORAGES)
+                    read_accounting(data, size, listed.accounting);
+                if (type != INET_DIAG_INFO)
+                    return;
                 tcp_info info{};
-                std::memcpy(&info, RTA_DATA(attribute), std::min(sizeof(info), std::size_t{RTA_PAYLOAD(attribute)}));
+                std::memcpy(&info, data, std::min(sizeof(info), std::size_t{size}));
                 // Both stamps are set by the handshake as well: without payload they tell nothing.
                 if (info.tcpi_bytes_acked > 1 || info.tcpi_unacked > 0)
                     listed.last_send_ns = now - std::uint64_t{info.tcpi_last_data_sent} * 1'000'000U;
                 if (info.tcpi_bytes_received > 0)
                     listed.last_receive_ns = now - std::uint64_t{info.tcpi_last_data_recv} * 1'000'000U;
-            }
+                listed.bytes_received = info.tcpi_bytes_received;
+            });
             handle(listed);
         }
     }
@@ -157,12 +191,13 @@ std::vector<std::string> in_each_network_namespace(const std::function<void()>& 
     return problems;
 }
 
-bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle)
+bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle, int accounting)
 {
     const Descriptor netlink(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
     if (!netlink)
         return false;
-    return list_family(netlink.get(), AF_INET, handle) && list_family(netlink.get(), AF_INET6, handle);
+    return list_family(netlink.get(), AF_INET, handle, accounting) &&
+           list_family(netlink.get(), AF_INET6, handle, accounting);
 }
 
 void for_each_socket_holder(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle)

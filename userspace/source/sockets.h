@@ -9,6 +9,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "bpf/event.h"
+
 namespace finrace {
 
 /// Runs `work` once inside every network namespace of this host that can be entered (each one only once), on a
@@ -28,12 +30,15 @@ struct ListedSocket {
     std::array<std::uint8_t, 16> peer_address;
     std::uint16_t local_port;
     std::uint16_t peer_port;
-    std::uint8_t family; ///< 4 or 6; IPv4-mapped addresses are 4
-    std::uint8_t state;  ///< enum tcp_connection_state
+    std::uint8_t family;          ///< 4 or 6; IPv4-mapped addresses are 4
+    std::uint8_t state;           ///< enum tcp_connection_state
+    std::uint64_t bytes_received; ///< payload
+    connection accounting;        ///< zeros where the kernel has none for it, or it was not asked for
 };
 
 /// Lists the TCP sockets of the namespace that the calling thread is in. False with errno set if the kernel refuses.
-bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle);
+/// `accounting`: descriptor of the socket storage with struct connection to tell as well (since Linux 5.7), or -1.
+bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle, int accounting = -1);
 
 /// One walk through /proc: calls `handle` for each socket (by its inode) that a process holds.
 void for_each_socket_holder(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle);
