@@ -129,6 +129,15 @@ void Stream::write(std::string_view line)
     backlog_.push_back('\n');
 }
 
+void Stream::write_text(std::string_view text)
+{
+    if (!takes(text.size())) {
+        dropped_ += static_cast<std::uint64_t>(std::count(text.begin(), text.end(), '\n'));
+        return;
+    }
+    backlog_.append(text);
+}
+
 void Stream::flush()
 {
     problem_ = 0;

@@ -38,6 +38,8 @@ public:
 
     /// Queues a line (without its newline); flush() writes it.
     void write(std::string_view line);
+    /// Queues text that ends its lines itself, or is none: what steers a terminal.
+    void write_text(std::string_view text);
     /// Writes as much as can be written without waiting.
     void flush();
     /// Flushes for at most `limit`, at the end; what then remains counts as dropped.

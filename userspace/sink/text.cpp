@@ -40,6 +40,29 @@ std::size_t columns(std::string_view text)
     return count;
 }
 
+std::string cut(std::string_view text, std::size_t width)
+{
+    if (columns(text) <= width)
+        return std::string(text);
+    if (width == 0)
+        return {};
+    std::size_t count = 0;
+    bool steers = false;
+    bool painted = false;
+    std::size_t end = 0;
+    for (; end < text.size(); ++end) {
+        const char c = text[end];
+        if (c == '\x1b') {
+            steers = painted = true;
+        } else if (steers) {
+            steers = c != 'm';
+        } else if ((static_cast<unsigned char>(c) & 0xc0U) != 0x80 && ++count == width) {
+            break;
+        }
+    }
+    return fmt::format("{}…{}", text.substr(0, end), painted ? "\x1b[0m" : "");
+}
+
 std::vector<std::string> wrap(std::string_view text, std::size_t width)
 {
     std::vector<std::string> lines;

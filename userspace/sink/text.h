@@ -29,6 +29,9 @@ private:
 /// That the terminal takes for it: of UTF-8 without wide or combining characters, perhaps in Paint's colours.
 std::size_t columns(std::string_view text);
 
+/// The same, or as much of it as leaves room for an "…" within `width` columns. Colours end with it.
+std::string cut(std::string_view text, std::size_t width);
+
 /// Lines of at most `width` columns, broken at spaces; the text's own line breaks and indents stay.
 std::vector<std::string> wrap(std::string_view text, std::size_t width);
 
