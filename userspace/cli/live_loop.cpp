@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <utility>
 
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
@@ -142,6 +143,12 @@ bool LiveLoop::goes_on_after_signal(Listener& listener)
     return signal.ssi_signo == SIGHUP && (listener.on_hangup() || hangup_ignored_);
 }
 
+void LiveLoop::watch_input(int descriptor, std::function<void()> on_ready)
+{
+    input_ = descriptor;
+    on_input_ = std::move(on_ready);
+}
+
 void LiveLoop::run(Listener& listener)
 {
     const std::uint64_t began_ns = now_ns();
@@ -156,6 +163,8 @@ void LiveLoop::run(Listener& listener)
     watch(epoll, source_->wakeup_fd(), EPOLLIN | EPOLLET, "the kernel's events");
     watch(epoll, signals_.get(), EPOLLIN, "signals");
     watch(epoll, timer.get(), EPOLLIN, "the timer");
+    if (input_ >= 0)
+        watch(epoll, input_, EPOLLIN, "keys");
     const int output = listener.output_descriptor();
     const int recording = recorder_ != nullptr ? recorder_->descriptor() : -1;
     const auto watch_outputs = [&] {
@@ -172,7 +181,7 @@ void LiveLoop::run(Listener& listener)
 
     bool more = false;
     for (bool running = true; running;) {
-        std::array<epoll_event, 5> ready{};
+        std::array<epoll_event, 6> ready{};
         const int count = ::epoll_wait(epoll.get(), ready.data(), static_cast<int>(ready.size()), more ? 0 : -1);
         if (count < 0 && errno != EINTR)
             throw SetupError(fmt::format("epoll_wait() failed: {}", std::strerror(errno)));
@@ -184,6 +193,8 @@ void LiveLoop::run(Listener& listener)
             } else if (fd == timer.get()) {
                 std::uint64_t expirations = 0;
                 [[maybe_unused]] const ssize_t got = ::read(timer.get(), &expirations, sizeof(expirations));
+            } else if (fd == input_) {
+                on_input_();
             } else if ((ready[static_cast<std::size_t>(i)].events & (EPOLLERR | EPOLLHUP)) != 0) {
                 if (fd == output)
                     listener.on_reader_left();

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -22,6 +23,8 @@ public:
     /// `recorder` as well, if there is one. Throws SetupError, UsageError or OutputError.
     LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, Recorder* recorder = nullptr);
 
+    /// `on_ready` is called whenever `descriptor` is readable while it runs.
+    void watch_input(int descriptor, std::function<void()> on_ready);
     /// It ends by itself after so long, if there is a limit.
     void end_after(std::optional<std::chrono::nanoseconds> duration) { duration_ = duration; }
 
@@ -34,6 +37,7 @@ public:
     [[nodiscard]] const SourceFacts& facts() const override { return facts_; }
     [[nodiscard]] SourceCounts counts() const override { return source_->counts(); }
     [[nodiscard]] const ProcessNames& names() const override;
+    [[nodiscard]] int accounting() const { return source_->accounting(); } ///< LiveSource's
 
 private:
     bool take_in();
@@ -43,6 +47,8 @@ private:
 
     std::chrono::nanoseconds tick_;
     std::optional<std::chrono::nanoseconds> duration_;
+    int input_ = -1;
+    std::function<void()> on_input_;
     Descriptor signals_;
     bool hangup_ignored_ = false; ///< by nohup
     std::unique_ptr<LiveSource> source_;

@@ -6,11 +6,14 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "cli/live_loop.h"
+#include "cli/live_terminal.h"
+#include "cli/live_viewer.h"
 #include "cli/options.h"
 #include "cli/terminal.h"
 #include "sink/stream.h"
@@ -28,21 +31,14 @@ struct ViewOptions {
     std::optional<std::chrono::nanoseconds> duration{};
 };
 
+/// One timeline after the other: what a pipe, a file, or a terminal that can do no more is given.
 class Viewer final : public Listener {
 public:
     Viewer(Stream& stream, const LiveLoop& loop) : stream_(stream), loop_(loop), paint_(shows_colours(stdout)) {}
 
     void on_event(const event& e) override { queue_.follow(e); }
 
-    void on_verdict(const Judged& judged) override
-    {
-        queue_.add({.judged = judged.e,
-                    .last = judged.last,
-                    .verdict = *judged.classification.verdict,
-                    .outcome = judged.outcome,
-                    .idle_timeout = judged.upstream.idle_timeout.timeout(),
-                    .process_name = finrace::process_name(judged.e.connection, loop_.names())});
-    }
+    void on_verdict(const Judged& judged) override { queue_.add(sighting_of(judged, loop_)); }
 
     bool on_tick() override
     {
@@ -95,12 +91,21 @@ int watch(const ViewOptions& options)
     Stream stream = Stream::to_descriptor(STDOUT_FILENO);
     LiveLoop loop(options.watch, tick);
     loop.end_after(options.duration);
-    Viewer viewer(stream, loop);
-    loop.run(viewer);
-    if (!stream.closed_by_reader())
-        viewer.finish();
+    std::vector<std::string> left_out;
+    if (LiveTerminal::is_there()) {
+        LiveViewer viewer(stream, loop, options.watch.filter);
+        loop.run(viewer);
+        left_out = viewer.finish();
+    } else {
+        Viewer viewer(stream, loop);
+        loop.run(viewer);
+        if (!stream.closed_by_reader())
+            viewer.finish();
+    }
     if (stream.dropped() > 0)
         say(fmt::format("{} lines could not be shown: the output did not take them", stream.dropped()));
+    for (const std::string& sentence : left_out)
+        say(sentence);
     say_tally(loop);
     return exit_success;
 }
@@ -113,12 +118,20 @@ void add_watch(CLI::App& program, Action& action)
     auto options = std::make_shared<ViewOptions>();
     add_watch_options(*command, options->watch);
     add_duration(*command, options->duration, "without it until Ctrl-C");
-    command->footer("Times are relative to the request. Ends with 0 on Ctrl-C.\n"
-                    "\n"
-                    "Examples:\n"
-                    "  finrace watch\n"
-                    "  finrace watch --upstream 10.0.0.5:8000 --process nginx\n"
-                    "  finrace watch --for 10m > races.txt");
+    command->footer(
+        "Times are relative to the request. Ends with 0 on Ctrl-C.\n"
+        "\n"
+        "On a terminal, lines below the timelines tell how things stand: for the whole, then for each upstream,\n"
+        "the worst first. Idle: connections that carry no request; busy: a request has been sent, and no answer\n"
+        "to it has begun. req/s: requests begun in the last ten seconds (- by kprobe, and on Linux 5.10 by\n"
+        "trace: not known there). Timeout: when the upstream closes idle connections, as learned. Keys: p or\n"
+        "space pauses, f or / filters, ? shows them all, q ends. Many verdicts alike in a second are told in one\n"
+        "line. Elsewhere, and with TERM=dumb, there are timelines alone.\n"
+        "\n"
+        "Examples:\n"
+        "  finrace watch\n"
+        "  finrace watch --upstream 10.0.0.5:8000 --process nginx\n"
+        "  finrace watch --for 10m > races.txt");
     command->callback([options, &action] { action = [options] { return watch(*options); }; });
 }
 
