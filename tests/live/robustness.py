@@ -1415,9 +1415,9 @@ TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names,
-    test_moved_sockets, test_who_closed_and_how, test_rest_at_close,
-    test_older_connections, test_smallest_ring, test_slow_reader,
-    test_reader_that_never_comes_back, test_full_disk, test_churn_at_start, test_start_stop, test_many_connections,
+    test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_older_connections, test_smallest_ring,
+    test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_churn_at_start, test_start_stop,
+    test_many_connections,
 ]
 
 

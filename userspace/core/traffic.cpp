@@ -85,6 +85,7 @@ Traffic::Flow Traffic::of(const UpstreamKey& key) const
     Flow flow;
     if (const auto found = flows_.find(key); found != flows_.end())
         flow = found->second;
+    flow.open.rests_known = samples_ > 0;
     if (lost_track_)
         flow.open.longest_ns = std::numeric_limits<std::uint64_t>::max();
     if (!tells_requests_)
