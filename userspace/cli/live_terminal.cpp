@@ -170,16 +170,12 @@ void LiveTerminal::write_above(std::string_view text)
 {
     if (text.empty())
         return;
-    if (!below_) {
-        stream_.write_text(text);
-    } else if (stream_.takes(text.size() + erase_below.size())) {
+    if (below_ && stream_.takes(text.size() + erase_below.size())) {
         stream_.write_text(erase_below);
-        stream_.write_text(text);
         below_ = false;
         drawn_.clear();
-    } else {
-        stream_.write_text(text); // which counts it as dropped
     }
+    stream_.write_text(text); // counted as dropped where there is no room
 }
 
 void LiveTerminal::draw_below(const std::vector<std::string>& lines)
