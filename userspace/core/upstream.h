@@ -111,8 +111,8 @@ struct Upstream {
     std::uint64_t newest_ns = 0;                ///< CLOCK_MONOTONIC, of its newest event
 };
 
-/// All upstreams seen, bounded: beyond `limit` those are forgotten of which nothing came for an hour; if there are none,
-/// new ones share one entry, `other`.
+/// All upstreams seen, bounded: beyond `limit` those are forgotten of which nothing came for an hour; if there are
+/// none, new ones share one entry, `other`.
 class Upstreams {
 public:
     static constexpr std::uint64_t forgotten_after_ns = 3'600'000'000'000;

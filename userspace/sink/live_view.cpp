@@ -46,6 +46,7 @@ std::string whole_line(const LiveStatus& status, const Paint& paint, std::size_t
     std::stable_sort(causes.begin(), causes.end(),
                      [](const auto& one, const auto& other) { return one.first > other.first; });
     std::vector<std::string> counts;
+    counts.reserve(causes.size() + 1);
     for (const auto& [count, cause] : causes)
         counts.push_back(fmt::format("{} {}", count, to_string(cause)));
     if (status.unclassified > 0)
