@@ -38,6 +38,7 @@ SLOW_ON = ("fentry", "6.12")
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node"}
 PROVEN_ON = ("fentry", "6.1")
 PEERS_ON = ("fentry", "5.10")
+VIEWED_ON = {("fentry", "6.12"), ("kprobe", "6.1")}  # where a connection's accounting can be sampled, and where not
 LIMIT = 600  # seconds, of each command
 
 
@@ -55,6 +56,7 @@ def exact(options, name):
         finrace_alone = [*BACKENDS[name], *tools(options, line=False)]
         yield "beside tcplife and tcpstates", [f"{HERE}/compare_tcplife.py", *finrace_alone], here == PEERS_ON
     if name != "cgroup":
+        yield "the live view", [f"{HERE}/watch_view.py", *BACKENDS[name], *tools(options, line=False)], here in VIEWED_ON
         yield "proxies", [
             f"{TESTS}/e2e/proxies.py", *BACKENDS[name], *tools(options, line=False), "--rounds", "1",
             "--proxies", PROXIES.get(here, "nginx,haproxy"),
