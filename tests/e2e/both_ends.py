@@ -218,8 +218,9 @@ def pools_differ(recorded, report, unseen=(), seen_better=(), counted_apart=(), 
     differ = []
     for place, one in pools[0].items():
         other = pools[1][place]
-        # The live one knows what the ends have been told as well.
-        told = one["state"] == "unknown" and any("present" in other.get(who, {}) for who in ("proxy", "server"))
+        # The live one knows what the ends have been told as well, and which open connections rest.
+        told = one["state"] == "unknown" and (other["state"] == "not_reused" or
+                                              any("present" in other.get(who, {}) for who in ("proxy", "server")))
         if one["state"] != other["state"] and not told:
             differ.append(f"state {one['state']} and {other['state']}")
         for name in ("idle_timeout", "own_idle_limit"):

@@ -82,6 +82,11 @@ TEST_CASE("the rule: the proxy a second before, or the upstream five seconds beh
         const auto ways = remedies(timer(5000), timer(75'000), proxy("nginx"));
         CHECK(settings(ways, Remedy::End::upstream).front() == "uvicorn --timeout-keep-alive 80");
     }
+    SECTION("a limit that ties with the upstream's")
+    {
+        CHECK(settings(remedies(timer(3004), timer(3000), proxy("nginx")), Remedy::End::upstream).front() ==
+              "uvicorn --timeout-keep-alive 8");
+    }
     SECTION("a limit, or a default, below the upstream's timer is not what keeps these connections")
     {
         CHECK(settings(remedies(timer(5000), timer(250), proxy("nginx")), Remedy::End::upstream).front() ==

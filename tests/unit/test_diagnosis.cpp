@@ -202,7 +202,7 @@ TEST_CASE("how long requests had waited: a spread, or a timer", "[diagnosis]")
     CHECK(says(text(diagnosis), "Between the requests and their ends lay 2 ms to 31.20 s."));
     for (const std::uint64_t wait_ms : {30'010U, 30'000U, 30'020U})
         judge(diagnosis, closed_after(wait_ms), closed());
-    CHECK(says(text(diagnosis), "30.01 s lay between most requests and their ends, within 20 ms: a limit of the "
+    CHECK(says(text(diagnosis), "30.01 s lay between most requests and their ends (spread 20 ms): a limit of the "
                                 "upstream's."));
     const auto json = report_json(diagnosis, watched())["findings"][0]["after_request"];
     CHECK(json["lowest_ms"] == 2);
@@ -243,7 +243,7 @@ TEST_CASE("a server that is known is told of, and its limit where that fits", "[
     CHECK(says(report("node", {}, 3), "Node.js stands there: an uncaught exception"));
     const std::vector<Present> told{{.ms = 3000, .text = "--timeout 3", .place = "command line of process 7"}};
     CHECK(says(report("gunicorn", told, 2999), "gunicorn's --timeout: now --timeout 3: command line of process 7."));
-    const std::string fits = "process 7; about as long these requests had taken";
+    const std::string fits = "process 7; these requests had taken about as long when they died. Raise it";
     CHECK(says(report("gunicorn", told, 3000), fits));
     CHECK(says(report("gunicorn", told, 5000), fits));
     CHECK(!says(report("gunicorn", told, 5001), fits));
@@ -270,7 +270,7 @@ TEST_CASE("nothing failed: healthy, exposed, or not to be told", "[diagnosis]")
     Upstreams upstreams;
     event e = crossing();
     Upstream& safe = upstreams.at(UpstreamKey::of(e));
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < 5; ++i)
         teach(safe.own_idle_limit, 4000);
     safe.counts.exchanges = 10;
     SECTION("healthy")
@@ -321,7 +321,7 @@ TEST_CASE("what is inconclusive says what was not seen, and what to do", "[diagn
     Watched what = watched();
     Upstreams upstreams;
     Upstream& upstream = upstreams.at(UpstreamKey::of(crossing()));
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < 5; ++i)
         teach(upstream.own_idle_limit, 4000);
     Diagnosis empty;
     Diagnosis diagnosis;
@@ -449,7 +449,7 @@ TEST_CASE("several runs add up, and a pool is what it was at its worst", "[diagn
     event e = crossing();
     Upstreams safe;
     Upstream& upstream = safe.at(UpstreamKey::of(e));
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < 5; ++i)
         teach(upstream.own_idle_limit, 4000);
     upstream.counts.closed = 30;
     upstream.counts.exchanges = 1000;
@@ -483,7 +483,7 @@ TEST_CASE("connections that are open still may be another pool's", "[diagnosis]"
     opened.timestamp_ns = 1000 * ms;
     Upstreams upstreams;
     Upstream& upstream = upstreams.at(UpstreamKey::of(opened));
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < 5; ++i)
         teach(upstream.own_idle_limit, 4000);
     upstream.counts.closed = upstream.counts.exchanges = 10;
     Diagnosis diagnosis;
@@ -556,7 +556,7 @@ TEST_CASE("a proxy's own port, which clients on its host connect to, comes after
         pools.emplace_back(pool->where.port, pool->process);
     CHECK(pools ==
           std::vector<std::pair<std::uint16_t, std::string>>{{8001, "nginx"}, {8000, "app"}, {80, "curl"}, {8002, ""}});
-    CHECK(says(text(diagnosis), "10.0.0.2:80  100 requests on 100 connections by curl  not_reused"));
+    CHECK(says(text(diagnosis), "10.0.0.2:80  100 requests on 100 connections, by curl  not_reused"));
 }
 
 TEST_CASE("who leaves is no failure", "[diagnosis]")
@@ -732,7 +732,7 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "       nginx: keepalive_timeout 4s;  (in its upstream block, beside keepalive)\n"
           "\n"
           "Upstreams\n"
-          "  10.0.0.2:8000  50 requests on 5 connections by nginx  exposed\n"
+          "  10.0.0.2:8000  50 requests on 5 connections, by nginx  exposed\n"
           "    10.0.0.2:8000 closes connections that have rested for 5.00 s (5 samples, within 0 ms); nginx has\n"
           "    used them again after up to 4.00 s.\n"
           "    Races to be expected: 0.3 to 5.5 a day, if requests go on as they did (5 after more than half\n"
@@ -741,26 +741,116 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
 
 TEST_CASE("a file that is newer than its process is said to be", "[diagnosis]")
 {
-    Resting resting;
-    resting[UpstreamKey::of(crossing())] = {.connections = 1, .longest_ms = 1, .owner = {.process = "nginx", .pid = 7}};
+    PoolsNow now;
+    now[UpstreamKey::of(crossing())] = {
+        .resting = 1, .longest_rest_ms = 1, .open = 0, .requests = 0, .owner = {.process = "nginx", .pid = 7}};
     const EndsOf pending = [](const UpstreamKey& where, const Owner& owner) {
         Ends ends = ends_by_name(where, owner);
         ends.proxy.present = {{.ms = 1000, .text = "keepalive_timeout 1s;", .place = "n:4", .pending = true}};
         return ends;
     };
     Diagnosis diagnosis;
-    diagnosis.end_run(Upstreams(), minute_ns, minute_ns, pending, &resting);
+    diagnosis.end_run(Upstreams(), minute_ns, minute_ns, pending, &now);
     const std::string report = report_text(diagnosis, watched(), Paint(false), 200);
-    CHECK(says(report, "nginx: now keepalive_timeout 1s;: n:4; changed since the process began: reload it."));
+    CHECK(says(report, "nginx: n:4 (keepalive_timeout 1s;) was changed after the process had begun: reload it."));
     SECTION("and is why nothing can be concluded")
     {
         Upstreams used;
         used.at(UpstreamKey::of(crossing())).counts.exchanges = 3;
-        diagnosis.end_run(used, minute_ns, minute_ns, pending, &resting);
+        diagnosis.end_run(used, minute_ns, minute_ns, pending, &now);
         CHECK(says(
             report_text(diagnosis, watched(), Paint(false), 200),
             "what nginx goes by is not known, for n:4 was changed after it had begun; reload it, and watch again"));
     }
+}
+
+TEST_CASE("requests on connections that are open still count where the kernel tells of them", "[diagnosis]")
+{
+    const UpstreamKey where = UpstreamKey::of(crossing());
+    PoolsNow now;
+    now[where] = {
+        .resting = 1, .longest_rest_ms = 10, .open = 2, .requests = 2457, .owner = {.process = "nginx", .pid = 7}};
+    const EndsOf told = [](const UpstreamKey& key, const Owner& owner) {
+        Ends ends = ends_by_name(key, owner);
+        ends.proxy.present = {{.ms = 60'000, .text = {}, .place = "n:4"}};
+        ends.upstream = {.software = setting_of_server("uvicorn", {}),
+                         .pid = 8,
+                         .present = {{.ms = 75'000, .text = "--timeout-keep-alive 75", .place = "command line"}}};
+        return ends;
+    };
+    Diagnosis diagnosis;
+    diagnosis.end_run(Upstreams(), minute_ns, minute_ns, told, &now);
+    CHECK(diagnosis.open_requests() == 2457);
+    CHECK(diagnosis.state(false) == Diagnosis::State::healthy);
+    const std::string report = report_text(diagnosis, watched(), Paint(false), 200);
+    CHECK(says(report, "0 requests on 0 connections, 2457 on those still open"));
+    CHECK(says(report, "0 requests on 0 connections, 2457 on 2 still open, by nginx"));
+    CHECK(report_json(diagnosis, watched())["upstreams"][0]["in_use"]["requests"] == 2457);
+    now[where].requests = now[where].open = 0;
+    Diagnosis unused;
+    unused.end_run(Upstreams(), minute_ns, minute_ns, told, &now);
+    CHECK(unused.state(false) == Diagnosis::State::inconclusive);
+}
+
+TEST_CASE("what comes in bursts is said to, and how far these lie apart", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    event e = crossing();
+    const auto burst = [&](std::uint64_t after_ms) {
+        e.timestamp_ns += after_ms * ms;
+        judge(diagnosis, e, race());
+        e.timestamp_ns += 1000 * ms; // not apart
+        judge(diagnosis, e, race());
+    };
+    const auto wide = [&] { return report_text(diagnosis, watched(), Paint(false), 250); };
+    burst(0);
+    CHECK(diagnosis.findings().front()->bursts == 1);
+    burst(8000);
+    burst(1001);
+    CHECK(diagnosis.findings().front()->bursts == 3);
+    CHECK(says(wide(), ", in 3 bursts. The most"));
+    burst(8000);
+    burst(8000);
+    CHECK(says(wide(), ", in 5 bursts, 9.00 s apart as a rule. The most"));
+    CHECK(report_json(diagnosis, watched())["findings"][0]["bursts"] == 5);
+}
+
+TEST_CASE("who refuses is looked up, and what it was told", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    Verdict verdict = race(Variant::none);
+    verdict.cause = Cause::connect_refused;
+    judge(diagnosis, refused(), verdict);
+    Upstreams upstreams;
+    upstreams.at(UpstreamKey::of(refused())).counts.open_failed = 1;
+    const auto hints = [&](std::optional<bool> listens, const std::string& recycling) {
+        Diagnosis one = diagnosis;
+        one.end_run(upstreams, minute_ns, minute_ns, [&](const UpstreamKey&, const Owner&) {
+            Ends ends;
+            ends.upstream.software = setting_of_server("uvicorn", {});
+            ends.upstream.listens = listens;
+            ends.upstream.recycling = recycling;
+            return ends;
+        });
+        return report_json(one, watched())["findings"][0]["hints"].dump();
+    };
+    CHECK(!says(hints(std::nullopt, ""), "there now"));
+    CHECK(says(hints(true, ""), "uvicorn listens there now"));
+    CHECK(says(hints(false, ""), "Nobody listens there now"));
+    CHECK(says(hints(true, "--limit-max-requests 400: command line of process 7"),
+               "requests, --limit-max-requests 400: command"));
+}
+
+TEST_CASE("what is to be changed is told once", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    event elsewhere = crossing();
+    elsewhere.peer_port = 9000;
+    judge(diagnosis, crossing(), closed());
+    judge(diagnosis, elsewhere, closed());
+    const std::string report = text(diagnosis);
+    CHECK(says(report, "   What to change: as for 1.\n"));
+    CHECK(report.find("This is not the keep-alive race") == report.rfind("This is not the keep-alive race"));
 }
 
 TEST_CASE("several runs are said to be", "[diagnosis]")
@@ -777,8 +867,9 @@ TEST_CASE("several runs are said to be", "[diagnosis]")
 TEST_CASE("the pools that are there now, and who stands at their ends", "[diagnosis]")
 {
     const UpstreamKey where = UpstreamKey::of(crossing());
-    Resting resting;
-    resting[where] = {.connections = 3, .longest_ms = 1234, .owner = {.process = "nginx", .pid = 7}};
+    PoolsNow now;
+    now[where] = {
+        .resting = 3, .longest_rest_ms = 1234, .open = 0, .requests = 0, .owner = {.process = "nginx", .pid = 7}};
     Diagnosis diagnosis;
     Owner asked;
     diagnosis.end_run(
@@ -793,7 +884,7 @@ TEST_CASE("the pools that are there now, and who stands at their ends", "[diagno
                              .present = {{.ms = 5000, .text = "--timeout-keep-alive 5", .place = "command line"}}};
             return ends;
         },
-        &resting);
+        &now);
     CHECK(asked.process == "nginx");
     CHECK(asked.pid == 7);
     REQUIRE(diagnosis.pools().size() == 1);

@@ -118,6 +118,51 @@ TEST_CASE("half a day of the same makes twice as many races a day", "[exposure]"
     CHECK(exposure_of(upstream, day_ns, {}, {}).races_a_day == 100);
 }
 
+TEST_CASE("this host is first where the upstream's timer is known to be longer, or never was first", "[exposure]")
+{
+    Upstream upstream;
+    upstream.longest_reused_idle_ms = 1000;
+    for (int i = 0; i < 4; ++i)
+        teach(upstream.own_idle_limit, 3000);
+    Ends ends;
+    const auto state = [&] { return exposure_of(upstream, day_ns, {}, ends).state; };
+    CHECK(state() == PoolState::unknown); // both timers may be as long, by chance
+    SECTION("so often")
+    {
+        teach(upstream.own_idle_limit, 3000);
+        CHECK(state() == PoolState::safe);
+    }
+    SECTION("as it is told")
+    {
+        ends.upstream.present = {{.ms = 3500, .text = {}, .place = "there"}};
+        CHECK(state() == PoolState::safe);
+        ends.upstream.present.front().ms = 3499;
+        for (int i = 0; i < 10; ++i)
+            teach(upstream.own_idle_limit, 3000);
+        CHECK(state() != PoolState::safe);
+        ends.upstream.present.front().ms = 0; // without end
+        CHECK(state() == PoolState::safe);
+    }
+    SECTION("both close at once: a tie, which is a race")
+    {
+        upstream.rests.add(1000);
+        upstream.counts.idle_closes_by_peer = 1;
+        teach(upstream.idle_timeout, 3004);
+        const Exposure exposure = exposure_of(upstream, day_ns, {}, ends);
+        CHECK(exposure.state == PoolState::exposed);
+        REQUIRE(exposure.tied_timeout);
+        CHECK(exposure.tied_timeout->ms == 3004);
+        CHECK(exposure.tied_timeout->samples == 1);
+    }
+    SECTION("a close at another moment is no tie")
+    {
+        upstream.rests.add(1000);
+        upstream.counts.idle_closes_by_peer = 1;
+        teach(upstream.idle_timeout, 2000);
+        CHECK(state() == PoolState::unknown);
+    }
+}
+
 TEST_CASE("races a day are a range, and none where too few requests tell of them", "[exposure]")
 {
     Upstream upstream = closing_after(5000);
@@ -189,7 +234,7 @@ TEST_CASE("what a pool is", "[exposure]")
     }
     SECTION("this host closes first")
     {
-        for (int i = 0; i < 2; ++i)
+        for (int i = 0; i < 4; ++i)
             teach(upstream.own_idle_limit, 4000);
         CHECK(state() == PoolState::unknown);
         teach(upstream.own_idle_limit, 4000);

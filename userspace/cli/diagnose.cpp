@@ -51,12 +51,14 @@ struct DiagnoseOptions {
 
 class Doctor final : public Listener {
 public:
-    /// `duration`: after which it ends; without one it takes all that comes, which is not this host's.
-    Doctor(const Feed& feed, const Filter& filter, std::optional<std::chrono::nanoseconds> duration)
-        : feed_(feed), filter_(filter), duration_(duration), shows_progress_(duration && ::isatty(STDERR_FILENO) == 1)
+    /// Of what was seen elsewhere, all that comes of it.
+    Doctor(const Feed& feed, const Filter& filter) : feed_(feed), filter_(filter) {}
+
+    /// `duration`: after which it ends.
+    Doctor(const LiveLoop& feed, const Filter& filter, std::chrono::nanoseconds duration)
+        : feed_(feed), live_(&feed), filter_(filter), duration_(duration), shows_progress_(::isatty(STDERR_FILENO) == 1)
     {
-        if (duration_)
-            newest_ns_ = started_ns_ = feed_.now_ns();
+        newest_ns_ = started_ns_ = feed_.now_ns();
     }
 
     void on_event(const event& e) override
@@ -87,13 +89,13 @@ public:
     {
         const std::uint64_t ran_ns = newest_ns_ - started_ns_;
         const SourceCounts counts = feed_.counts();
-        Resting elsewhere;
-        if (duration_) {
+        PoolsNow elsewhere;
+        if (live_ != nullptr) {
             const Host host = Host::now();
             const auto ends_of = [&](const UpstreamKey& where, const Owner& owner) { return host.ends(where, owner); };
-            elsewhere = resting(host, false);
-            const Resting rests = resting(host, true);
-            diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, &rests);
+            elsewhere = pools_now(host, false);
+            const PoolsNow now = pools_now(host, true);
+            diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, &now);
         } else {
             diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_);
         }
@@ -115,8 +117,12 @@ public:
         Watched all = watched_;
         for (const auto& [where, one] : elsewhere_)
             all.elsewhere.push_back(one);
+        // What was meant, perhaps, comes first: the address with another port.
+        const auto nearness = [&](const Elsewhere& one) {
+            return std::pair(filter_.has_address(one.where), one.connections);
+        };
         std::stable_sort(all.elsewhere.begin(), all.elsewhere.end(),
-                         [](const Elsewhere& a, const Elsewhere& b) { return a.connections > b.connections; });
+                         [&](const Elsewhere& a, const Elsewhere& b) { return nearness(a) > nearness(b); });
         return all;
     }
 
@@ -124,7 +130,7 @@ private:
     std::string name_of(const event& e) const { return process_name(e.connection, feed_.names()); }
 
     /// What the filter did not let through in this run; `pools` of it are there now.
-    void note_elsewhere(const Resting& pools)
+    void note_elsewhere(const PoolsNow& pools)
     {
         std::map<UpstreamKey, Elsewhere> of_run;
         for (const auto& [where, passed] : feed_.intake().passed_over())
@@ -133,7 +139,7 @@ private:
         for (const auto& [where, pool] : pools) {
             Elsewhere& one =
                 of_run.try_emplace(where, Elsewhere{.where = where, .process = pool.owner.process}).first->second;
-            one.connections = std::max(one.connections, pool.connections);
+            one.connections = std::max({one.connections, pool.resting, pool.open});
         }
         for (auto& [where, one] : of_run) {
             Elsewhere& all =
@@ -143,26 +149,31 @@ private:
     }
 
     /// The pools that there are now that the filter lets through, or those that it does not.
-    [[nodiscard]] Resting resting(const Host& host, bool matching) const
+    [[nodiscard]] PoolsNow pools_now(const Host& host, bool matching) const
     {
-        Resting pools;
+        PoolsNow pools;
         if (filter_.side == Side::server)
             return pools;
+        const auto pool_of = [&](UpstreamKey where) -> PoolNow& {
+            where.netns = tells_netns_ && where.is_loopback() ? where.netns : 0;
+            return pools[where];
+        };
         for (const Host::Resting& one : host.resting()) {
-            event e{};
-            std::copy(one.upstream.address.begin(), one.upstream.address.end(), std::begin(e.peer_address));
-            e.peer_port = one.upstream.port;
-            e.family = one.upstream.family;
-            e.netns = tells_netns_ ? one.upstream.netns : 0;
-            e.connection.pid = one.pid;
-            e.connection.flags = CONNECTION_CLIENT;
-            if (filter_.matches(e, feed_.names()) != matching)
+            if (filter_.matches_opened(one.upstream, one.pid, {}, feed_.names()) != matching)
                 continue;
-            RestingPool& pool = pools[UpstreamKey::of(e)];
-            ++pool.connections;
-            pool.longest_ms = std::max(pool.longest_ms, one.rested_ms);
+            PoolNow& pool = pool_of(one.upstream);
+            ++pool.resting;
+            pool.longest_rest_ms = std::max(pool.longest_rest_ms, one.rested_ms);
             if (pool.owner.pid == 0)
                 pool.owner = {.process = feed_.names().of(one.pid), .pid = one.pid};
+        }
+        for (const OpenSocket& one : open_sockets(live_->accounting(), false)) {
+            if (one.sampled.exchange == 0 ||
+                filter_.matches_opened(one.sampled.upstream, one.pid, one.process, feed_.names()) != matching)
+                continue;
+            PoolNow& pool = pool_of(one.sampled.upstream);
+            ++pool.open;
+            pool.requests += one.sampled.exchange;
         }
         return pools;
     }
@@ -180,9 +191,10 @@ private:
     }
 
     const Feed& feed_;
+    const LiveLoop* live_ = nullptr; ///< the same, if it is this host's
     const Filter& filter_;
-    std::optional<std::chrono::nanoseconds> duration_;
-    bool shows_progress_;
+    std::optional<std::chrono::nanoseconds> duration_{};
+    bool shows_progress_ = false;
     Diagnosis diagnosis_;
     Watched watched_;
     std::map<UpstreamKey, Elsewhere> elsewhere_;
@@ -226,7 +238,7 @@ Watched described(Watched watched, const DiagnoseOptions& options, const Feed& f
         fmt::format("{}backend {}{}", what, facts.backend, facts.attach.empty() ? "" : " by " + facts.attach));
     watched.filter = options.watch.filter.flags;
     watched.stored = !options.files.empty();
-    watched.chosen = !options.watch.filter.upstreams.empty();
+    watched.chosen = !options.watch.filter.upstreams.empty() || !options.watch.filter.processes.empty();
     watched.server_side_only = options.watch.filter.side == Side::server;
     return watched;
 }
@@ -260,7 +272,7 @@ int diagnose(const DiagnoseOptions& options)
         check_page_file(options.page); // before a minute of watching, not after it
     if (!options.files.empty()) {
         const std::unique_ptr<StoredFeed> feed = open_stored(options.watch.filter, false, options.files);
-        Doctor doctor(*feed, options.watch.filter, std::nullopt);
+        Doctor doctor(*feed, options.watch.filter);
         feed->run(doctor);
         Watched watched = described(doctor.watched(), options, *feed, "recorded by ");
         describe_captures(watched, feed->captures());

@@ -12,6 +12,7 @@
 #include "cli/terminal.h"
 #include "core/cause.h"
 #include "core/reason.h"
+#include "sink/sentences.h"
 #include "sink/text.h"
 
 namespace finrace {
@@ -20,11 +21,16 @@ namespace {
 
 constexpr std::size_t widest_page = 100;
 
+void print_text(std::string_view text, std::size_t width)
+{
+    for (const std::string& line : wrap(text, width - 2))
+        fmt::print("  {}\n", line);
+}
+
 void print_section(const Paint& paint, std::string_view head, std::string_view text, std::size_t width)
 {
     fmt::print("\n{}\n", paint.bold(head));
-    for (const std::string& line : wrap(text, width - 2))
-        fmt::print("  {}\n", line);
+    print_text(text, width);
 }
 
 int explain(const std::string& id)
@@ -46,22 +52,23 @@ int explain(const std::string& id)
         fmt::print("\n{}\n", paint.bold("Why an upstream closed the connection that a race lost (finrace.reason)"));
         for (const ReasonText& text : reason_texts())
             fmt::print("{}  {}\n", paint.bold(fmt::format("{:<{}}", to_string(text.reason), longest)), text.title);
+        std::vector<std::string_view> words;
+        for (const Word& word : report_words())
+            words.push_back(word.word);
+        fmt::print("\n{}\n", paint.bold("Other words of reports"));
+        print_text(fmt::format("{}", fmt::join(words, ", ")), width);
         fmt::print("\nfinrace explain NAME tells what shows it, and what to change.\n");
-        return exit_success;
-    }
-    if (id == "unclassified") {
-        fmt::print("{}: no cause\n", paint.bold(id));
-        print_section(
-            paint, "What happened",
-            "A request got no answer, or a connection ended in mid-exchange, and what TCP showed fits none of "
-            "the causes: above all this host's own close of a request that the upstream had (a proxy's timeout, a "
-            "client that left). A wrong "
-            "name would be worse than none; it is counted, by upstream, in finrace.upstream.",
-            width);
         return exit_success;
     }
     std::string name = id;
     std::replace(name.begin(), name.end(), '-', '_');
+    for (const Word& word : report_words()) {
+        if (word.word == name) {
+            fmt::print("{}\n", paint.bold(name));
+            print_text(word.meaning, width);
+            return exit_success;
+        }
+    }
     if (const ReasonText* reason = text_of_reason(name)) {
         fmt::print("{}: {}\n", paint.bold(name), reason->title);
         print_section(paint, "What shows it", reason->evidence, width);
@@ -71,6 +78,12 @@ int explain(const std::string& id)
     std::optional<Cause> cause = cause_from_string(name);
     if (!cause)
         cause = cause_of_variant(name);
+    const bool is_status =
+        id.size() == 3 && std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (is_status)
+        throw UsageError(fmt::format("'{}' is what a client got, for any of several causes: finrace diagnose finds out "
+                                     "which; known are: {}",
+                                     id, fmt::join(known, ", ")));
     if (!cause)
         throw UsageError(fmt::format("'{}' is no cause and no reason; known are: {}", id, fmt::join(known, ", ")));
     const CauseText& text = text_of(*cause);
@@ -90,7 +103,8 @@ void add_explain(CLI::App& program, Action& action)
     auto cause = std::make_shared<std::string>();
     command
         ->add_option("cause", *cause,
-                     "its id, as in finrace.cause, a variant's, or a finrace.reason; all are listed without one")
+                     "its id, as in finrace.cause, a variant's, or a finrace.reason, or another word of a report; all "
+                     "are listed without one")
         ->type_name("CAUSE");
     command->footer("Examples:\n"
                     "  finrace explain\n"

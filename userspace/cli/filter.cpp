@@ -2,6 +2,7 @@
 #include "cli/filter.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "sink/facts.h"
 
@@ -32,6 +33,27 @@ bool Filter::matches(const event& e, const ProcessNames& names) const
         if (pattern.pid)
             return *pattern.pid == c.pid;
         return !pattern.name.empty() && (pattern.name == owner_name(c) || pattern.name == names.of(c.pid));
+    });
+}
+
+bool Filter::matches_opened(const UpstreamKey& upstream, std::uint32_t pid, std::string_view comm,
+                            const ProcessNames& names) const
+{
+    event e{};
+    std::copy(upstream.address.begin(), upstream.address.end(), std::begin(e.peer_address));
+    e.peer_port = upstream.port;
+    e.family = upstream.family;
+    e.connection.pid = pid;
+    e.connection.flags = CONNECTION_CLIENT;
+    std::copy_n(comm.begin(), std::min(comm.size(), sizeof(e.connection.comm) - 1), e.connection.comm);
+    return matches(e, names);
+}
+
+bool Filter::has_address(const UpstreamKey& upstream) const
+{
+    return std::any_of(upstreams.begin(), upstreams.end(), [&](AddressPattern pattern) {
+        pattern.port.reset();
+        return pattern.matches(upstream.address.data(), upstream.family, upstream.port);
     });
 }
 

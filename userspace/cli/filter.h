@@ -2,13 +2,16 @@
 // Which events concern us: the one place where --side, --upstream and --process are decided.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bpf/event.h"
 #include "cli/parse.h"
 #include "cli/process_names.h"
+#include "core/upstream.h"
 
 namespace finrace {
 
@@ -26,6 +29,11 @@ struct Filter {
 
     /// The upstream is the peer of a connection that this host opened, and this host on one that it accepted.
     [[nodiscard]] bool matches(const event& e, const ProcessNames& names) const;
+    /// The same of a connection that this host opened. `comm`: its owner's name, where that is known besides its id.
+    [[nodiscard]] bool matches_opened(const UpstreamKey& upstream, std::uint32_t pid, std::string_view comm,
+                                      const ProcessNames& names) const;
+    /// Whether it is at one of the addresses that were asked for, by any port.
+    [[nodiscard]] bool has_address(const UpstreamKey& upstream) const;
 };
 
 } // namespace finrace

@@ -167,20 +167,6 @@ void LiveViewer::press_while_typing(const Key& key)
     }
 }
 
-bool LiveViewer::concerns_us(const OpenSocket& socket) const
-{
-    const UpstreamKey& upstream = socket.sampled.upstream;
-    event e{};
-    std::copy(upstream.address.begin(), upstream.address.end(), std::begin(e.peer_address));
-    e.peer_port = upstream.port;
-    e.family = upstream.family;
-    e.connection.pid = socket.pid;
-    e.connection.flags = CONNECTION_CLIENT;
-    std::copy_n(socket.process.begin(), std::min(socket.process.size(), sizeof(e.connection.comm) - 1),
-                e.connection.comm);
-    return filter_.matches(e, loop_.names());
-}
-
 void LiveViewer::sample(std::uint64_t now_ns)
 {
     const int accounting = loop_.accounting();
@@ -200,7 +186,7 @@ void LiveViewer::sample(std::uint64_t now_ns)
     const Sample sample = sampling_.get();
     std::vector<SampledConnection> connections;
     for (const OpenSocket& socket : sample.sockets) {
-        if (!concerns_us(socket))
+        if (!filter_.matches_opened(socket.sampled.upstream, socket.pid, socket.process, loop_.names()))
             continue;
         connections.push_back(socket.sampled);
         if (!tells_netns_)

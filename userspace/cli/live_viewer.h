@@ -54,7 +54,6 @@ private:
     void show(const std::vector<LiveList::Item>& items);
     void draw(std::uint64_t now_ns);
     [[nodiscard]] LiveStatus status(std::uint64_t now_ns);
-    [[nodiscard]] bool concerns_us(const OpenSocket& socket) const;
 
     Stream& stream_;
     LiveLoop& loop_;

@@ -14,6 +14,7 @@
 #include "cli/options.h"
 #include "core/cause.h"
 #include "core/reason.h"
+#include "sink/sentences.h"
 
 namespace finrace {
 
@@ -145,6 +146,9 @@ std::string page_of_causes()
     for (const ReasonText& reason : reason_texts())
         text += fmt::format(".TP\n\\fB{}\\fR\n{}", roff(to_string(reason.reason)),
                             roff_lines(fmt::format("{}. {} {}", reason.title, reason.evidence, reason.remedy)));
+    text += ".SH OTHER WORDS\n";
+    for (const Word& word : report_words())
+        text += fmt::format(".TP\n\\fB{}\\fR\n{}", roff(word.word), roff_lines(word.meaning));
     return text + ".SH SEE ALSO\n\\fBfinrace\\-explain\\fR(8)\n";
 }
 
@@ -191,6 +195,8 @@ Values values_of(const CLI::App& program, const CLI::Option& option)
             values.words.emplace_back(to_string(cause.cause));
         for (const ReasonText& reason : reason_texts())
             values.words.emplace_back(to_string(reason.reason));
+        for (const Word& word : report_words())
+            values.words.emplace_back(word.word);
     } else if (type == "COMMAND" || type == "PAGE") {
         values.words = command_names(program);
         if (type == "PAGE")

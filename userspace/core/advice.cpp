@@ -36,8 +36,11 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
     const IdleSetting* proxy = ends.proxy.software;
     const std::optional<std::uint32_t> told_ms = ends.proxy.limit_ms();
     // A limit below the upstream's timer is not what keeps these connections: the upstream closed them first.
-    const bool own_counts = own_limit && own_limit->highest_ms > timeout.ms;
-    const bool told_counts = !own_counts && told_ms && *told_ms > timeout.ms;
+    const auto reaches = [&timeout](std::uint32_t limit_ms) {
+        return limit_ms + timeout.ms / 50 + hair_ms > timeout.ms;
+    };
+    const bool own_counts = own_limit && reaches(own_limit->highest_ms);
+    const bool told_counts = !own_counts && told_ms && *told_ms != 0 && reaches(*told_ms);
     const bool default_counts = !own_counts && !told_ms && proxy != nullptr && proxy->default_ms > timeout.ms;
     const std::uint32_t limit_ms = own_counts       ? own_limit->highest_ms
                                    : told_counts    ? *told_ms

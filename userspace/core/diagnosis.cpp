@@ -34,16 +34,17 @@ auto telling(const Verdict& verdict, const Outcome& outcome)
     return std::tuple(verdict.certainty, verdict.incomplete, !outcome.client.has_value());
 }
 
-const RestingPool* pool_in(const Resting* resting, const UpstreamKey& where)
+const PoolNow* pool_in(const PoolsNow* now, const UpstreamKey& where)
 {
-    if (resting == nullptr)
+    if (now == nullptr)
         return nullptr;
-    const auto found = resting->find(where);
-    return found != resting->end() ? &found->second : nullptr;
+    const auto found = now->find(where);
+    return found != now->end() ? &found->second : nullptr;
 }
 
 constexpr std::uint64_t ns_per_ms = 1'000'000;
 constexpr std::uint32_t shortest_patience_ms = 1000;
+constexpr std::uint64_t burst_apart_ns = 1000 * ns_per_ms;
 
 /// Nothing where a race decided, or where nothing was asked.
 std::optional<std::uint32_t> wait_of(const Judged& judged)
@@ -67,6 +68,8 @@ std::optional<IdleTimeout> Pool::timeout() const
 {
     if (const auto learned = upstream.idle_timeout.timeout())
         return learned;
+    if (exposure.tied_timeout)
+        return exposure.tied_timeout;
     if (const auto told_ms = exposure.told_timeout_ms)
         return IdleTimeout{.ms = *told_ms, .lowest_ms = *told_ms, .highest_ms = *told_ms, .samples = 0};
     return std::nullopt;
@@ -75,7 +78,7 @@ std::optional<IdleTimeout> Pool::timeout() const
 bool Pool::leaves_open() const
 {
     // What nothing was asked of is no pool.
-    const bool asked = requests > 0 || open > 0 || resting.connections > 0;
+    const bool asked = requests > 0 || open > 0 || now.resting > 0 || now.requests > 0;
     return asked && (exposure.state == PoolState::unknown || exposure.state == PoolState::kept_clear);
 }
 
@@ -167,6 +170,14 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
     }
     if (verdict.reason && *verdict.reason != Reason::unknown)
         ++finding.reasons[*verdict.reason];
+    if (finding.bursts == 0 || at_ns > finding.last_ns + burst_apart_ns) {
+        if (finding.bursts > 0)
+            finding.gaps.learn(static_cast<std::uint32_t>(std::min<std::uint64_t>(
+                                   (at_ns - finding.burst_ns) / ns_per_ms, std::numeric_limits<std::uint32_t>::max())),
+                               at_ns);
+        ++finding.bursts;
+        finding.burst_ns = at_ns;
+    }
     finding.first_ns = std::min(finding.first_ns, at_ns);
     finding.last_ns = std::max(finding.last_ns, at_ns);
     if (finding.times_ns.size() < Finding::most_times)
@@ -181,7 +192,7 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
     }
 }
 
-Owner Diagnosis::owner_of(const UpstreamKey& where, const Resting* resting) const
+Owner Diagnosis::owner_of(const UpstreamKey& where, const PoolsNow* now) const
 {
     if (const auto users = users_.find(where); users != users_.end()) {
         const auto most =
@@ -190,12 +201,12 @@ Owner Diagnosis::owner_of(const UpstreamKey& where, const Resting* resting) cons
             });
         return {.process = most->first, .pid = most->second.pid};
     }
-    const RestingPool* pool = pool_in(resting, where);
+    const PoolNow* pool = pool_in(now, where);
     return pool != nullptr ? pool->owner : Owner{};
 }
 
 void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns,
-                        const EndsOf& ends_of, const Resting* resting)
+                        const EndsOf& ends_of, const PoolsNow* now)
 {
     std::unordered_map<UpstreamKey, OpenConnections, UpstreamKeyHash> still_open;
     for (const auto& [id, open] : open_) {
@@ -211,7 +222,7 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
                  .exposure = {},
                  .connections = upstream.counts.closed,
                  .open = 0,
-                 .resting = {},
+                 .now = {},
                  .requests = upstream.counts.exchanges,
                  .races = races_of(upstream.counts),
                  .unclassified = upstream.counts.unclassified,
@@ -220,13 +231,13 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
         if (key != nullptr) {
             if (const auto found = still_open.find(*key); found != still_open.end())
                 open = found->second;
-            open.rests_known = resting != nullptr;
-            if (const RestingPool* there = pool_in(resting, *key); there != nullptr) {
-                run.resting = *there;
-                open.resting = there->connections;
-                open.longest_rest_ms = there->longest_ms;
+            open.rests_known = now != nullptr;
+            if (const PoolNow* there = pool_in(now, *key); there != nullptr) {
+                run.now = *there;
+                open.resting = there->resting;
+                open.longest_rest_ms = there->longest_rest_ms;
             }
-            const Owner owner = owner_of(*key, resting);
+            const Owner owner = owner_of(*key, now);
             run.process = owner.process;
             if (const auto opener = openers_.find(*key); run.process.empty() && opener != openers_.end())
                 run.process = opener->second;
@@ -245,8 +256,8 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
             told.insert(*key);
     });
     // Of these no connection has ended while they were watched.
-    if (resting != nullptr)
-        for (const auto& [key, pool] : *resting)
+    if (now != nullptr)
+        for (const auto& [key, pool] : *now)
             if (told.count(key) == 0 && pools_.size() < most_pools)
                 add(&key, Upstream{});
     open_.clear();
@@ -314,6 +325,12 @@ std::uint64_t Diagnosis::sum(std::uint64_t Pool::*count) const
                            [count](std::uint64_t sum, const auto& one) { return sum + one.second.*count; });
 }
 
+std::uint64_t Diagnosis::open_requests() const
+{
+    return std::accumulate(pools_.begin(), pools_.end(), std::uint64_t{0},
+                           [](std::uint64_t sum, const auto& one) { return sum + one.second.now.requests; });
+}
+
 Diagnosis::State Diagnosis::state(bool unseen) const
 {
     if (std::any_of(findings_.begin(), findings_.end(),
@@ -323,7 +340,7 @@ Diagnosis::State Diagnosis::state(bool unseen) const
     if (std::any_of(all.begin(), all.end(),
                     [](const Pool* pool) { return pool->exposure.state == PoolState::exposed; }))
         return State::exposed;
-    if (unseen || requests() == 0 || unclassified() > 0 ||
+    if (unseen || requests() + open_requests() == 0 || unclassified() > 0 ||
         std::any_of(all.begin(), all.end(), [](const Pool* pool) { return pool->leaves_open(); }))
         return State::inconclusive;
     return State::healthy;

@@ -33,6 +33,7 @@ struct Finding {
     std::map<std::uint16_t, std::uint64_t> answers; ///< what clients got instead: statuses
     std::uint64_t clients_left = 0;                 ///< closed on without an answer, or gone before
     std::uint64_t first_ns = 0;                     ///< CLOCK_REALTIME
+    std::uint64_t burst_ns = 0;                     ///< of the newest burst's beginning
     std::uint64_t last_ns = 0;
     std::uint64_t incomplete = 0; ///< verdicts on what had begun before, or of which something was lost
 
@@ -46,6 +47,8 @@ struct Finding {
         [[nodiscard]] std::optional<IdleTimeout> timer() const;
     };
     std::optional<Waits> waits;
+    std::uint64_t bursts = 0; ///< a second apart, or more
+    IdleTimeoutLearner gaps;  ///< between the beginnings of bursts
     static constexpr std::size_t most_times = 5;
     std::vector<std::uint64_t> times_ns; ///< CLOCK_REALTIME, of the first verdicts
 
@@ -73,13 +76,15 @@ struct Owner {
     std::uint32_t pid = 0;
 };
 
-/// Connections that are open and carry no request, older ones than the tracer included.
-struct RestingPool {
-    std::uint64_t connections = 0;
-    std::uint64_t longest_ms = 0; ///< for how long one of them has rested
-    Owner owner;                  ///< of one of them
+/// A pool's connections that are open now, older ones than the tracer included.
+struct PoolNow {
+    std::uint64_t resting = 0;         ///< that carry no request
+    std::uint64_t longest_rest_ms = 0; ///< of these
+    std::uint64_t open = 0;            ///< those whose requests are counted
+    std::uint64_t requests = 0;        ///< on these, since they were followed
+    Owner owner;                       ///< of one that rests
 };
-using Resting = std::map<UpstreamKey, RestingPool>;
+using PoolsNow = std::map<UpstreamKey, PoolNow>;
 
 /// One upstream, over all runs.
 struct Pool {
@@ -89,14 +94,15 @@ struct Pool {
     Exposure exposure;
     std::uint64_t connections = 0; ///< that have ended
     std::uint64_t open = 0;        ///< that have not, of those that were opened meanwhile
-    RestingPool resting;           ///< at the run's end
+    PoolNow now;                   ///< at the run's end
     std::uint64_t requests = 0;    ///< on those that have ended
     std::uint64_t races = 0;
     std::uint64_t unclassified = 0;
     std::string process; ///< that used most of its connections again, or opened all of them; empty if not known
     Ends ends;
 
-    /// The upstream's idle timeout as learned, else, without samples, as it has been told.
+    /// The upstream's idle timeout as learned, else as it ties with this host's, else, without samples, as it has been
+    /// told.
     [[nodiscard]] std::optional<IdleTimeout> timeout() const;
     /// Whether it is used, and whether it can race has not shown.
     [[nodiscard]] bool leaves_open() const;
@@ -123,10 +129,10 @@ public:
     /// Any event of a connection that this host opened; `process` is its owner's name.
     void follow(const event& e, std::string_view process);
     void add(const Judged& judged, const std::string& process, std::int64_t clock_offset_ns);
-    /// A run of the source ends, `now_ns` on CLOCK_MONOTONIC: what its upstreams came to. `resting`: connections that
-    /// carry no request now, by upstream; nullptr if that is not known.
+    /// A run of the source ends, `now_ns` on CLOCK_MONOTONIC: what its upstreams came to. `now`: what there is now,
+    /// by upstream; nullptr if that is not known.
     void end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns,
-                 const EndsOf& ends_of = ends_by_name, const Resting* resting = nullptr);
+                 const EndsOf& ends_of = ends_by_name, const PoolsNow* now = nullptr);
 
     /// By harm, the worst first.
     [[nodiscard]] std::vector<const Finding*> findings() const;
@@ -138,7 +144,9 @@ public:
     [[nodiscard]] std::uint64_t runs() const { return runs_; } ///< that have ended
     [[nodiscard]] std::uint64_t connections() const { return sum(&Pool::connections); }
     [[nodiscard]] std::uint64_t open() const { return sum(&Pool::open); }
-    [[nodiscard]] std::uint64_t requests() const { return sum(&Pool::requests); }
+    [[nodiscard]] std::uint64_t requests() const { return sum(&Pool::requests); } ///< on connections that have ended
+    /// On connections that are open now.
+    [[nodiscard]] std::uint64_t open_requests() const;
     [[nodiscard]] std::uint64_t unclassified() const { return sum(&Pool::unclassified); }
     /// `unseen`: whether there was anything that has not been seen.
     [[nodiscard]] State state(bool unseen) const;
@@ -154,7 +162,7 @@ private:
     };
     using Users = std::map<std::string, User, std::less<>>; ///< by process
 
-    [[nodiscard]] Owner owner_of(const UpstreamKey& where, const Resting* resting) const;
+    [[nodiscard]] Owner owner_of(const UpstreamKey& where, const PoolsNow* now) const;
 
     void add_run(Pool run);
     [[nodiscard]] std::uint64_t sum(std::uint64_t Pool::*count) const; ///< over all pools

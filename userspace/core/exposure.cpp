@@ -26,6 +26,8 @@ constexpr double enough_late = 20;
 /// What has been open for longer may be kept to be used again.
 constexpr std::uint64_t longest_single_ms = 1000;
 constexpr std::uint64_t ns_per_ms = 1'000'000;
+/// If both ends' timers were as long, each close would be a toss: to that power is 1 in 32.
+constexpr std::uint32_t enough_first = 5;
 /// Fewer say nothing of how often.
 constexpr double enough_told = 5;
 /// A limit that is set stands out by its connections: so many, and none that rested for longer.
@@ -64,6 +66,36 @@ std::optional<Exposure::Range> Exposure::expected() const
     const double error = 2 / std::sqrt(told_by);
     return Range{.low = races_a_day * std::max(0.0, 1 - error), .high = races_a_day * (1 + error)};
 }
+
+namespace {
+
+/// The upstream's few idle closes that came when this host closes as well: its timer is no longer than this host's.
+std::optional<IdleTimeout> tied_timeout(const Upstream& upstream, const IdleTimeout& own)
+{
+    std::optional<IdleTimeout> tied;
+    for (const std::uint32_t idle_ms : upstream.idle_timeout.idle_times_ms()) {
+        if (own.nearness(idle_ms, upstream.rtt_us / 1000) != Nearness::at)
+            continue;
+        if (!tied)
+            tied = IdleTimeout{.ms = idle_ms, .lowest_ms = idle_ms, .highest_ms = idle_ms, .samples = 0};
+        tied->lowest_ms = std::min(tied->lowest_ms, idle_ms);
+        tied->highest_ms = std::max(tied->highest_ms, idle_ms);
+        tied->ms = tied->lowest_ms + tied->spread_ms() / 2;
+        ++tied->samples;
+    }
+    return tied;
+}
+
+/// Whether this host's own limit keeps its connections from the upstream's timer, which has not shown: that timer is
+/// known to be longer, or else would have been first in some of so many closes.
+bool is_first(const IdleTimeout& own, std::optional<std::uint32_t> told_ms)
+{
+    if (told_ms)
+        return *told_ms == 0 || own.highest_ms + told_apart_ms <= *told_ms;
+    return own.samples >= enough_first;
+}
+
+} // namespace
 
 std::size_t RestHistogram::bucket_of(std::uint32_t rest_ms)
 {
@@ -117,8 +149,10 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
 {
     Exposure exposure;
     const UpstreamCounts& counts = upstream.counts;
-    const std::optional<IdleTimeout> learned = upstream.idle_timeout.timeout();
     const std::optional<IdleTimeout> own = upstream.own_idle_limit.timeout();
+    std::optional<IdleTimeout> learned = upstream.idle_timeout.timeout();
+    if (!learned && own)
+        learned = exposure.tied_timeout = tied_timeout(upstream, *own);
     const auto open_for_less_than = [&](std::uint64_t ms) { return open.longest_ns < ms * ns_per_ms; };
     const std::optional<std::uint32_t> own_told_ms = ends.proxy.limit_ms();
     const bool used_again = upstream.rests.count() > 0;
@@ -129,7 +163,7 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
         if (const auto told_ms = ends.upstream.limit_ms(); told_ms && *told_ms != 0)
             timeout_ms = *told_ms;
         if (own && counts.idle_closes_by_peer == 0 && upstream.longest_reused_idle_ms <= own->highest_ms &&
-            open_for_less_than(2ULL * own->highest_ms)) {
+            open_for_less_than(2ULL * own->highest_ms) && is_first(*own, ends.upstream.limit_ms())) {
             exposure.state = PoolState::safe;
             return exposure;
         }

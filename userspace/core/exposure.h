@@ -9,6 +9,8 @@
 #include <optional>
 #include <vector>
 
+#include "core/idle_timeout.h"
+
 namespace finrace {
 
 struct Ends;
@@ -54,6 +56,8 @@ struct Exposure {
     PoolState state = PoolState::unknown;
     /// No idle close has taught the upstream's timeout: what it has been told is taken for it, in milliseconds.
     std::optional<std::uint32_t> told_timeout_ms;
+    /// Too few have, but those came when this host's own limit does: both ends close at once.
+    std::optional<IdleTimeout> tied_timeout;
     /// `safe` follows, in part, from what the ends have been told.
     bool safe_as_told = false;
     /// Time before the upstream's close becomes known here in which a request is lost: a round trip, and the turn of

@@ -75,6 +75,7 @@ constexpr std::array servers{
                 .flag = "--timeout-keep-alive",
                 .variable = "UVICORN_TIMEOUT_KEEP_ALIVE",
                 .source = "uvicorn config.py, timeout_keep_alive",
+                .recycling = "--limit-max-requests",
                 .dies_of = "it answers 500 where the application fails: so its process ended (a signal, out of memory, "
                            "--limit-max-requests, a reload), or a handler closed its transport",
                 .dies_of_source = "uvicorn h11_impl.py, RequestResponseCycle.run_asgi()"},
@@ -87,6 +88,7 @@ constexpr std::array servers{
                 .configuration = Configuration::gunicorn,
                 .flag = "--keep-alive",
                 .source = "docs.gunicorn.org, settings: keepalive",
+                .recycling = "--max-requests",
                 .dies_of = "it kills a worker that is silent for --timeout, as a sync one is over a long request, and "
                            "logs WORKER TIMEOUT; --max-requests and a reload end workers as well",
                 .dies_of_source = "docs.gunicorn.org, settings: timeout, max_requests"},

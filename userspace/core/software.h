@@ -41,6 +41,7 @@ struct IdleSetting {
     std::string_view variable{};   ///< of the environment, with the flag's value
     bool looked_at_on_use = false; ///< a connection that has rested for longer is closed only instead of being used
     std::string_view source{};     ///< of the name and the default
+    std::string_view recycling{};  ///< of a server: the flag after how many requests a process of it ends; may be empty
     std::string_view dies_of{};    ///< of a server: what makes it close a request without an answer; may be empty
     std::string_view dies_of_source{};
 };
@@ -81,6 +82,8 @@ struct End {
     const IdleSetting* software = nullptr; ///< nullptr: not known
     std::uint32_t pid = 0;                 ///< of the process that tells; 0 if none was found
     std::vector<Present> present;          ///< each place that may decide; empty if not known
+    std::optional<bool> listens{};         ///< whether anybody does now, at the upstream's end; nothing if not known
+    std::string recycling{};               ///< after how many requests a process of it ends, and where that is told
     std::vector<Present> worker_limit{};   ///< after how long it kills a worker for one request; empty if not known
 
     /// After how long it closes an idle connection at the latest, by what it has been told; 0: never. Nothing if that

@@ -94,8 +94,9 @@ void add_remedies(Page& page, const Pool& pool, std::size_t indent)
     }
 }
 
+/// `told`: what there is to change, and for which number that was told before.
 void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched, const Places& places,
-                 const Finding& finding, std::size_t number)
+                 const Finding& finding, std::size_t number, std::map<std::string, std::size_t>& told)
 {
     page.line();
     page.flowing({page.paint().bold(fmt::format("{}.", number)) + " " + page.paint().red(to_string(finding.cause)),
@@ -109,14 +110,20 @@ void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched,
     page.add(timeline(sighting_of(diagnosis, finding), WallClock(finding.instance.clock_offset_ns), page.paint(),
                       page.width() > 5 ? page.width() - 5 : 1),
              5);
-    page.head("   What to change");
-    const Pool* to_set = pool_to_set(diagnosis, finding);
-    if (to_set != nullptr) {
-        page.paragraph(limits_text(places, *to_set), 5);
-        add_remedies(page, *to_set, 5);
+    Page change(page.paint(), page.width());
+    if (const Pool* to_set = pool_to_set(diagnosis, finding); to_set != nullptr) {
+        change.paragraph(limits_text(places, *to_set), 5);
+        add_remedies(change, *to_set, 5);
     }
     for (const std::string& hint : hints(diagnosis, finding))
-        page.paragraph(hint, 5);
+        change.paragraph(hint, 5);
+    const std::string text = change.take();
+    if (const auto [first, is_new] = told.try_emplace(text, number); !is_new) {
+        page.paragraph(fmt::format("What to change: as for {}.", first->second), 3);
+        return;
+    }
+    page.head("   What to change");
+    page.add(text, 0);
 }
 
 void add_pool(Page& page, const Places& places, const Pool& pool)
@@ -211,6 +218,8 @@ Json end_json(const End& end)
         json["pid"] = end.pid;
     if (!end.present.empty())
         json["present"] = present_json(end.present);
+    if (!end.recycling.empty())
+        json["recycling"] = printable(end.recycling);
     if (!end.worker_limit.empty())
         json["worker_limit"] = present_json(end.worker_limit);
     return json;
@@ -276,6 +285,7 @@ Json finding_json(const Diagnosis& diagnosis, const Finding& finding)
                  {"clients_left", finding.clients_left},
                  {"first", real.rfc3339(finding.first_ns)},
                  {"last", real.rfc3339(finding.last_ns)},
+                 {"bursts", finding.bursts},
                  {"message", printable(finding.instance.verdict.message)}};
     for (const std::uint64_t at_ns : finding.times_ns)
         json["times"].push_back(real.rfc3339(at_ns));
@@ -308,8 +318,10 @@ Json pool_json(const Pool& pool)
         json["own_idle_limit"] = timeout_json(*own);
     if (!pool.process.empty())
         json["process"] = printable(pool.process);
-    if (pool.resting.connections > 0)
-        json["resting"] = {{"connections", pool.resting.connections}, {"longest_ms", pool.resting.longest_ms}};
+    if (pool.now.open > 0)
+        json["in_use"] = {{"connections", pool.now.open}, {"requests", pool.now.requests}};
+    if (pool.now.resting > 0)
+        json["resting"] = {{"connections", pool.now.resting}, {"longest_ms", pool.now.longest_rest_ms}};
     for (const auto& [name, end] : {std::pair("proxy", &pool.ends.proxy), std::pair("server", &pool.ends.upstream)})
         if (end->software != nullptr)
             json[name] = end_json(*end);
@@ -370,10 +382,11 @@ std::string report_text(const Diagnosis& diagnosis, const Watched& watched, cons
     for (const std::string& caveat : caveats(diagnosis, watched))
         page.paragraph(caveat, 0);
     std::set<const Pool*> told;
+    std::map<std::string, std::size_t> changes;
     std::size_t number = 0;
     for (const Finding* finding : diagnosis.findings()) {
         if (++number <= most_shown)
-            add_finding(page, diagnosis, watched, places, *finding, number);
+            add_finding(page, diagnosis, watched, places, *finding, number, changes);
         if (const Pool* pool = pool_to_set(diagnosis, *finding); pool != nullptr && number <= most_shown)
             told.insert(pool);
     }

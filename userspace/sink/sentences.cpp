@@ -96,6 +96,31 @@ bool is_of_upstream(Cause cause)
 
 } // namespace
 
+std::span<const Word> report_words()
+{
+    static constexpr Word words[] = {
+        {"unclassified",
+         "A request got no answer, or a connection ended in mid-exchange, and what TCP showed fits none of "
+         "the causes: above all this host's own close of a request that the upstream had (a proxy's "
+         "timeout, a client that left). A wrong name would be worse than none; it is counted, by "
+         "upstream, in finrace.upstream."},
+        {"exposed", "Of a pool: the upstream closes idle connections that this host would use again. Sooner or later a "
+                    "request meets such a close: a keepalive_race."},
+        {"kept_clear", "Of a pool: the upstream closes idle connections first, but of many requests after a long rest "
+                       "none came near its timer. A limit that is looked at on use (Apache httpd's ttl) does that, or "
+                       "chance."},
+        {"safe", "Of a pool: this host closes its idle connections before the upstream does."},
+        {"not_reused", "Of a pool: each connection carries one request, so that no idle close can meet another."},
+        {"unknown", "Of a pool: what was seen does not tell which end closes idle connections first. Of a reason: "
+                    "nothing that was seen tells why the upstream closed."},
+        {"proven", "The evidence excludes any other cause."},
+        {"likely", "Another cause would need a coincidence."},
+        {"possible", "Another cause fits nearly as well; what would decide it has not been learned yet."},
+        {"incomplete", "The connection was older than finrace, or an event of it was lost, where that matters."},
+    };
+    return words;
+}
+
 std::string counted(std::uint64_t count, std::string_view one)
 {
     return fmt::format("{} {}{}", count, one, count == 1 ? "" : "s");
@@ -161,7 +186,10 @@ std::string subject_text(const Diagnosis& diagnosis, const Watched& watched)
                        diagnosis.runs() > 1 ? fmt::format("{} runs, together ", diagnosis.runs()) : "",
                        static_cast<double>(watched.observed_ns) / 1e9, counted(diagnosis.pools().size(), "upstream"),
                        counted(diagnosis.requests(), "request"), counted(diagnosis.connections(), "connection"),
-                       diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open()) : "");
+                       diagnosis.open_requests() > 0
+                           ? fmt::format(", {} on those still open", diagnosis.open_requests())
+                       : diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open())
+                                              : "");
 }
 
 namespace {
@@ -267,7 +295,7 @@ std::string inconclusive_text(const Diagnosis& diagnosis, const Watched& watched
                            : watched.lost == 1       ? "1 event was lost"
                                                      : fmt::format("{} events were lost", watched.lost),
                            lost_remedy(watched));
-    if (diagnosis.requests() == 0) {
+    if (diagnosis.requests() + diagnosis.open_requests() == 0) {
         if (diagnosis.connections() == 0 && (!diagnosis.pools().empty() || watched.adopted_open > 0))
             return fmt::format("no connection ended, which is when its requests are known; {} for longer",
                                to_see(watched));
@@ -347,7 +375,10 @@ std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watc
         all.emplace_back(
             "A capture does not show processes, who closed a socket, what lay unread, retries, nor what the "
             "clients behind a proxy got.");
-    if (watched.adopted_open > 0 && (!watched.chosen || diagnosis.requests() == 0))
+    if (watched.stored && watched.captures.empty())
+        all.emplace_back(
+            "What the two ends have been told is in no recording: on the host itself finrace diagnose reads it.");
+    if (watched.adopted_open > 0 && !watched.chosen)
         all.push_back(fmt::format(
             "{} older than {}, and {} not ended: nothing is known of {} yet.",
             watched.adopted_open == 1 ? "1 connection is" : fmt::format("{} connections are", watched.adopted_open),
@@ -432,7 +463,7 @@ std::string waits_text(const Finding& finding)
                                    : finding.cause == Cause::client_abort ? "the clients' patience"
                                                                           : "this host's patience";
     if (const auto timer = waits.timer())
-        return fmt::format("{} lay between most requests and their ends, within {} ms: {}.", duration_text(timer->ms),
+        return fmt::format("{} lay between most requests and their ends (spread {} ms): {}.", duration_text(timer->ms),
                            timer->spread_ms(), whose);
     const std::string lowest = duration_text(waits.lowest_ms);
     const std::string highest = duration_text(waits.highest_ms);
@@ -467,15 +498,29 @@ std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& findin
         if (const ReasonText* text = text_of_reason(to_string(reason)); text != nullptr && reason != Reason::idle_timer)
             all.push_back(fmt::format("{}: {}", to_string(reason), text->remedy));
     const Pool* pool = diagnosis.pool(finding.where);
-    if (!is_of_upstream(finding.cause) || pool == nullptr || pool->ends.upstream.software == nullptr)
+    if (pool == nullptr || finding.server_side)
         return all;
     const End& server = pool->ends.upstream;
+    if (const auto listens = server.listens; finding.cause == Cause::connect_refused && listens)
+        all.push_back(*listens ? fmt::format("{} listens there now: it was away for a while, or came late.",
+                                             server.software != nullptr ? server.software->software : "Somebody")
+                               : "Nobody listens there now.");
+    const bool ends_requests = is_of_upstream(finding.cause);
+    if (!server.recycling.empty() &&
+        (ends_requests || finding.cause == Cause::connect_refused || finding.reasons.count(Reason::restart) != 0))
+        all.push_back(fmt::format("{} ends a process after so many requests, {}: until another one accepts, requests "
+                                  "fail. Have several that take turns, or none end.",
+                                  server.software->software, server.recycling));
+    if (!ends_requests || server.software == nullptr)
+        return all;
     if (!server.software->dies_of.empty())
         all.push_back(fmt::format("{} stands there: {}.", server.software->software, server.software->dies_of));
     for (const Present& limit : server.worker_limit)
-        all.push_back(
-            fmt::format("{}'s {}: {}{}.", server.software->software, worker_limit_flag, present_text(limit),
-                        explains(limit, finding) ? "; about as long these requests had taken when they died" : ""));
+        all.push_back(fmt::format("{}'s {}: {}{}.", server.software->software, worker_limit_flag, present_text(limit),
+                                  explains(limit, finding)
+                                      ? "; these requests had taken about as long when they died. Raise it above what "
+                                        "the slowest handler is meant to take, or make that faster"
+                                      : ""));
     return all;
 }
 
@@ -489,8 +534,13 @@ std::string times_text(const Finding& finding)
         times.push_back(real.time_of_day(at_ns));
     if (finding.verdicts == times.size())
         return fmt::format("At {}. The most telling one:", fmt::join(times, ", "));
-    return fmt::format("At {}, and {} more until {}. The most telling one:", fmt::join(times, ", "),
-                       finding.verdicts - times.size(), real.time_of_day(finding.last_ns));
+    const auto apart = finding.gaps.timeout();
+    return fmt::format("At {}, and {} more until {}{}. The most telling one:", fmt::join(times, ", "),
+                       finding.verdicts - times.size(), real.time_of_day(finding.last_ns),
+                       finding.bursts < 2 ? ""
+                       : apart
+                           ? fmt::format(", in {} bursts, {} apart as a rule", finding.bursts, duration_text(apart->ms))
+                           : fmt::format(", in {} bursts", finding.bursts));
 }
 
 Sighting sighting_of(const Diagnosis& diagnosis, const Finding& finding)
@@ -545,9 +595,13 @@ std::string name_text(const Places& places, const Pool& pool)
 
 std::string traffic_text(const Pool& pool)
 {
-    return fmt::format("{} on {}{}{}", counted(pool.requests, "request"), counted(pool.connections, "connection"),
-                       pool.open > 0 ? fmt::format(" and {} still open", pool.open) : "",
-                       pool.process.empty() ? "" : " by " + printable(pool.process));
+    std::string text =
+        fmt::format("{} on {}", counted(pool.requests, "request"), counted(pool.connections, "connection"));
+    if (pool.now.open > 0)
+        text += fmt::format(", {} on {} still open", pool.now.requests, pool.now.open);
+    else if (pool.open > 0)
+        text += fmt::format(", {} more still open", pool.open);
+    return pool.process.empty() ? text : fmt::format("{}, by {}", text, printable(pool.process));
 }
 
 namespace {
@@ -591,8 +645,15 @@ std::vector<std::string> state_text(const Places& places, const Pool& pool)
     case PoolState::not_reused:
         return {"Each connection carries one request: no request can meet an idle close."};
     case PoolState::unknown:
-        return {pool.timeout() ? limits_text(places, pool)
-                               : "Who closes its idle connections, and after how long, has not shown."};
+        if (pool.timeout())
+            return {limits_text(places, pool)};
+        if (pool.races > 0)
+            return {fmt::format("The upstream closes first, as {} show; after how long a rest has not shown.",
+                                counted(pool.races, "race"))};
+        if (const auto own = pool.upstream.own_idle_limit.timeout())
+            return {fmt::format("{}, {} so far; whether the upstream's timer is as short has not shown.",
+                                own_text(pool), counted(own->samples, "time"))};
+        return {"Who closes its idle connections, and after how long, has not shown."};
     }
     return {};
 }
@@ -602,10 +663,10 @@ std::vector<std::string> state_text(const Places& places, const Pool& pool)
 std::vector<std::string> pool_text(const Places& places, const Pool& pool)
 {
     std::vector<std::string> all;
-    if (const std::uint64_t count = pool.resting.connections; count > 0)
+    if (const std::uint64_t count = pool.now.resting; count > 0)
         all.push_back(fmt::format("{} now, for up to {}.",
                                   count == 1 ? "1 connection rests" : fmt::format("{} connections rest", count),
-                                  duration_text(pool.resting.longest_ms)));
+                                  duration_text(pool.now.longest_rest_ms)));
     for (std::string& one : state_text(places, pool))
         all.push_back(std::move(one));
     for (const End* end : {&pool.ends.proxy, &pool.ends.upstream})
@@ -629,11 +690,13 @@ std::string remedy_text(const Remedy& way, bool first)
 
 std::string present_text(const Present& present)
 {
+    if (present.pending)
+        return printable(fmt::format("{} ({}) was changed after the process had begun: reload it", present.place,
+                                     present.text.empty() ? "no such setting" : present.text));
     const std::string now = !present.text.empty() ? fmt::format("now {}", present.text)
                             : present.ms == 0     ? "now without a limit"
                                                   : fmt::format("now its default, {}", duration_text(present.ms));
-    return printable(fmt::format("{}: {}{}", now, present.place,
-                                 present.pending ? "; changed since the process began: reload it" : ""));
+    return printable(fmt::format("{}: {}", now, present.place));
 }
 
 } // namespace finrace

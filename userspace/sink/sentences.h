@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -85,6 +86,13 @@ std::string conclusion(const Diagnosis& diagnosis, const Watched& watched, const
 std::string lost_text(const Watched& watched); ///< empty if nothing was lost
 /// What else limits what can be concluded.
 std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watched);
+
+/// A word that reports use, besides causes and reasons.
+struct Word {
+    std::string_view word;
+    std::string_view meaning;
+};
+std::span<const Word> report_words();
 
 /// What the words for certainty mean.
 constexpr std::string_view certainties =

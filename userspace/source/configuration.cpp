@@ -871,6 +871,14 @@ std::vector<Present> present_of_server(const IdleSetting& software, const Proces
     return {};
 }
 
+std::string recycling_of_server(const IdleSetting& software, const ProcessFacts& process)
+{
+    const auto value = software.recycling.empty() ? std::nullopt : value_of(process.arguments, software.recycling);
+    return value && number(*value).value_or(0) != 0
+               ? fmt::format("{} {}: {}", software.recycling, *value, command_line_of(process))
+               : std::string();
+}
+
 std::vector<Present> worker_limit_of_server(const IdleSetting& software, const ProcessFacts& process,
                                             const OpenFiles& open_files)
 {

@@ -47,6 +47,10 @@ std::vector<Present> present_of_proxy(const IdleSetting& software, const Process
 std::vector<Present> present_of_server(const IdleSetting& software, const ProcessFacts& process,
                                        const OpenFiles& open_files);
 
+/// The flag of its command line after how many requests a process of the server ends, with its value and its place.
+/// Empty if there is none.
+std::string recycling_of_server(const IdleSetting& software, const ProcessFacts& process);
+
 /// After how long a server kills a worker for one request. Empty if it is not known, or not of its kind.
 std::vector<Present> worker_limit_of_server(const IdleSetting& software, const ProcessFacts& process,
                                             const OpenFiles& open_files);

@@ -381,12 +381,17 @@ Host Host::now()
     return host;
 }
 
-const Host::Listener* Host::listener(const UpstreamKey& upstream) const
+bool Host::is_own(const UpstreamKey& upstream) const
 {
     // A loopback address without a namespace is this one's own, as far as anybody can tell.
+    return upstream.is_loopback() ||
+           addresses_.count({.address = upstream.address, .port = 0, .family = upstream.family, .netns = 0}) != 0;
+}
+
+const Host::Listener* Host::listener(const UpstreamKey& upstream) const
+{
     const auto own = addresses_.find({.address = upstream.address, .port = 0, .family = upstream.family, .netns = 0});
-    const bool is_own = own != addresses_.end() || upstream.is_loopback();
-    if (!is_own)
+    if (!is_own(upstream))
         return nullptr;
     const auto fits = [&](const Listener& one, bool by_address) {
         if (one.where.port != upstream.port)
@@ -436,6 +441,8 @@ Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
         }
     }
     const Listener* there = listener(upstream);
+    if (is_own(upstream))
+        ends.upstream.listens = there != nullptr;
     if (there == nullptr)
         return ends;
     for (const std::uint32_t pid : there->holders) {
@@ -446,6 +453,8 @@ Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
         ends.upstream = {.software = software,
                          .pid = server.process.pid,
                          .present = present_of_server(*software, server.process, server.open_files),
+                         .listens = true,
+                         .recycling = recycling_of_server(*software, server.process),
                          .worker_limit = worker_limit_of_server(*software, server.process, server.open_files)};
         break;
     }

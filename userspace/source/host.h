@@ -57,6 +57,7 @@ private:
     /// A process that has been asked for: many upstreams have one proxy, whose files are read once.
     struct Asked;
 
+    [[nodiscard]] bool is_own(const UpstreamKey& upstream) const; ///< an address of this host
     [[nodiscard]] const Listener* listener(const UpstreamKey& upstream) const;
     [[nodiscard]] Asked& asked(std::uint32_t pid) const;
 

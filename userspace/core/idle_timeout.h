@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// A timer as it shows in how long connections had rested when they were closed: a narrow cluster.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace finrace {
+
+/// How near to an upstream's idle timeout a close came. One at the timeout is its timer's; a busy host's timer may be
+/// as late as `near`.
+enum class Nearness { far, near, at };
+
+/// An upstream's idle timeout as learned.
+struct IdleTimeout {
+    std::uint32_t ms;
+    std::uint32_t lowest_ms;  ///< of the cluster of idle times behind it
+    std::uint32_t highest_ms; ///< of the same
+    std::uint32_t samples;    ///< in the cluster; those of one instant count once
+
+    [[nodiscard]] std::uint32_t spread_ms() const { return highest_ms - lowest_ms; }
+    /// Of a close after so long a rest, seen from a round-trip time away.
+    [[nodiscard]] Nearness nearness(std::uint64_t rested_ms, std::uint64_t rtt_ms) const;
+};
+
+/// Learns one upstream's idle timeout from idle times at close. Keeps the newest 128, few of one instant: a process
+/// that ends closes many connections at once, and those that one burst has used had rested alike.
+class IdleTimeoutLearner {
+public:
+    /// Samples come about in the order of `closed_ns`.
+    void learn(std::uint32_t idle_ms, std::uint64_t closed_ns);
+    /// The timeout, if the samples cluster: of at least 3 instants and most of those kept, the more the wider the
+    /// cluster.
+    [[nodiscard]] std::optional<IdleTimeout> timeout() const;
+    [[nodiscard]] std::size_t samples() const { return samples_.size(); }
+    /// Those that are kept, in no order.
+    [[nodiscard]] std::vector<std::uint32_t> idle_times_ms() const;
+
+private:
+    static constexpr std::size_t capacity = 128;
+    static constexpr unsigned most_of_instant = 4;
+
+    struct Sample {
+        std::uint32_t idle_ms;
+        std::uint32_t instant; ///< its number
+    };
+    class InstantsOf;
+
+    std::vector<Sample> samples_;
+    std::size_t next_ = 0;
+    std::uint32_t instant_ = 0;
+    std::uint64_t instant_began_ns_ = 0;
+    unsigned of_instant_ = 0; ///< samples of the newest one
+    mutable std::optional<std::optional<IdleTimeout>> known_;
+};
+
+} // namespace finrace
