@@ -3,8 +3,6 @@
 // detached again. It says beforehand what run and watch would say.
 #include <algorithm>
 #include <array>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,12 +31,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string read_file(const char* path)
-{
-    std::ifstream file(path);
-    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
 /// Where securityfs is not mounted (containers, small systems): a mount of it that nobody else sees.
 std::string read_lockdown_unmounted()
 {
@@ -55,7 +47,7 @@ std::string read_lockdown_unmounted()
 /// The mode in brackets: "none [integrity] confidentiality".
 std::string lockdown_mode()
 {
-    std::string text = read_file("/sys/kernel/security/lockdown");
+    std::string text = read_whole("/sys/kernel/security/lockdown");
     if (text.empty())
         text = read_lockdown_unmounted();
     const std::size_t begin = text.find('[');

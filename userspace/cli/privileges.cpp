@@ -2,8 +2,6 @@
 #include "cli/privileges.h"
 
 #include <charconv>
-#include <fstream>
-#include <iterator>
 
 #include <linux/capability.h>
 #include <unistd.h>
@@ -12,6 +10,7 @@
 #include <fmt/ranges.h>
 
 #include "cli/parse.h"
+#include "source/descriptor.h"
 
 namespace finrace {
 
@@ -26,9 +25,7 @@ std::uint64_t parse_effective_capabilities(std::string_view status)
 
 std::uint64_t effective_capabilities()
 {
-    std::ifstream file("/proc/self/status");
-    const std::string status((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    return parse_effective_capabilities(status);
+    return parse_effective_capabilities(read_whole("/proc/self/status"));
 }
 
 std::vector<std::string> missing_capabilities(std::uint64_t effective)

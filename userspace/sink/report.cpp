@@ -312,7 +312,7 @@ Json pool_json(const Pool& pool)
     json["races"] = pool.races;
     json["unclassified"] = pool.unclassified;
     json["longest_reused_idle_ms"] = upstream.longest_reused_idle_ms;
-    if (const auto timeout = upstream.idle_timeout.timeout())
+    if (const auto timeout = pool.timeout(); timeout && timeout->samples > 0)
         json["idle_timeout"] = timeout_json(*timeout);
     if (const auto own = upstream.own_idle_limit.timeout())
         json["own_idle_limit"] = timeout_json(*own);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-// A file descriptor that closes itself.
+// A file descriptor that closes itself, and what it gives to read.
 #pragma once
 
+#include <string>
 #include <utility>
 
 #include <unistd.h>
@@ -38,5 +39,9 @@ private:
 
     int fd_ = -1;
 };
+
+/// All that a file gives until it ends or can't be read any more, as a file of /proc whose process has gone. Empty if
+/// there is no such file.
+std::string read_whole(const std::string& path);
 
 } // namespace finrace

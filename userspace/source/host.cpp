@@ -8,7 +8,6 @@
 #include <cstring>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <memory>
 #include <set>
@@ -47,8 +46,7 @@ constexpr unsigned most_parents = 8;
 
 std::string read_proc(std::uint32_t pid, std::string_view name)
 {
-    std::ifstream file(fmt::format("/proc/{}/{}", pid, name), std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    return read_whole(fmt::format("/proc/{}/{}", pid, name));
 }
 
 std::vector<std::string> split_at_zeros(std::string_view text)
