@@ -24,6 +24,7 @@ from proxy_lab import Lab, LabError, Paint, Verdict  # noqa: E402
 # On the wire: what met the upstream's socket after its FIN, or unread at its RST. After an RST there is no socket, and in
 # TIME_WAIT (stale) nothing that its kernel tells.
 SERVER_SEES = {"crossed", "reset_unread"}
+SHORTEST_REST = 0.92  # seconds: an answer that had to be sent again makes a rest look shorter than any idle timer (0.9 s)
 FEWEST_RACES = 10  # fewer, and the test has proved nothing
 ROWS_SHOWN = 20
 
@@ -171,7 +172,8 @@ def judge_server_side(checks: Checks, lab: Lab, failures, records) -> None:
     # By connection and time: an upstream connection's port may come again within a run.
     pairs, unnamed, extra = proxy_lab.match([failure for failure in failures if failure.evidence],
                                             [FromUpstream(verdict.record) for verdict in found])
-    due = [failure for failure in failures if failure.evidence and failure.evidence.kind in SERVER_SEES]
+    due = [failure for failure in failures if failure.evidence and failure.evidence.kind in SERVER_SEES
+           and failure.evidence.rested >= SHORTEST_REST]
     missing = [failure for failure in due if failure in unnamed]
     wrong = [(failure, verdict) for failure, verdict in pairs if verdict.get("finrace.cause") != "closed_on_request"]
     checks(not missing and not wrong, "the upstream's side names each that it could see", f"{len(due) - len(missing)} of {len(due)}",
