@@ -1367,6 +1367,7 @@ REFUSALS = [
     (["watch", "--for", "5"], ["--for", "'5'", "unit"]),
     (["run", "--for", "10ms"], ["--for", "'10ms'", "1s and more"]),
     (["record", "--output", "-", "--for", "0s"], ["--for", "'0s'", "1s and more"]),
+    (["diagnose", "--for", "5s", "README.md"], ["--for can't stand together with file"]),
     (["explain", "nosuch"], ["nosuch", "keepalive_race", "restart"]),
 ]
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <exception>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -25,6 +26,16 @@ int written_out(int status)
         return status;
     finrace::say(fmt::format("cannot write to standard output: {}", std::strerror(errno)));
     return finrace::exit_unusable;
+}
+
+/// CLI11's own words, but for "--for excludes file".
+std::string in_words(const CLI::ParseError& error)
+{
+    constexpr std::string_view excludes = " excludes ";
+    std::string text = error.what();
+    if (const std::size_t at = text.find(excludes); at != std::string::npos && error.get_name() == "ExcludesError")
+        text.replace(at, excludes.size(), " can't stand together with ");
+    return text;
 }
 
 } // namespace
@@ -66,7 +77,7 @@ int main(int argc, char** argv)
         if (chosen.empty() && argc > 1 && argv[1][0] != '-')
             say(fmt::format("'{}' is no command; known are: {}", argv[1], fmt::join(command_names(program), ", ")));
         else
-            say(error.what());
+            say(in_words(error));
         say(fmt::format("see finrace {}--help", chosen.empty() ? "" : chosen.front()->get_name() + " "));
         return exit_unusable;
     }
