@@ -219,7 +219,7 @@ def pools_differ(recorded, report, unseen=(), seen_better=(), counted_apart=(), 
     for place, one in pools[0].items():
         other = pools[1][place]
         # The live one knows what the ends have been told as well, and which open connections rest.
-        told = one["state"] == "unknown" and (other["state"] == "not_reused" or
+        told = one["state"] == "unknown" and (other["state"] == "not_reused" and other["open"] > 0 or
                                               any("present" in other.get(who, {}) for who in ("proxy", "server")))
         if one["state"] != other["state"] and not told:
             differ.append(f"state {one['state']} and {other['state']}")

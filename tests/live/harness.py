@@ -631,6 +631,11 @@ class Results:
             problem = f"{error}\n          at {' > '.join(lines)}"
         self.note(name, problem, time.monotonic() - started)
 
+    def run_each(self, tests, *arguments):
+        """Functions named test_...: each is a test of that name."""
+        for test in tests:
+            self.run(test.__name__.removeprefix("test_").replace("_", " "), test, *arguments)
+
     def end(self):
         print(f"{self.passed} passed, {self.failed} failed", flush=True)
         return 1 if self.failed else 0

@@ -387,8 +387,7 @@ TESTS = [test_view, test_signals, test_background, test_flood, test_plain]
 
 def test(options, results):
     print(f"the live view: backend {options.backend_name}", flush=True)
-    for one in TESTS:
-        results.run(one.__name__.removeprefix("test_").replace("_", " "), one, options)
+    results.run_each(TESTS, options)
 
 
 def parse():

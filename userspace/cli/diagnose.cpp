@@ -21,6 +21,7 @@
 #include "cli/live_loop.h"
 #include "cli/options.h"
 #include "cli/page_file.h"
+#include "cli/passed_over.h"
 #include "cli/stored_feed.h"
 #include "cli/terminal.h"
 #include "core/diagnosis.h"
@@ -54,7 +55,7 @@ public:
     /// Of what was seen elsewhere, all that comes of it.
     Doctor(const Feed& feed, const Filter& filter) : feed_(feed), filter_(filter) {}
 
-    /// `duration`: after which it ends.
+    /// `duration`: after which the loop ends.
     Doctor(const LiveLoop& feed, const Filter& filter, std::chrono::nanoseconds duration)
         : feed_(feed), live_(&feed), filter_(filter), duration_(duration), shows_progress_(::isatty(STDERR_FILENO) == 1)
     {
@@ -75,6 +76,8 @@ public:
         diagnosis_.add(judged, name_of(judged.e), feed_.clock().offset_ns());
     }
 
+    void on_passed_over(const event& e) override { passed_over_.add(e, feed_.names()); }
+
     bool on_tick() override
     {
         newest_ns_ = feed_.now_ns();
@@ -82,24 +85,23 @@ public:
             started_ns_ = newest_ns_;
         if (shows_progress_)
             show_progress();
-        return !duration_ || newest_ns_ - started_ns_ < static_cast<std::uint64_t>(duration_->count());
+        return true;
     }
 
     void on_end() override
     {
         const std::uint64_t ran_ns = newest_ns_ - started_ns_;
         const SourceCounts counts = feed_.counts();
-        PoolsNow elsewhere;
         if (live_ != nullptr) {
             const Host host = Host::now();
             const auto ends_of = [&](const UpstreamKey& where, const Owner& owner) { return host.ends(where, owner); };
-            elsewhere = pools_now(host, false);
-            const PoolsNow now = pools_now(host, true);
-            diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, &now);
+            const auto [here, elsewhere] = pools_now(host);
+            diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, &here);
+            note_elsewhere(elsewhere);
         } else {
             diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_);
+            note_elsewhere({});
         }
-        note_elsewhere(elsewhere);
         watched_.observed_ns += ran_ns;
         watched_.lost += counts.lost();
         watched_.adopted_open +=
@@ -133,7 +135,7 @@ private:
     void note_elsewhere(const PoolsNow& pools)
     {
         std::map<UpstreamKey, Elsewhere> of_run;
-        for (const auto& [where, passed] : feed_.intake().passed_over())
+        for (const auto& [where, passed] : passed_over_.take())
             of_run[where] = {
                 .where = where, .process = passed.process, .connections = std::max(passed.begun, passed.ended)};
         for (const auto& [where, pool] : pools) {
@@ -148,30 +150,29 @@ private:
         }
     }
 
-    /// The pools that there are now that the filter lets through, or those that it does not.
-    [[nodiscard]] PoolsNow pools_now(const Host& host, bool matching) const
+    /// The pools that there are now: those that the filter lets through, and the others.
+    [[nodiscard]] std::pair<PoolsNow, PoolsNow> pools_now(const Host& host) const
     {
-        PoolsNow pools;
+        std::pair<PoolsNow, PoolsNow> pools;
         if (filter_.side == Side::server)
             return pools;
-        const auto pool_of = [&](UpstreamKey where) -> PoolNow& {
-            where.netns = tells_netns_ && where.is_loopback() ? where.netns : 0;
-            return pools[where];
+        const auto pool_of = [&](UpstreamKey where, std::uint32_t pid, std::string_view comm) -> PoolNow& {
+            const bool is_here = filter_.matches_opened(where, pid, comm, feed_.names());
+            if (!tells_netns_)
+                where.netns = 0;
+            return (is_here ? pools.first : pools.second)[where];
         };
         for (const Host::Resting& one : host.resting()) {
-            if (filter_.matches_opened(one.upstream, one.pid, {}, feed_.names()) != matching)
-                continue;
-            PoolNow& pool = pool_of(one.upstream);
+            PoolNow& pool = pool_of(one.upstream, one.pid, {});
             ++pool.resting;
             pool.longest_rest_ms = std::max(pool.longest_rest_ms, one.rested_ms);
             if (pool.owner.pid == 0)
                 pool.owner = {.process = feed_.names().of(one.pid), .pid = one.pid};
         }
         for (const OpenSocket& one : open_sockets(live_->accounting(), false)) {
-            if (one.sampled.exchange == 0 ||
-                filter_.matches_opened(one.sampled.upstream, one.pid, one.process, feed_.names()) != matching)
+            if (one.sampled.exchange == 0)
                 continue;
-            PoolNow& pool = pool_of(one.sampled.upstream);
+            PoolNow& pool = pool_of(one.sampled.upstream, one.pid, one.process);
             ++pool.open;
             pool.requests += one.sampled.exchange;
         }
@@ -185,7 +186,7 @@ private:
             [&](const UpstreamKey*, const Upstream& upstream) { requests += upstream.counts.exchanges; });
         fmt::print(stderr, "\r\033[K{} of {} s: {} upstreams, {} requests, {} verdicts (Ctrl-C: report now)",
                    (newest_ns_ - started_ns_) / ns_per_second,
-                   static_cast<std::uint64_t>(duration_->count()) / ns_per_second, feed_.intake().upstreams().size(),
+                   static_cast<std::uint64_t>(duration_.count()) / ns_per_second, feed_.intake().upstreams().size(),
                    requests, verdicts_);
         std::fflush(stderr);
     }
@@ -193,10 +194,11 @@ private:
     const Feed& feed_;
     const LiveLoop* live_ = nullptr; ///< the same, if it is this host's
     const Filter& filter_;
-    std::optional<std::chrono::nanoseconds> duration_{};
+    std::chrono::nanoseconds duration_{}; ///< for its progress
     bool shows_progress_ = false;
     Diagnosis diagnosis_;
     Watched watched_;
+    PassedOverCounts passed_over_; ///< in this run
     std::map<UpstreamKey, Elsewhere> elsewhere_;
     std::uint64_t started_ns_ = 0;
     std::uint64_t newest_ns_ = 0;
@@ -280,8 +282,10 @@ int diagnose(const DiagnoseOptions& options)
         const int status = report(options, doctor.diagnosis(), watched);
         return feed->failed() ? exit_unusable : status;
     }
+    const std::chrono::nanoseconds duration = options.duration.value_or(by_default);
     LiveLoop feed(options.watch, tick);
-    Doctor doctor(feed, options.watch.filter, options.duration.value_or(by_default));
+    feed.end_after(duration);
+    Doctor doctor(feed, options.watch.filter, duration);
     feed.run(doctor);
     return report(options, doctor.diagnosis(), described(doctor.watched(), options, feed, ""));
 }

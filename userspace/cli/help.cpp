@@ -35,11 +35,9 @@ int help(const CLI::App& program, const std::string& wanted)
         fmt::print("{}", program.get_formatter()->make_help(&program, program.get_name(), CLI::AppFormatMode::Normal));
         return exit_success;
     }
-    for (const CLI::App* command : commands_of(program)) {
-        if (command->get_name() == wanted) {
-            fmt::print("{}", command->help(program.get_name()));
-            return exit_success;
-        }
+    if (const CLI::App* command = command_named(program, wanted)) {
+        fmt::print("{}", command->help(program.get_name()));
+        return exit_success;
     }
     throw UsageError(fmt::format("'{}' is no command; known are: {}", wanted, fmt::join(command_names(program), ", ")));
 }

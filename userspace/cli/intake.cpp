@@ -17,7 +17,6 @@ void Intake::begin_anew(bool tells_outcomes)
 {
     events_ = outcome_events_ = ended_ = unclassified_ = 0;
     verdicts_.clear();
-    passed_over_.clear();
     docket_.emplace(tells_outcomes, [this](const Judged& judged) { on_judged(judged); });
 }
 
@@ -37,22 +36,8 @@ bool Intake::admits(const event& e)
     outcome_events_ += tells_outcome ? 1 : 0;
     if (tells_outcome || !is_client(e) || filter_.matches(e, names_))
         return true;
-    pass_over(e);
+    listener_->on_passed_over(e);
     return false;
-}
-
-void Intake::pass_over(const event& e)
-{
-    if (e.kind != EVENT_OPENED && e.kind != EVENT_OPEN_FAILED && e.kind != EVENT_CLOSED)
-        return;
-    const UpstreamKey where = UpstreamKey::of(e);
-    auto known = passed_over_.find(where);
-    if (known == passed_over_.end()) {
-        if (passed_over_.size() == most_passed_over)
-            return;
-        known = passed_over_.emplace(where, PassedOver{.process = process_name(e.connection, names_)}).first;
-    }
-    ++(e.kind == EVENT_OPENED ? known->second.begun : known->second.ended);
 }
 
 void Intake::take(const event& e)

@@ -2,11 +2,9 @@
 // What every command does with events, wherever they come from: filters, judges, counts, and hands on to the command.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <string>
 
 #include "cli/filter.h"
 #include "core/classify.h"
@@ -27,6 +25,8 @@ public:
 
     /// An event that the filter lets through, as it comes.
     virtual void on_event(const event& e) = 0;
+    /// An event of a connection that this host opened, which the filter does not let through.
+    virtual void on_passed_over(const event& /*e*/) {}
     /// A verdict. It may come a while after its event: when its outcome is known.
     virtual void on_verdict(const Judged& judged) = 0;
     /// After each look at the source, and at least once a tick. Returns false to end.
@@ -40,17 +40,8 @@ public:
     virtual bool on_hangup() { return false; }
 };
 
-/// Connections to one upstream that the filter did not let through.
-struct PassedOver {
-    std::string process; ///< of the first of them; empty if not known
-    std::uint64_t begun = 0;
-    std::uint64_t ended = 0; ///< older ones than the tracer included
-};
-
 class Intake {
 public:
-    static constexpr std::size_t most_passed_over = 1024; ///< upstreams; of more nothing is kept
-
     /// `names` must outlive it.
     Intake(Filter filter, const ProcessNames& names, bool tells_outcomes);
 
@@ -70,8 +61,6 @@ public:
     [[nodiscard]] const Upstreams& upstreams() const { return docket_->upstreams(); }
     [[nodiscard]] std::uint64_t events() const { return events_; }                 ///< all, before the filter
     [[nodiscard]] std::uint64_t outcome_events() const { return outcome_events_; } ///< of these, from EVENT_RELEASED on
-    /// Since the run began.
-    [[nodiscard]] const std::map<UpstreamKey, PassedOver>& passed_over() const { return passed_over_; }
     /// Those whose end was lost included.
     [[nodiscard]] std::uint64_t connections_ended(const loss_counters& losses) const;
     [[nodiscard]] const std::map<Cause, std::uint64_t>& verdicts() const { return verdicts_; }
@@ -79,7 +68,6 @@ public:
 
 private:
     void on_judged(const Judged& judged);
-    void pass_over(const event& e);
 
     Filter filter_;
     const ProcessNames& names_;
@@ -90,7 +78,6 @@ private:
     std::uint64_t ended_ = 0;
     std::map<Cause, std::uint64_t> verdicts_;
     std::uint64_t unclassified_ = 0;
-    std::map<UpstreamKey, PassedOver> passed_over_;
 };
 
 /// Where a command's events come from, and how they stand now: this host's kernel, or a recording.

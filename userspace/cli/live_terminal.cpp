@@ -11,7 +11,6 @@
 #include <utility>
 
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -37,14 +36,6 @@ sigset_t signals_of_terminals()
     for (const int signal : {SIGTSTP, SIGCONT, SIGWINCH, SIGQUIT, SIGTTIN, SIGTTOU})
         sigaddset(&set, signal);
     return set;
-}
-
-winsize size_of_terminal()
-{
-    winsize size{};
-    if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0 || size.ws_row == 0)
-        size = {.ws_row = 24, .ws_col = 80, .ws_xpixel = 0, .ws_ypixel = 0};
-    return size;
 }
 
 } // namespace
@@ -193,14 +184,10 @@ void LiveTerminal::draw_below(const std::vector<std::string>& lines)
     below_ = true;
 }
 
-std::size_t LiveTerminal::width() const
+TerminalSize LiveTerminal::size()
 {
-    return size_of_terminal().ws_col;
-}
-
-std::size_t LiveTerminal::height() const
-{
-    return size_of_terminal().ws_row;
+    const auto size = terminal_size();
+    return size && size->rows > 0 ? *size : TerminalSize{.columns = 80, .rows = 24};
 }
 
 } // namespace finrace

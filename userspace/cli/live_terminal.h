@@ -14,6 +14,7 @@
 
 #include <termios.h>
 
+#include "cli/terminal.h"
 #include "sink/stream.h"
 #include "source/descriptor.h"
 
@@ -54,8 +55,8 @@ public:
     /// What stands there may be anything.
     void forget_drawn() { drawn_.clear(); }
 
-    [[nodiscard]] std::size_t width() const;  ///< columns
-    [[nodiscard]] std::size_t height() const; ///< rows
+    /// As it is now; 80 by 24 if it doesn't tell.
+    [[nodiscard]] static TerminalSize size();
 
 private:
     void enter();

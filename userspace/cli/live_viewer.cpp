@@ -243,7 +243,8 @@ void LiveViewer::draw(std::uint64_t now_ns)
     if (now_ns < next_draw_ns_)
         return;
     next_draw_ns_ = now_ns + drawn_every_ns;
-    terminal_->draw_below(status_lines(status(now_ns), paint_, terminal_->width(), terminal_->height()));
+    const TerminalSize size = LiveTerminal::size();
+    terminal_->draw_below(status_lines(status(now_ns), paint_, size.columns, size.rows));
 }
 
 } // namespace finrace

@@ -163,16 +163,12 @@ int manual(const CLI::App& program, const std::string& wanted)
         fmt::print("{}", page_of_causes());
         return exit_success;
     }
-    std::vector<std::string> known{"finrace"};
-    for (const CLI::App* command : commands_of(program)) {
-        if (command->get_name() == name) {
-            fmt::print("{}", page_of(program, command));
-            return exit_success;
-        }
-        known.push_back(command->get_name());
+    if (const CLI::App* command = command_named(program, name)) {
+        fmt::print("{}", page_of(program, command));
+        return exit_success;
     }
-    known.emplace_back("causes");
-    throw UsageError(fmt::format("'{}' is no page; known are: {}", wanted, fmt::join(known, ", ")));
+    throw UsageError(fmt::format("'{}' is no page; known are: finrace, {}, causes", wanted,
+                                 fmt::join(command_names(program), ", ")));
 }
 
 // ---- completion

@@ -43,6 +43,14 @@ std::vector<std::string> command_names(const CLI::App& program)
     return names;
 }
 
+const CLI::App* command_named(const CLI::App& program, std::string_view name)
+{
+    const std::vector<const CLI::App*> commands = commands_of(program);
+    const auto found = std::find_if(commands.begin(), commands.end(),
+                                    [name](const CLI::App* command) { return command->get_name() == name; });
+    return found != commands.end() ? *found : nullptr;
+}
+
 CLI::Option* add_parsed(CLI::App& command, const std::string& name, const std::string& type,
                         const std::string& description, std::function<void(const std::string&)> parse)
 {

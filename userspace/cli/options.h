@@ -38,6 +38,8 @@ void format_help(CLI::App& program);
 /// All of a program's commands, in their order; and their names.
 std::vector<const CLI::App*> commands_of(const CLI::App& program);
 std::vector<std::string> command_names(const CLI::App& program);
+/// nullptr if there is none of that name.
+const CLI::App* command_named(const CLI::App& program, std::string_view name);
 
 /// What to watch, and how to attach.
 struct WatchOptions {

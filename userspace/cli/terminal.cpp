@@ -18,12 +18,18 @@ bool shows_colours(std::FILE* file)
            (term == nullptr || std::string_view(term) != "dumb");
 }
 
-std::size_t terminal_width()
+std::optional<TerminalSize> terminal_size()
 {
     winsize size{};
     if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0)
-        return 100;
-    return std::max<std::size_t>(size.ws_col, 40);
+        return std::nullopt;
+    return TerminalSize{.columns = size.ws_col, .rows = size.ws_row};
+}
+
+std::size_t terminal_width()
+{
+    const auto size = terminal_size();
+    return size ? std::max<std::size_t>(size->columns, 40) : 100;
 }
 
 } // namespace finrace

@@ -36,7 +36,7 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
     const IdleSetting* proxy = ends.proxy.software;
     const std::optional<std::uint32_t> told_ms = ends.proxy.limit_ms();
     // A limit below the upstream's timer is not what keeps these connections: the upstream closed them first.
-    const auto reaches = [&timeout](std::uint32_t limit_ms) {
+    const auto reaches = [&timeout](std::uint64_t limit_ms) {
         return limit_ms + timeout.ms / 50 + hair_ms > timeout.ms;
     };
     const bool own_counts = own_limit && reaches(own_limit->highest_ms);

@@ -46,13 +46,18 @@ constexpr std::uint64_t ns_per_ms = 1'000'000;
 constexpr std::uint32_t shortest_patience_ms = 1000;
 constexpr std::uint64_t burst_apart_ns = 1000 * ns_per_ms;
 
+std::uint32_t saturated_ms(std::uint64_t ns)
+{
+    constexpr std::uint64_t most = std::numeric_limits<std::uint32_t>::max();
+    return static_cast<std::uint32_t>(std::min(ns / ns_per_ms, most));
+}
+
 /// Nothing where a race decided, or where nothing was asked.
 std::optional<std::uint32_t> wait_of(const Judged& judged)
 {
     if (!is_client(judged.e) || judged.e.connection.exchange == 0 || is_race(judged.classification.verdict->cause))
         return std::nullopt;
-    return static_cast<std::uint32_t>(std::min<std::uint64_t>(close_after_request_ns(judged.e) / ns_per_ms,
-                                                              std::numeric_limits<std::uint32_t>::max()));
+    return saturated_ms(close_after_request_ns(judged.e));
 }
 
 } // namespace
@@ -134,8 +139,7 @@ void Diagnosis::follow(const event& e, std::string_view process)
 void Diagnosis::add(const Judged& judged, const std::string& process, std::int64_t clock_offset_ns)
 {
     const Verdict& verdict = *judged.classification.verdict;
-    const bool server_side = !is_client(judged.e);
-    const UpstreamKey where = server_side ? UpstreamKey::local_of(judged.e) : UpstreamKey::of(judged.e);
+    const UpstreamKey where = UpstreamKey::judged_at(judged.e);
     const auto at_ns = static_cast<std::uint64_t>(static_cast<std::int64_t>(judged.e.timestamp_ns) + clock_offset_ns);
     const std::pair key{where, verdict.cause};
     if (findings_.size() == most_findings && findings_.count(key) == 0) {
@@ -145,7 +149,7 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
     Finding& finding = findings_[key];
     if (finding.verdicts == 0) {
         finding.where = where;
-        finding.server_side = server_side;
+        finding.server_side = !is_client(judged.e);
         finding.cause = verdict.cause;
         finding.first_ns = at_ns;
     }
@@ -172,9 +176,7 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
         ++finding.reasons[*verdict.reason];
     if (finding.bursts == 0 || at_ns > finding.last_ns + burst_apart_ns) {
         if (finding.bursts > 0)
-            finding.gaps.learn(static_cast<std::uint32_t>(std::min<std::uint64_t>(
-                                   (at_ns - finding.burst_ns) / ns_per_ms, std::numeric_limits<std::uint32_t>::max())),
-                               at_ns);
+            finding.gaps.learn(saturated_ms(at_ns - finding.burst_ns), at_ns);
         ++finding.bursts;
         finding.burst_ns = at_ns;
     }

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <string_view>
 
+#include "core/classify.h"
+
 namespace finrace {
 
 namespace {
@@ -35,6 +37,11 @@ UpstreamKey UpstreamKey::of(const event& e)
 UpstreamKey UpstreamKey::local_of(const event& e)
 {
     return key_of(e.local_address, e.local_port, e);
+}
+
+UpstreamKey UpstreamKey::judged_at(const event& e)
+{
+    return is_client(e) ? of(e) : local_of(e);
 }
 
 std::size_t UpstreamKeyHash::operator()(const UpstreamKey& key) const noexcept

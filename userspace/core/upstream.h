@@ -29,6 +29,8 @@ struct UpstreamKey {
 
     static UpstreamKey of(const event& e);       ///< the peer's end of its connection
     static UpstreamKey local_of(const event& e); ///< this host's
+    /// Where a verdict on it belongs: at the upstream, or at this host's own server.
+    static UpstreamKey judged_at(const event& e);
     [[nodiscard]] bool is_loopback() const;
     auto operator<=>(const UpstreamKey&) const = default; // NOLINT(modernize-use-nullptr): the 0 is the compiler's own
 };

@@ -5,7 +5,6 @@
 #include <cctype>
 
 #include "core/cause.h"
-#include "core/classify.h"
 #include "sink/facts.h"
 #include "sink/text.h"
 
@@ -21,16 +20,11 @@ bool contains(std::string_view text, std::string_view part)
     return std::search(text.begin(), text.end(), part.begin(), part.end(), same) != text.end();
 }
 
-UpstreamKey upstream_of(const event& e)
-{
-    return is_client(e) ? UpstreamKey::of(e) : UpstreamKey::local_of(e);
-}
-
 } // namespace
 
 bool matches(const Sighting& sighting, std::string_view text)
 {
-    const UpstreamKey where = upstream_of(sighting.judged);
+    const UpstreamKey where = UpstreamKey::judged_at(sighting.judged);
     return contains(to_string(sighting.verdict.cause), text) ||
            contains(endpoint_text(where.address.data(), where.port, where.family), text) ||
            contains(printable(sighting.process_name), text);
@@ -59,7 +53,7 @@ void LiveList::pass(Sighting sighting, std::uint64_t at_ns)
         end_second();
         second_began_ns_ = at_ns;
     }
-    const std::pair key{sighting.verdict.cause, upstream_of(sighting.judged)};
+    const std::pair key{sighting.verdict.cause, UpstreamKey::judged_at(sighting.judged)};
     auto found = alike_.find(key);
     if (found == alike_.end() && alike_.size() < most_kinds)
         found = alike_.emplace(key, Alike{}).first;

@@ -277,6 +277,17 @@ std::string first_of(const Diagnosis& diagnosis, const Places& places, bool (*is
     return more == 0 ? text : fmt::format("{} and {}", text, counted(more, "more upstream"));
 }
 
+/// What was changed after the process that goes by it had begun: whose, and what.
+std::vector<std::pair<std::string_view, const Present*>> pending_of(const Pool& pool)
+{
+    std::vector<std::pair<std::string_view, const Present*>> pending;
+    for (const End* end : {&pool.ends.proxy, &pool.ends.upstream})
+        for (const Present& present : end->present)
+            if (present.pending)
+                pending.emplace_back(end->software->software, &present);
+    return pending;
+}
+
 /// What was not seen, and what to do: of several reasons the one that hides the most.
 std::string inconclusive_text(const Diagnosis& diagnosis, const Watched& watched, const Places& places)
 {
@@ -310,12 +321,11 @@ std::string inconclusive_text(const Diagnosis& diagnosis, const Watched& watched
                            "tells what that may be",
                            counted(count, "connection"));
     for (const Pool* pool : diagnosis.pools())
-        for (const End* end : {&pool->ends.proxy, &pool->ends.upstream})
-            for (const Present& present : end->present)
-                if (pool->leaves_open() && present.pending)
-                    return printable(fmt::format("nothing failed, but what {} goes by is not known, for {} was changed "
-                                                 "after it had begun; reload it, and {} again",
-                                                 end->software->software, present.place, to_see(watched)));
+        if (const auto pending = pending_of(*pool); pool->leaves_open() && !pending.empty())
+            return printable(
+                fmt::format("nothing failed, but what {} goes by is not known, for {} was changed after it "
+                            "had begun; reload it, and {} again",
+                            pending.front().first, pending.front().second->place, to_see(watched)));
     if (const std::string open = first_of(diagnosis, places, [](const Pool& pool) { return pool.leaves_open(); });
         !open.empty())
         return fmt::format(
@@ -669,10 +679,8 @@ std::vector<std::string> pool_text(const Places& places, const Pool& pool)
                                   duration_text(pool.now.longest_rest_ms)));
     for (std::string& one : state_text(places, pool))
         all.push_back(std::move(one));
-    for (const End* end : {&pool.ends.proxy, &pool.ends.upstream})
-        for (const Present& present : end->present)
-            if (present.pending)
-                all.push_back(fmt::format("{}: {}.", end->software->software, present_text(present)));
+    for (const auto& [software, present] : pending_of(pool))
+        all.push_back(fmt::format("{}: {}.", software, present_text(*present)));
     return all;
 }
 
