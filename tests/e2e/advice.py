@@ -208,7 +208,7 @@ def exposed(pairing, options, software, told, rests=SPARSE, late=0):
     must(status == 1 and report["state"] == "exposed" and not report["findings"], f"exit {status}: {report}")
     learned = upstream["idle_timeout"]
     must(learned["samples"] >= 3 and -20 <= learned["ms"] - (IDLE_TIMEOUT + late) * 1000 <= 100, f"learned {learned}")
-    must(upstream["exposure"]["share"] > 0, f"{upstream['exposure']}")
+    must(upstream["exposure"]["window_ms"] > 0, f"{upstream['exposure']}")
     found = {end: upstream.get(end, {}) for end in ("proxy", "server")}
     must([one.get("software") for one in found.values()] == software, f"ends {found}")
     for end, (setting, place) in told.items():
@@ -216,7 +216,7 @@ def exposed(pairing, options, software, told, rests=SPARSE, late=0):
         must(len(present) == 1 and present[0].get("setting") == setting and place in present[0]["place"]
              and "pending" not in present[0], f"{end} was told '{setting}' at '{place}', not {present}")
     print(f"          closes after {learned['ms']} ms ({learned['samples']} samples, spread {learned['spread_ms']} ms); "
-          f"{upstream['exposure']['share']:.2%} of requests within the window", flush=True)
+          f"{upstream['exposure']}", flush=True)
     return {way["end"]: [one["setting"] for one in way["settings"]] for way in upstream["remedies"]}
 
 

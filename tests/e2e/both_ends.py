@@ -126,7 +126,7 @@ def judged(record):
 
 
 # Reasons that depend on the upstream's other closes: on their order, within moments, and on rests that are known to a tick.
-BY_OTHER_CLOSES = {"restart", "request_limit", "early_purge", "unknown"}
+BY_OTHER_CLOSES = {"restart", "request_limit", "unannounced", "early_purge", "unknown"}
 
 
 def same(live, captured):

@@ -537,7 +537,7 @@ class BothEndsTest(unittest.TestCase):
 
     def test_reasons(self):
         for one, other, good in (("idle_timer", "unknown", True), ("restart", "early_purge", True),
-                                 ("restart", "idle_timer", False), ("idle_timer", None, False)):
+                                 ("unannounced", "restart", True), ("restart", "idle_timer", False), ("idle_timer", None, False)):
             self.assertEqual(self.counts([seen(reason=one)], [seen(reason=other)]), (good, 0, not good))
 
     def test_blind_at_one_end_alone(self):

@@ -432,6 +432,8 @@ def mistaken(truth, attempt, verdict):
         return f"no idle timer of {truth.keep_alive} s closes after {attempt.rested:.3f} s"
     if reason == "restart" and ask.accident not in truth.violent:
         return "no server was restarted"
+    if reason == "unannounced" and attempt.rested > 0.02:
+        return f"the connection had rested for {attempt.rested:.3f} s since its last answer"
     if verdict.at("finrace.server_end.exit_signal") and ask.accident not in truth.violent:
         return "no process was killed"
     return None

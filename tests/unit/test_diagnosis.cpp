@@ -23,7 +23,8 @@ namespace {
 constexpr std::uint64_t minute_ns = 60'000 * ms;
 constexpr std::int64_t offset_ns = 1'769'860'800'000'000'000;
 
-void judge(Diagnosis& diagnosis, const event& e, Verdict verdict, const Outcome& outcome = {})
+void judge(Diagnosis& diagnosis, const event& e, Verdict verdict, const Outcome& outcome = {},
+           const std::string& process = "nginx")
 {
     const Classification classification{
         .ending = Ending::verdict, .verdict = std::move(verdict), .learned_idle_ms = std::nullopt};
@@ -33,7 +34,7 @@ void judge(Diagnosis& diagnosis, const event& e, Verdict verdict, const Outcome&
                    .outcome = outcome,
                    .upstream = known_upstream(),
                    .server_end = nullptr},
-                  "nginx", offset_ns);
+                  process, offset_ns);
 }
 
 Outcome answered(std::uint16_t status, bool again = false)
@@ -123,6 +124,24 @@ TEST_CASE("findings are by upstream and cause, the most harmful first", "[diagno
     CHECK(findings[2]->cause == Cause::upstream_reset);
     CHECK(diagnosis.state(false) == Diagnosis::State::findings);
     CHECK(diagnosis.state(true) == Diagnosis::State::findings);
+}
+
+TEST_CASE("a refusal that cost no client's request comes after what did", "[diagnosis]")
+{
+    Verdict refused = race(Variant::none);
+    refused.cause = Cause::connect_refused;
+    event elsewhere = crossing();
+    elsewhere.peer_port = 9000;
+    const auto first = [&](const std::string& process, const Outcome& outcome) {
+        Diagnosis diagnosis;
+        judge(diagnosis, crossing(), race(), answered(502));
+        for (int i = 0; i < 5; ++i)
+            judge(diagnosis, elsewhere, refused, outcome, process);
+        return diagnosis.findings().front()->cause;
+    };
+    CHECK(first("health-probe", {}) == Cause::keepalive_race);
+    CHECK(first("health-probe", answered(502)) == Cause::connect_refused);
+    CHECK(first("nginx", {}) == Cause::connect_refused);
 }
 
 TEST_CASE("a retry that failed as well hides nothing", "[diagnosis]")
@@ -216,7 +235,7 @@ TEST_CASE("how long requests had waited: a spread, or a timer", "[diagnosis]")
             judge(other, closed_after(5000), race());
         }
         CHECK(says(text(other), "Between the requests and their ends lay 999 ms."));
-        CHECK(!says(text(other), "5.00 s lay"));
+        CHECK(!says(text(other), "5 s lay"));
     }
 }
 
@@ -304,7 +323,7 @@ TEST_CASE("nothing failed: healthy, exposed, or not to be told", "[diagnosis]")
         CHECK(says(report, "keepalive_timeout 4s;"));
         CHECK(says(report, "uvicorn --timeout-keep-alive 65"));
         CHECK(says(report, "a request will meet the idle close of 10.0.0.2:8000: what to change is"));
-        CHECK(says(report, "rested for 5.00 s (5 samples, within 0 ms)"));
+        CHECK(says(report, "rested for 5 s (5 samples, within 0 ms)"));
         const auto json = report_json(diagnosis, watched());
         CHECK(json["state"] == "exposed");
         CHECK(json["upstreams"][0]["exposure"]["late_reuses"] > 4);
@@ -721,8 +740,8 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "       They crossed.\n"
           "       The client 0.0.0.0:4000 got 502.\n"
           "   What to change\n"
-          "     10.0.0.2:8000 closes connections that have rested for 5.00 s (5 samples, within 0 ms); nginx\n"
-          "     has used them again after up to 4.00 s.\n"
+          "     10.0.0.2:8000 closes connections that have rested for 5 s (5 samples, within 0 ms); nginx has\n"
+          "     used them again after up to 4 s.\n"
           "     Raise the upstream's idle timeout (nginx keeps idle connections for 60 s, unless it is told\n"
           "     otherwise):\n"
           "       uvicorn: uvicorn --timeout-keep-alive 65\n"
@@ -733,10 +752,11 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "\n"
           "Upstreams\n"
           "  10.0.0.2:8000  50 requests on 5 connections, by nginx  exposed\n"
-          "    10.0.0.2:8000 closes connections that have rested for 5.00 s (5 samples, within 0 ms); nginx has\n"
-          "    used them again after up to 4.00 s.\n"
-          "    Races to be expected: 0.3 to 5.5 a day, if requests go on as they did (5 after more than half\n"
-          "    that time). One is lost if it comes within 1.0 ms of the timer. Races seen: 0.\n");
+          "    10.0.0.2:8000 closes connections that have rested for 5 s (5 samples, within 0 ms); nginx has\n"
+          "    used them again after up to 4 s.\n"
+          "    Races to be expected: 0.3 to 5.5 a day, 0.00042 to 0.0076 % of the requests, if these go on as\n"
+          "    they did (5 after more than half that time). One is lost if it comes within 1.0 ms of the timer.\n"
+          "    Races seen: 0.\n");
 }
 
 TEST_CASE("a file that is newer than its process is said to be", "[diagnosis]")
@@ -811,7 +831,7 @@ TEST_CASE("what comes in bursts is said to, and how far these lie apart", "[diag
     CHECK(says(wide(), ", in 3 bursts. The most"));
     burst(8000);
     burst(8000);
-    CHECK(says(wide(), ", in 5 bursts, 9.00 s apart as a rule. The most"));
+    CHECK(says(wide(), ", in 5 bursts, 9 s apart as a rule. The most"));
     CHECK(report_json(diagnosis, watched())["findings"][0]["bursts"] == 5);
 }
 
@@ -891,12 +911,12 @@ TEST_CASE("the pools that are there now, and who stands at their ends", "[diagno
     CHECK(diagnosis.state(false) == Diagnosis::State::exposed); // before any request was seen
     const std::string report = text(diagnosis);
     CHECK(says(report, "3 connections rest now, for up to 1.23 s"));
-    CHECK(says(report, "rested for 5.00 s, as uvicorn is told"));
+    CHECK(says(report, "rested for 5 s, as uvicorn is told"));
     CHECK(says(report, "How often a request will meet that is known when"));
     CHECK(says(report, "uvicorn --timeout-keep-alive 65"));
     CHECK(!says(report, "gunicorn"));
     CHECK(says(report, "now --timeout-keep-alive 5: command line"));
-    CHECK(says(report, "now its default, 60.00 s: upstream app, /etc/nginx/nginx.conf:9"));
+    CHECK(says(report, "now its default, 60 s: upstream app, /etc/nginx/nginx.conf:9"));
     const auto json = report_json(diagnosis, watched());
     CHECK(json["upstreams"][0]["resting"]["connections"] == 3);
     CHECK(json["upstreams"][0]["proxy"]["software"] == "nginx");

@@ -174,15 +174,15 @@ TEST_CASE("races a day are a range, and none where too few requests tell of them
     upstream.rests.add(3000);
     REQUIRE(expected());
     const double day = exposure_of(upstream, day_ns, {}, {}).races_a_day;
-    CHECK(expected()->low == Approx(day * (1 - 2 / std::sqrt(5.0))));
-    CHECK(expected()->high == Approx(day * (1 + 2 / std::sqrt(5.0))));
+    CHECK(expected()->races_a_day.low == Approx(day * (1 - 2 / std::sqrt(5.0))));
+    CHECK(expected()->races_a_day.high == Approx(day * (1 + 2 / std::sqrt(5.0))));
     SECTION("of races that were seen, if they are more")
     {
         upstream.counts.verdicts[Cause::keepalive_race] = 4;
         CHECK(!expected());
         upstream.counts.verdicts[Cause::keepalive_race] = 16;
-        CHECK(expected()->low == Approx(8));
-        CHECK(expected()->high == Approx(24));
+        CHECK(expected()->races_a_day.low == Approx(8));
+        CHECK(expected()->races_a_day.high == Approx(24));
     }
     SECTION("of those near the timer, where these say more")
     {

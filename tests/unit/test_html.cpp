@@ -216,8 +216,8 @@ TEST_CASE("this host's lane ends where it closes", "[html]")
     IdlePicture picture = idle_picture(pool, "10.0.0.2:8000", "i");
     CHECK(!picture.may_go_on);
     const std::string svg = picture.svg.take();
-    CHECK(says(svg, "this host: closes after 2.00 s"));
-    CHECK(says(svg, "upstream: closes after 5.00 s"));
+    CHECK(says(svg, "this host: closes after 2 s"));
+    CHECK(says(svg, "upstream: closes after 5 s"));
 }
 
 TEST_CASE("an upstream whose timer is not known has closed none, or some", "[html]")

@@ -99,7 +99,7 @@ TEST_CASE("a number of requests", "[reason]")
     others.push_back(closed(21, 6000, 5, 9));
     CHECK(reason_among(others, raced, std::nullopt) == Reason::request_limit); // 5 of 6
     others.push_back(closed(22, 6500, 5, 9));
-    CHECK(reason_among(others, raced, std::nullopt) == Reason::unknown); // 5 of 7
+    CHECK(reason_among(others, raced, std::nullopt) == Reason::unannounced); // 5 of 7
     // A crowd that reaches it at one instant is no restart; nor is a restart of what had served alike such a limit.
     others.resize(4);
     others.push_back(closed(30, 9000, 5, 9));
@@ -113,7 +113,23 @@ TEST_CASE("a number of requests", "[reason]")
     std::vector<event> single;
     for (std::uint64_t i = 0; i < 6; ++i)
         single.push_back(closed(10 + i, 1000 * i, 5, 1));
-    CHECK(reason_among(single, closed(1, 9000, 2, 1, true), std::nullopt) == Reason::unknown);
+    CHECK(reason_among(single, closed(1, 9000, 2, 1, true), std::nullopt) == Reason::unannounced);
+}
+
+TEST_CASE("a server that closes behind its answers and does not say so", "[reason]")
+{
+    const event raced = closed(1, 9000, 10, 2, true);
+    std::vector<event> others{closed(10, 1000, 0)};
+    CHECK(reason_among(others, raced, std::nullopt) == Reason::unknown);
+    others.push_back(closed(11, 2000, 10, 7));
+    CHECK(reason_among(others, raced, five_seconds) == Reason::unannounced);
+    CHECK(reason_among(others, closed(1, 9000, 11, 2, true), std::nullopt) == Reason::unknown);
+    others.push_back(closed(12, 3000, 5000));
+    CHECK(reason_among(others, raced, std::nullopt) == Reason::unknown); // 3 of 4
+    others.push_back(closed(13, 4000, 3));
+    CHECK(reason_among(others, raced, std::nullopt) == Reason::unannounced); // 4 of 5
+    // What ends at one instant is no witness of its own.
+    CHECK(reason_among({closed(10, 9000, 0), closed(11, 9000, 0)}, raced, std::nullopt) == Reason::unknown);
 }
 
 TEST_CASE("short of room", "[reason]")
@@ -144,12 +160,13 @@ TEST_CASE("a request written into a closed connection tells of the close before 
 
 TEST_CASE("every reason that is known is explained", "[reason]")
 {
-    for (const Reason reason : {Reason::idle_timer, Reason::restart, Reason::request_limit, Reason::early_purge}) {
+    for (const Reason reason :
+         {Reason::idle_timer, Reason::restart, Reason::request_limit, Reason::unannounced, Reason::early_purge}) {
         const ReasonText* text = text_of_reason(to_string(reason));
         REQUIRE(text != nullptr);
         CHECK(text->reason == reason);
         CHECK(text_of(Cause::keepalive_race).evidence.find(to_string(reason)) != std::string_view::npos);
     }
-    CHECK(reason_texts().size() == 4);
+    CHECK(reason_texts().size() == 5);
     CHECK(text_of_reason("unknown") == nullptr);
 }

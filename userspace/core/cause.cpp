@@ -23,7 +23,8 @@ constexpr std::array causes{
                     "the request and no FIN was seen: the socket was gone already. fin_lingering: the FIN "
                     "acknowledges the request, nothing was answered, and it came at the upstream's idle timeout: "
                     "shutdown() first, then read and discard (Apache does). The record's reason says why the upstream "
-                    "closed: idle_timer, restart, request_limit, early_purge (finrace explain tells of each), unknown.",
+                    "closed: idle_timer, restart, request_limit, unannounced, early_purge (finrace explain tells of "
+                    "each), unknown.",
         .proxy_says = "nginx: 502, \"upstream prematurely closed connection\" or \"104: Connection reset by peer\". "
                       "HAProxy: 502 SH--, or nothing at all where it closes its client silently. Envoy: 503 UC. "
                       "A retry may hide it from the client; it is logged as an error all the same.",

@@ -76,6 +76,13 @@ bool is_icmp_error(std::uint16_t error)
     }
 }
 
+/// For people, who would take "0 ms" for nothing at all.
+std::string ms_text(std::uint64_t ns)
+{
+    const double ms = static_cast<double>(ns) / ns_per_ms;
+    return fmt::format("{:.{}f} ms", ms, ms < 0.095 ? 3 : ms < 9.95 ? 1 : 0);
+}
+
 /// The facts that the judgements share.
 struct Evidence {
     const event& e;
@@ -170,12 +177,7 @@ struct Evidence {
 
     [[nodiscard]] bool unanswered() const { return asked() && e.response_bytes == 0; }
 
-    /// For people, who would take "0 ms" for nothing at all.
-    [[nodiscard]] std::string after_text() const
-    {
-        const double ms = static_cast<double>(close_after_request_ns(e)) / ns_per_ms;
-        return fmt::format("{:.{}f} ms", ms, ms < 9.95 ? 1 : 0);
-    }
+    [[nodiscard]] std::string after_text() const { return ms_text(close_after_request_ns(e)); }
 
     [[nodiscard]] std::string idle_text() const
     {
@@ -230,7 +232,7 @@ Classification judge_open_failed(const Evidence& evidence)
     const bool error_seen = (e.observed & OBSERVED_SOCKET_ERROR) != 0;
     // Older than the tracer: when its first SYN was sent is not known.
     const std::string waited =
-        c.opened_ns != 0 ? fmt::format(" in {} ms", (e.timestamp_ns - c.opened_ns) / ns_per_ms) : std::string();
+        c.opened_ns != 0 ? fmt::format(" in {}", ms_text(e.timestamp_ns - c.opened_ns)) : std::string();
 
     if (has(c, CONNECTION_PEER_RESET))
         return verdict(

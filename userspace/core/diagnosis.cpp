@@ -93,6 +93,21 @@ std::optional<IdleTimeout> Finding::Waits::timer() const
     return timer && timer->lowest_ms >= shortest_patience_ms ? timer : std::nullopt;
 }
 
+bool Finding::cost_a_request() const
+{
+    switch (cause) {
+    case Cause::client_abort:
+        return false;
+    case Cause::connect_refused:
+    case Cause::connect_timeout:
+    case Cause::connect_unreachable:
+    case Cause::handshake_failed:
+        return !answers.empty() || clients_left > 0 || setting_of_proxy(instance.process) != nullptr;
+    default:
+        return true;
+    }
+}
+
 bool Finding::is_of_timer() const
 {
     const std::uint64_t known =
@@ -291,7 +306,8 @@ std::vector<const Finding*> Diagnosis::findings() const
     for (const auto& [key, finding] : findings_)
         sorted.push_back(&finding);
     std::stable_sort(sorted.begin(), sorted.end(), [](const Finding* one, const Finding* other) {
-        return std::pair(one->harm(), one->affected) > std::pair(other->harm(), other->affected);
+        return std::tuple(one->cost_a_request(), one->harm(), one->affected) >
+               std::tuple(other->cost_a_request(), other->harm(), other->affected);
     });
     return sorted;
 }

@@ -65,6 +65,9 @@ struct Finding {
 
     /// What somebody lost by it. A client that leaves has lost nothing that a proxy or an upstream owed it.
     [[nodiscard]] std::uint64_t harm() const { return cause == Cause::client_abort ? 0 : affected - hidden; }
+    /// Whether a request was lost, or a connection that a client of a proxy waited for. That somebody's attempt to
+    /// connect failed is else no more than what a probe or a job on any busy host says all day.
+    [[nodiscard]] bool cost_a_request() const;
     /// Whether an idle timeout's setting may cure some of it: it has the upstream's timer for a reason, or most races
     /// of it have none that is known.
     [[nodiscard]] bool is_of_timer() const;
@@ -134,7 +137,7 @@ public:
     void end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns,
                  const EndsOf& ends_of = ends_by_name, const PoolsNow* now = nullptr);
 
-    /// By harm, the worst first.
+    /// By harm, the worst first; what cost no request comes after what did.
     [[nodiscard]] std::vector<const Finding*> findings() const;
     /// Failures that found no room in the table of findings.
     [[nodiscard]] std::uint64_t more_failures() const { return more_failures_; }

@@ -59,12 +59,16 @@ bool OpenConnections::may_be_single() const
     return rests_known ? longest_rest_ms < longest_single_ms : longest_ns < longest_single_ms * ns_per_ms;
 }
 
-std::optional<Exposure::Range> Exposure::expected() const
+std::optional<Exposure::Expected> Exposure::expected() const
 {
     if (told_by < enough_told)
         return std::nullopt;
     const double error = 2 / std::sqrt(told_by);
-    return Range{.low = races_a_day * std::max(0.0, 1 - error), .high = races_a_day * (1 + error)};
+    const auto around = [error](double value) {
+        return Range{.low = value * std::max(0.0, 1 - error), .high = value * (1 + error)};
+    };
+    const Range all = around(share);
+    return Expected{.races_a_day = around(races_a_day), .share = {.low = all.low, .high = std::min(1.0, all.high)}};
 }
 
 namespace {
@@ -199,13 +203,13 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
         lost = nearly_lost;
         exposure.told_by = near;
     }
-    if (counts.exchanges > 0)
-        exposure.share = std::min(1.0, lost / static_cast<double>(counts.exchanges));
     // What has been seen is no less likely than what was reckoned.
     if (const auto seen = static_cast<double>(races_of(counts)); seen > lost) {
         lost = seen;
         exposure.told_by = seen;
     }
+    if (counts.exchanges > 0)
+        exposure.share = std::min(1.0, lost / static_cast<double>(counts.exchanges));
     if (observed_ns > 0)
         exposure.races_a_day = lost * day_ns / static_cast<double>(observed_ns);
     if (!learned) {

@@ -66,7 +66,7 @@ struct Exposure {
     /// Requests that followed a rest of between half the timeout and all of it. Of each connection the longest rest
     /// counts alone, so these are at least so many.
     double late_reuses = 0;
-    double share = 0;       ///< of all requests, those to be expected within the window
+    double share = 0;       ///< of all requests, those to be expected to race
     double races_a_day = 0; ///< to be expected, if the day goes on as what was seen
     double told_by = 0;     ///< how many late requests, or races, that is reckoned from
 
@@ -74,8 +74,12 @@ struct Exposure {
         double low;
         double high;
     };
-    /// Of races a day, two standard errors of a count either way. Nothing where too few were seen to reckon from.
-    [[nodiscard]] std::optional<Range> expected() const;
+    struct Expected {
+        Range races_a_day;
+        Range share;
+    };
+    /// Two standard errors of a count either way. Nothing where too few were seen to reckon from.
+    [[nodiscard]] std::optional<Expected> expected() const;
 };
 
 /// Connections to an upstream that have not ended: how they will end is not known.

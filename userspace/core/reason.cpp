@@ -18,7 +18,7 @@ constexpr std::uint64_t behind_answer_ms = 10;
 
 /// A limit shows in so many connections, of which hardly one is an exception.
 constexpr std::size_t limited_connections = 5;
-constexpr std::size_t limited_percent = 80;
+constexpr std::size_t limited_percent = 80; ///< likewise of closes behind answers
 
 constexpr std::uint64_t lately_ns = 10'000 * ns_per_ms;
 
@@ -43,6 +43,16 @@ constexpr std::array reasons{
         .remedy =
             "Let the proxy give connections up sooner (nginx: keepalive_requests in the upstream block, below the "
             "server's limit), raise the server's, or have it announce the last answer (Connection: close).",
+    },
+    ReasonText{
+        .reason = Reason::unannounced,
+        .title = "the upstream closes right behind its answers, and does not say so in them",
+        .evidence =
+            "It closed within 10 ms of its last answer, as did four fifths of its newest closes, three at least "
+            "and not at one instant.",
+        .remedy = "No idle timeout decides that. Have the server announce the close (Connection: close in the answer), "
+                  "or keep the connection open; until then let the proxy use no connection to it twice (nginx: no "
+                  "keepalive in the upstream block; HAProxy: option httpclose).",
     },
     ReasonText{
         .reason = Reason::early_purge,
@@ -77,6 +87,8 @@ std::string_view to_string(Reason reason)
         return "restart";
     case Reason::request_limit:
         return "request_limit";
+    case Reason::unannounced:
+        return "unannounced";
     case Reason::early_purge:
         return "early_purge";
     }
@@ -139,6 +151,7 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
     std::size_t together = 1;
     std::size_t limited = 1;
     std::size_t counted = 1;
+    std::size_t behind = close.rested_ms <= behind_answer_ms ? 1 : 0;
     std::size_t early = 0;
     std::uint64_t shortest = close.rested_ms;
     std::uint64_t longest = close.rested_ms;
@@ -155,6 +168,7 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
         if (other.served != 0 && !at_once) {
             ++counted;
             limited += other.served == close.served ? 1 : 0;
+            behind += other.rested_ms <= behind_answer_ms ? 1 : 0;
         }
         if (timeout && other.at_ns + lately_ns >= close.at_ns && other.rested_ms < timeout->lowest_ms &&
             timeout->nearness(other.rested_ms, rtt_ms) == Nearness::far)
@@ -167,6 +181,10 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
         return Reason::request_limit;
     if (together >= crowd && by_no_timer && close.rested_ms > behind_answer_ms)
         return Reason::restart;
+    const bool may_be_limited = close.served > 1 && limited == counted;
+    if (close.served != 0 && !may_be_limited && close.rested_ms <= behind_answer_ms && behind >= crowd &&
+        behind * 100 >= counted * limited_percent)
+        return Reason::unannounced;
     if (timeout && close.rested_ms < timeout->lowest_ms && early >= crowd)
         return Reason::early_purge;
     return Reason::unknown;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-// Why an upstream closed the connection that a race lost: by its timer, in a restart, for the number of requests, or
-// short of room. Told from its other closes around that moment. Pure.
+// Why an upstream closed the connection that a race lost: by its timer, in a restart, for the number of requests, right
+// behind an answer, or short of room. Told from its other closes around that moment. Pure.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +21,7 @@ enum class Reason {
     idle_timer,    ///< it had rested for as long as this upstream lets connections idle
     restart,       ///< many of its connections ended at one instant, however long they had rested
     request_limit, ///< its connections end after the same number of requests
+    unannounced,   ///< it closes right behind its answers, and does not say so in them
     early_purge,   ///< well before its timer, as others lately: short of workers or connections
 };
 

@@ -177,6 +177,11 @@ Json timeout_json(const IdleTimeout& timeout)
     return {{"ms", timeout.ms}, {"spread_ms", timeout.spread_ms()}, {"samples", timeout.samples}};
 }
 
+Json range_json(const Exposure::Range& range)
+{
+    return {{"low", range.low}, {"high", range.high}};
+}
+
 Json endpoint_json(const UpstreamKey& key)
 {
     Json json = {{"address", address_text(key.address.data(), key.family)}, {"port", key.port}};
@@ -326,11 +331,11 @@ Json pool_json(const Pool& pool)
         if (end->software != nullptr)
             json[name] = end_json(*end);
     if (pool.exposure.state == PoolState::exposed) {
-        json["exposure"] = {{"window_ms", pool.exposure.window_ms},
-                            {"late_reuses", pool.exposure.late_reuses},
-                            {"share", pool.exposure.share}};
-        if (const auto expected = pool.exposure.expected())
-            json["exposure"]["races_a_day"] = {{"low", expected->low}, {"high", expected->high}};
+        json["exposure"] = {{"window_ms", pool.exposure.window_ms}, {"late_reuses", pool.exposure.late_reuses}};
+        if (const auto expected = pool.exposure.expected()) {
+            json["exposure"]["share"] = range_json(expected->share);
+            json["exposure"]["races_a_day"] = range_json(expected->races_a_day);
+        }
         json["remedies"] = remedies_json(pool);
     }
     return json;

@@ -49,12 +49,21 @@ std::string taken_text(const CaptureSeen& capture)
 }
 
 /// In two digits: more are not known.
-std::string rate_text(double races_a_day)
+std::string two_digits(double value)
 {
-    if (races_a_day < 10)
-        return fmt::format("{:.2g}", races_a_day);
-    const double step = std::pow(10, std::floor(std::log10(races_a_day)) - 1);
-    return fmt::format("{:.0f}", std::round(races_a_day / step) * step);
+    if (value < 10)
+        return fmt::format("{:.2g}", value);
+    const double step = std::pow(10, std::floor(std::log10(value)) - 1);
+    return fmt::format("{:.0f}", std::round(value / step) * step);
+}
+
+std::string range_text(const Exposure::Range& range, double least)
+{
+    const std::string low = two_digits(range.low);
+    const std::string high = two_digits(range.high);
+    return range.high < least ? fmt::format("less than {}", least)
+           : low == high      ? "about " + low
+                              : fmt::format("{} to {}", low, high);
 }
 
 /// "Races to be expected: 9 to 40 a day, if …"
@@ -64,13 +73,9 @@ std::string expected_text(const Exposure& exposure)
     const auto expected = exposure.expected();
     if (!expected)
         return fmt::format("Races are to be expected; how often can't be reckoned from so few requests ({})", late);
-    const std::string low = rate_text(expected->low);
-    const std::string high = rate_text(expected->high);
-    return fmt::format("Races to be expected: {} a day, if requests go on as they did ({})",
-                       expected->high < 0.1 ? "less than 0.1"
-                       : low == high        ? "about " + low
-                                            : fmt::format("{} to {}", low, high),
-                       late);
+    return fmt::format("Races to be expected: {} a day, {} % of the requests, if these go on as they did ({})",
+                       range_text(expected->races_a_day, 0.1),
+                       range_text({.low = 100 * expected->share.low, .high = 100 * expected->share.high}, 0.001), late);
 }
 
 std::string own_text(const Pool& pool)
@@ -130,6 +135,8 @@ std::string duration_text(std::uint64_t ms)
 {
     if (ms < 1000)
         return fmt::format("{} ms", ms);
+    if (ms < 600'000 && ms % 1000 == 0)
+        return fmt::format("{} s", ms / 1000);
     if (ms < 600'000)
         return fmt::format("{:.2f} s", static_cast<double>(ms) / 1e3);
     return fmt::format("{:.0f} min", static_cast<double>(ms) / 60e3);
