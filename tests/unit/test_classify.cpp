@@ -316,6 +316,43 @@ TEST_CASE("a part of more than one flight was still to come", "[classify]")
     check(untouched, fin_crossed);
 }
 
+TEST_CASE("an upstream that closes right behind its answers left the next request unread", "[classify]")
+{
+    constexpr Expected unread{Cause::keepalive_race, Variant::reset_unread, Certainty::likely};
+    const auto reset_after = [](std::uint64_t ms) {
+        DrivenSocket s = requested(0, 100);
+        s.wait_ms(ms);
+        s.reset({.acknowledges = 100});
+        return s;
+    };
+    Upstream upstream;
+    const auto note = [&upstream](std::uint64_t id, DrivenSocket s, std::optional<std::uint32_t> acknowledged) {
+        s.wait_ms(1000 * id);
+        s.request(100);
+        s.receive(1000);
+        s.wait_ms(2);
+        if (acknowledged)
+            s.request(100);
+        s.fin(acknowledged);
+        event e = s.last();
+        e.connection.id = id;
+        upstream.closes.note(e);
+    };
+    check(reset_after(3), reset_reused, upstream);
+    // What took a request is no witness of when it closes by itself.
+    note(11, requested(0, 100), 100);
+    note(12, requested(0, 100), 100);
+    check(reset_after(3), reset_reused, upstream);
+    note(13, requested(0, 100), 0);
+    note(14, requested(0, 100), std::nullopt);
+    check(reset_after(3), unread, upstream);
+    check(reset_after(11), reset_reused, upstream);
+    DrivenSocket by_fin = requested(0, 100);
+    by_fin.wait_ms(3);
+    by_fin.fin(100);
+    check(by_fin, Expected{Cause::upstream_closed, Variant::none, Certainty::likely}, upstream);
+}
+
 TEST_CASE("pipelined requests cross as one", "[classify]")
 {
     DrivenSocket s = requested(2000, 100);

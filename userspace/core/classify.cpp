@@ -90,12 +90,13 @@ struct Evidence {
     std::optional<IdleTimeout> timeout;
     std::uint32_t longest_answered_ms; ///< this upstream's connections answered after so long a rest
     std::uint64_t rtt_ms;
-    std::uint64_t after_ms; ///< request to end
+    std::uint64_t after_ms;     ///< request to end
+    const CloseHistory& closes; ///< of this upstream
 
     Evidence(const event& e_, const Upstream& upstream)
         : e(e_), c(e_.connection), timeout(upstream.idle_timeout.timeout()),
           longest_answered_ms(upstream.longest_answered_idle_ms), rtt_ms(e_.srtt_us / 1000),
-          after_ms(close_after_request_ns(e_) / ns_per_ms)
+          after_ms(close_after_request_ns(e_) / ns_per_ms), closes(upstream.closes)
     {
     }
 
@@ -391,6 +392,12 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                         segment, evidence.after_text(), evidence.idle_text(), at ? "up to" : "near",
                         evidence.timeout->ms, at ? "probably" : "perhaps"));
     }
+    if (race == Variant::reset_unread && evidence.closes.closes_behind_answers(evidence.e))
+        return verdict(evidence, Cause::keepalive_race, race, Certainty::likely,
+                       fmt::format("The upstream's RST came {} after the request, right behind its last answer, as its "
+                                   "other closes do: its kernel had the request, its application probably never read "
+                                   "it.",
+                                   evidence.after_text()));
     if (rested && evidence.in_race_window() && !evidence.timeout && c.idle_ms >= shortest_idle_timer_ms &&
         !evidence.rested_less_than_others())
         return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,

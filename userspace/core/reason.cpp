@@ -117,9 +117,12 @@ std::uint64_t peer_closed_ns(const event& e)
 CloseHistory::Close CloseHistory::close_of(const event& e)
 {
     const connection& c = e.connection;
-    Close close{.connection_id = c.id, .at_ns = peer_closed_ns(e), .rested_ms = 0, .served = 0};
+    Close close{
+        .connection_id = c.id, .at_ns = peer_closed_ns(e), .rested_ms = 0, .served = 0, .took_a_request = false};
     // What the FIN left unacknowledged had no answer, whatever came before it.
     const bool unanswered = c.exchange > 0 && (e.response_bytes == 0 || c.fin_unacked > 0 || c.reset_unacked > 0);
+    close.took_a_request =
+        unanswered && c.fin_unacked == 0 && c.reset_unacked == 0 && !has(e, CONNECTION_SENT_AFTER_FIN);
     if (!has(e, CONNECTION_ADOPTED))
         close.served = c.exchange - (unanswered ? 1 : 0);
     // A request that met the close is no end of the rest.
@@ -151,7 +154,6 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
     std::size_t together = 1;
     std::size_t limited = 1;
     std::size_t counted = 1;
-    std::size_t behind = close.rested_ms <= behind_answer_ms ? 1 : 0;
     std::size_t early = 0;
     std::uint64_t shortest = close.rested_ms;
     std::uint64_t longest = close.rested_ms;
@@ -168,7 +170,6 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
         if (other.served != 0 && !at_once) {
             ++counted;
             limited += other.served == close.served ? 1 : 0;
-            behind += other.rested_ms <= behind_answer_ms ? 1 : 0;
         }
         if (timeout && other.at_ns + lately_ns >= close.at_ns && other.rested_ms < timeout->lowest_ms &&
             timeout->nearness(other.rested_ms, rtt_ms) == Nearness::far)
@@ -182,12 +183,28 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
     if (together >= crowd && by_no_timer && close.rested_ms > behind_answer_ms)
         return Reason::restart;
     const bool may_be_limited = close.served > 1 && limited == counted;
-    if (close.served != 0 && !may_be_limited && close.rested_ms <= behind_answer_ms && behind >= crowd &&
-        behind * 100 >= counted * limited_percent)
+    if (!may_be_limited && closes_behind_answers(e))
         return Reason::unannounced;
     if (timeout && close.rested_ms < timeout->lowest_ms && early >= crowd)
         return Reason::early_purge;
     return Reason::unknown;
+}
+
+bool CloseHistory::closes_behind_answers(const event& e) const
+{
+    const Close close = close_of(e);
+    if (close.served == 0 || close.rested_ms > behind_answer_ms)
+        return false;
+    std::size_t counted = 1;
+    std::size_t behind = 1;
+    for (const Close& other : closes_) {
+        if (other.connection_id == close.connection_id || other.took_a_request || other.served == 0 ||
+            distance(other.at_ns, close.at_ns) <= one_instant_ns)
+            continue;
+        ++counted;
+        behind += other.rested_ms <= behind_answer_ms ? 1 : 0;
+    }
+    return behind >= crowd && behind * 100 >= counted * limited_percent;
 }
 
 } // namespace finrace

@@ -53,6 +53,8 @@ public:
     void note(const event& e);
     /// Why the close that `e` (the verdict's event) tells of happened. `timeout`: as learned, if it is.
     [[nodiscard]] Reason reason(const event& e, const std::optional<IdleTimeout>& timeout) const;
+    /// Whether the upstream closes right behind its answers, and the close that `e` tells of came so soon as well.
+    [[nodiscard]] bool closes_behind_answers(const event& e) const;
 
 private:
     static constexpr std::size_t capacity = 64;
@@ -62,6 +64,7 @@ private:
         std::uint64_t at_ns;
         std::uint64_t rested_ms; ///< since the last answer
         std::uint32_t served;    ///< exchanges before the one that it met; 0 if not known
+        bool took_a_request;     ///< and did not answer it: no witness of when the upstream closes by itself
     };
     static Close close_of(const event& e);
 
