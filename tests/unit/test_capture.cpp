@@ -203,6 +203,7 @@ TEST_CASE("what is no capture that can be read says what it is", "[capture]")
     CHECK(input_of(CaptureFile().bytes()).kind == InputKind::capture);
     CHECK(input_of("\x0a\x0d\x0d\x0a and more").kind == InputKind::capture);
     CHECK(input_of("\x1f\x8b\x08\x00").kind == InputKind::compressed);
+    CHECK(input_of(R"({"timestamp":1})").kind == InputKind::json);
     CHECK(input_of("finrace-recording 1").kind == InputKind::other);
     CHECK(input_of("").kind == InputKind::other);
     Filter by_process;

@@ -198,6 +198,7 @@ TEST_CASE("bars that reach the upstream's close are the requests that die", "[ht
     const std::string dies = "class=\"dies\" fill=\"url(#i-hatch)\"";
     IdlePicture safe = idle_picture(pool_of({100, 2000, 4000, 4000}), "10.0.0.2:8000", "i");
     CHECK(!says(safe.svg.take(), "url(#i-hatch)"));
+    CHECK(!safe.some_die);
     CHECK(says(safe.sentence, "Of 4 connections used again, 0 lie in bars that reach"));
     IdlePicture racing = idle_picture(pool_of({100, 4990, 5001}), "10.0.0.2:8000", "i");
     const std::string svg = racing.svg.take();
@@ -206,6 +207,7 @@ TEST_CASE("bars that reach the upstream's close are the requests that die", "[ht
     CHECK(says(racing.sentence, "Of 3 connections used again, 2 lie in bars that reach"));
     CHECK(says(racing.sentence, "less than 41.0 ms before the close"));
     CHECK(racing.may_go_on);
+    CHECK(racing.some_die);
 }
 
 TEST_CASE("this host's lane ends where it closes", "[html]")

@@ -81,11 +81,18 @@ std::unique_ptr<StoredFeed> open_stored(Filter filter, bool connections, const s
     inputs.reserve(paths.size());
     for (const std::string& path : paths)
         inputs.push_back(opened(path));
-    for (const Input& input : inputs)
+    for (const Input& input : inputs) {
+        if (input.kind == InputKind::json)
+            throw UsageError(
+                fmt::format("{} is JSON: finrace's records and reports tell what was judged, not from what; "
+                            "'finrace record --output FILE', or 'run --record FILE' beside them, writes what can "
+                            "be judged again",
+                            input.name));
         if (input.kind == InputKind::compressed)
             throw UsageError(
                 fmt::format("{} is compressed; unpack it first, or on the way: zcat {} | finrace diagnose -",
                             input.name, input.name == "standard input" ? "FILE" : input.name));
+    }
     const auto captures = std::count_if(inputs.begin(), inputs.end(),
                                         [](const Input& input) { return input.kind == InputKind::capture; });
     if (captures != 0 && static_cast<std::size_t>(captures) != inputs.size())
@@ -98,7 +105,9 @@ std::unique_ptr<StoredFeed> open_stored(Filter filter, bool connections, const s
         try {
             readers.push_back(std::make_unique<RecordingReader>(std::move(input), is_told_to_end));
         } catch (const NoRecording& error) {
-            throw NoRecording(fmt::format("{}, and no capture: neither pcap nor pcapng", error.what()));
+            throw NoRecording(fmt::format("{}, and no capture: neither pcap nor pcapng; 'finrace record' "
+                                          "writes the one, 'tcpdump -w' the other",
+                                          error.what()));
         }
     }
     return std::make_unique<Replay>(std::move(filter), connections, std::move(readers));

@@ -56,6 +56,7 @@ a { color: var(--blue); }
 .good { color: var(--green); }
 .warning { border-left: 4px solid var(--amber); padding: .3rem .8rem; background: var(--panel); }
 section { margin-top: 2.5rem; }
+nav ol { margin: 1rem 0; padding-left: 1.5rem; }
 .finding, .pool { border: 1px solid var(--rule); border-radius: .6rem; padding: 1.1rem 1.25rem; margin-top: 1.25rem; }
 .title { display: flex; flex-wrap: wrap; gap: .3rem .8rem; align-items: baseline; }
 .lead { font-size: 1.1rem; font-weight: 600; margin: .3rem 0 .6rem; }
@@ -311,10 +312,10 @@ void add_idle_times(Markup& page, const Places& places, const Pool& pool, std::s
     key("rest", "connections, by their longest rest before a request");
     if (picture.may_go_on)
         key("unknown", "no limit of this host's own seen");
-    if (knows_timer) {
+    if (picture.some_die)
         key("dies", "reach the upstream's close");
+    if (knows_timer)
         key("timer", "the upstream's timer, and its spread");
-    }
     if (pool.upstream.idle_timeout.samples() > 0)
         key("close", "an idle close by the upstream");
     page.close().element("p", {}, picture.sentence).close();
@@ -349,6 +350,18 @@ void add_pool(Markup& page, const Places& places, const Pool& pool, std::size_t 
         add_remedies(page, pool);
     }
     page.close();
+}
+
+/// A line for each of those that are shown, which leads to it.
+void add_index(Markup& page, const std::vector<const Finding*>& findings, const Places& places)
+{
+    page.open("nav", {{"aria-label", "Findings"}}).open("ol");
+    for (std::size_t i = 0; i < std::min(findings.size(), most_shown); ++i) {
+        const Finding& finding = *findings[i];
+        page.open("li").element("a", {{"href", fmt::format("#finding-{}", i + 1)}}, to_string(finding.cause));
+        page.text(fmt::format(" {}: {}", places.name(finding.where), affected_text(finding))).close();
+    }
+    page.close().close();
 }
 
 /// What is left, a line each.
@@ -421,6 +434,8 @@ std::string report_html(const Diagnosis& diagnosis, const Watched& watched)
 
     std::set<const Pool*> told;
     const std::vector<const Finding*> findings = diagnosis.findings();
+    if (findings.size() > 1)
+        add_index(page, findings, places);
     for (std::size_t i = 0; i < std::min(findings.size(), most_shown); ++i) {
         add_finding(page, diagnosis, watched, places, *findings[i], i + 1);
         told.insert(pool_to_set(diagnosis, *findings[i]));

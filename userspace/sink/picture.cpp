@@ -378,7 +378,8 @@ void draw_upstream_lane(Markup& svg, const Pool& pool, std::string_view text, co
             {{"cx", at(scale.percent(ms))}, {"cy", number(upstream_y + lane / 2)}, {"r", "3.5"}, {"class", "close"}});
 }
 
-void draw_rests(Markup& svg, const Pool& pool, const Scale& scale, const std::string& hatch)
+/// Whether any of them lie where requests die.
+bool draw_rests(Markup& svg, const Pool& pool, const Scale& scale, const std::string& hatch)
 {
     const bool knows_timer = pool.upstream.idle_timeout.timeout().has_value();
     const std::vector<RestHistogram::Bucket> rests = pool.upstream.rests.filled();
@@ -416,6 +417,7 @@ void draw_rests(Markup& svg, const Pool& pool, const Scale& scale, const std::st
                          {"class", dies(bucket) ? "count dies" : "count"}},
                         std::to_string(bucket.count));
     }
+    return most_that_die > 0;
 }
 
 /// Of an upstream whose timeout has not been learned.
@@ -590,7 +592,7 @@ IdlePicture idle_picture(const Pool& pool, std::string_view name, std::string_vi
     const std::string upstream_text = timeout ? fmt::format("upstream: closes after {}", duration_text(timeout->ms))
                                               : "upstream: " + unknown_close(pool);
 
-    IdlePicture picture{.svg = {}, .sentence = idle_sentence(pool, name), .may_go_on = !own.closes};
+    IdlePicture picture{.svg = {}, .sentence = idle_sentence(pool, name), .may_go_on = !own.closes, .some_die = false};
     Markup& svg = picture.svg;
     svg = titled(id, {"class", "idle"}, {"height", number(idle_height)},
                  fmt::format("Idle times of connections to {}", name),
@@ -608,14 +610,20 @@ IdlePicture idle_picture(const Pool& pool, std::string_view name, std::string_vi
         draw_bar(svg, closed_at, 100, upstream_y, base - upstream_y, "danger");
         draw_bar(svg, scale.percent(timeout->lowest_ms), scale.percent(timeout->highest_ms), upstream_y,
                  base - upstream_y, "spread");
-        svg.element("text", {{"x", "100%"}, {"y", number(top - 9)}, {"text-anchor", "end"}, {"class", "dies"}},
-                    "requests die");
+        constexpr double wide = 25; // per cent, which hold the words on the smallest screen
+        const bool inside = closed_at < 100 - wide;
+        svg.element("text",
+                    {{"x", at(inside ? closed_at + 1 : closed_at - 1)},
+                     {"y", number(top - 9)},
+                     {"text-anchor", inside ? "start" : "end"},
+                     {"class", "dies"}},
+                    inside ? "requests die" : "requests die ▸");
     }
     draw_axis(svg, scale, base, top);
 
     draw_own_lane(svg, own, own_text, scale, closed_at, hatch);
     draw_upstream_lane(svg, pool, upstream_text, scale);
-    draw_rests(svg, pool, scale, hatch);
+    picture.some_die = draw_rests(svg, pool, scale, hatch) || (timeout && scale.percent(own.ms) > closed_at);
     svg.element("text", {{"x", "0"}, {"y", number(idle_height - 6)}, {"class", "lane"}},
                 "idle time before a request, log scale");
     svg.close();

@@ -34,6 +34,7 @@ struct IdlePicture {
     Markup svg;
     std::string sentence; ///< what it shows
     bool may_go_on;       ///< no limit of this host's own has been seen
+    bool some_die;        ///< some that were used again had rested until the upstream's close
 };
 IdlePicture idle_picture(const Pool& pool, std::string_view name, std::string_view id);
 

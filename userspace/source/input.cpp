@@ -38,6 +38,8 @@ InputKind kind_of(std::string_view head)
     for (const std::string_view magic : compressed_magics)
         if (head.starts_with(magic))
             return InputKind::compressed;
+    if (head.starts_with("{\"") || head.starts_with("{\n"))
+        return InputKind::json;
     return InputKind::other;
 }
 

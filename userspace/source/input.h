@@ -18,6 +18,7 @@ struct InputError : std::runtime_error {
 enum class InputKind {
     capture,    ///< pcap or pcapng
     compressed, ///< by gzip, xz, zstd or bzip2: neither of our readers reads those
+    json,       ///< an object: finrace's own records or report, most likely
     other,      ///< a recording, or nothing that is known
 };
 
