@@ -113,6 +113,8 @@ BLIND = (
     Blind("left", None, ("connect_timeout", None, "likely"), "the SYNs show, where cgroup can't tell how they ended"),
     Blind("right", GAVE_UP_ON_SILENCE, None, LOST_ON_THE_WAY),
     Blind("right", GAVE_UP_OPENING, None, LOST_ON_THE_WAY),
+    Blind("right", ("keepalive_race", "reset_crossed", "proven"), ("keepalive_race", "reset_closed", "likely"),
+          "a request that came late on its way looks like one that was sent after an RST that was lost"),
     *(Blind(end, None, ("request_rejected", "early_answer", "possible"),
             "the FIN of a proxy that has its answer waits behind the rest of the request, which a shut window keeps")
       for end in ENDS),

@@ -586,13 +586,26 @@ TEST_CASE("an RST that was lost behind the upstream's end crossed nothing", "[ca
     cross(talk, 20, 0.02);
     talk.server_reset();
     const bool late = GENERATE(true, false);
-    talk.wait_ms(late ? 1000 : 30); // its round trip, and more; after so long it may have been sent, and lost, before
+    talk.wait_ms(late ? 1000 : 33); // its round trip, and more; after so long it may have been sent, and lost, before
     talk.request();
     talk.wait_ms(0.02);
     talk.server_bare_reset();
     const Found found(file);
     CHECK(found.said() == (late ? "" : "keepalive_race/reset_closed likely"));
     CHECK(found.unclassified == (late ? 1 : 0));
+}
+
+TEST_CASE("a request that comes late on its way crossed an RST", "[capture]")
+{
+    CaptureFile file;
+    Talk talk(file);
+    cross(talk, 20, 0.02);
+    talk.server_reset();
+    talk.wait_ms(32);
+    talk.request();
+    talk.wait_ms(0.02);
+    talk.server_bare_reset();
+    CHECK(Found(file).said() == "keepalive_race/reset_crossed proven");
 }
 
 TEST_CASE("a FIN that was lost behind the upstream's end crossed nothing, as far as it shows", "[capture]")

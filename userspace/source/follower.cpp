@@ -24,8 +24,9 @@ constexpr std::uint64_t same_packet_ns = 10 * ns_per_ms;
 /// Linux retransmits after 200 ms at the least, but for what acknowledgements say to be lost.
 constexpr std::uint64_t retransmission_ns = 150 * ns_per_ms;
 
-/// By how much a segment may take longer than the fastest one, beside an eighth of the round trip.
-constexpr std::uint64_t jitter_ns = 2 * ns_per_ms;
+/// By how much a segment may take longer than the fastest one, beside an eighth of the round trip. That a busy host
+/// keeps one for so long is common; that an RST is lost just before a request, all but unheard of.
+constexpr std::uint64_t jitter_ns = 10 * ns_per_ms;
 
 /// A connection that was over and is heard of again after so long is another one, whose handshake was not captured.
 constexpr std::uint64_t forgotten_ns = 60'000 * ns_per_ms;
