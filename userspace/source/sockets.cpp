@@ -100,12 +100,16 @@ bool list_family(int netlink, std::uint8_t family, const std::function<void(cons
     if (send(netlink, &message, message.header.nlmsg_len, 0) < 0)
         return false;
 
-    const std::uint64_t now = monotonic_ns();
+    // The kernel lists the first part as it is asked, and each other one as the one before is taken
+    // (netlink_recvmsg(), Linux 6.12): many sockets take a second, and ages are told of when they are listed.
+    std::uint64_t next_ns = monotonic_ns();
     std::array<char, 1U << 17U> buffer{};
     for (;;) {
+        const std::uint64_t now = next_ns;
         const ssize_t got = recv(netlink, buffer.data(), buffer.size(), 0);
         if (got < 0 && errno == EINTR)
             continue;
+        next_ns = monotonic_ns();
         if (got <= 0)
             return false;
         auto left = static_cast<unsigned>(got);
