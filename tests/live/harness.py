@@ -661,6 +661,11 @@ def prepare(options, name):
     options.folder = tempfile.mkdtemp(prefix=f"finrace-{name}-")
 
 
+def neither_file_nor_folder(folder, names):
+    """Of these names in a folder: a server's sockets and pipes, which can't be copied."""
+    return [name for name in names if not os.path.isfile(os.path.join(folder, name)) and not os.path.isdir(os.path.join(folder, name))]
+
+
 def main(name, parse, test):
     """`test(options, results)` under the rules that all live tests share: exit 0, 1 or 2, traces kept only of a failure."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -684,7 +689,8 @@ def main(name, parse, test):
         if folder and failed:
             if options.logs:
                 # A share of a virtual machine is slow to write to, and only it outlives the machine.
-                kept = shutil.copytree(folder, os.path.join(options.logs, os.path.basename(folder)), dirs_exist_ok=True)
+                kept = shutil.copytree(folder, os.path.join(options.logs, os.path.basename(folder)), dirs_exist_ok=True,
+                                       ignore=neither_file_nor_folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 folder = kept
             print(f"{name}: logs are kept in {folder}", file=sys.stderr)

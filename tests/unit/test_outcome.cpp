@@ -48,7 +48,8 @@ event after_sleep(event e)
 event released(const event& end, std::uint64_t at_ns, std::uint32_t thread = proxy)
 {
     event e = step(EVENT_RELEASED, at_ns, thread);
-    e.connection.id = end.connection.id;
+    e.connection = end.connection;
+    e.connection.pid = proxy;
     return e;
 }
 
@@ -297,6 +298,16 @@ TEST_CASE("several exchanges end in one turn", "[outcome]")
             told({of_second(at), released(second, at + 1), of_first(at + 2), released(first, at + 3)});
         named(later_first.by_turn(first), 4000, Certainty::likely);
         named(later_first.by_turn(second), 4001, Certainty::likely);
+    }
+    SECTION("two clients had asked before either exchange was begun: which is whose, the times don't tell")
+    {
+        event early = client_step(EVENT_CLIENT_ANSWERED, 4001, at + 2, proxy, request_at - ms / 2);
+        early.http_status = 504;
+        const Outcomes outcomes = told({of_first(at), released(first, at + 1), early, released(second, at + 3)});
+        named(outcomes.by_turn(first), 4001, Certainty::possible);
+        named(outcomes.by_turn(second), 4001, Certainty::possible);
+        const Outcomes swapped = told({early, released(first, at + 3), of_first(at + 4), released(second, at + 5)});
+        named(swapped.by_turn(first), 4001, Certainty::possible);
     }
     SECTION("another client of the process asked later, and still before the request: possible, and that one")
     {

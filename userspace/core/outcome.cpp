@@ -45,6 +45,12 @@ bool same_client(const event& a, const event& b)
            std::equal(std::begin(a.peer_address), std::end(a.peer_address), std::begin(b.peer_address));
 }
 
+/// When a connection's newest exchange began, its opening included. CLOCK_MONOTONIC in nanoseconds.
+std::uint64_t begun(const connection& c)
+{
+    return c.exchange > 1 ? c.request_ns : c.opened_ns;
+}
+
 } // namespace
 
 Client client_of(const event& e, Certainty certainty)
@@ -144,7 +150,7 @@ std::optional<Outcomes::Loss> Outcomes::find(const event& end) const
               .by_peer = (c.flags & CONNECTION_LOCAL_FIRST) == 0,
               .request_bytes = end.request_bytes,
               .asked_ns = c.exchange > 0 ? c.request_ns : c.opened_ns,
-              .begun_ns = c.exchange > 1 ? c.request_ns : c.opened_ns,
+              .begun_ns = begun(c),
               .failed_ns = end.timestamp_ns,
               .released_ns = release.timestamp_ns};
     if ((c.flags & CONNECTION_PEER_FIN) != 0)
@@ -166,12 +172,30 @@ const event* Outcomes::nearest_client(const Loss& loss, const event& client) con
     return nearest;
 }
 
+/// Whether another client may be this one's as well, of those that ended badly about then. The times tell them apart
+/// only if each asked after the exchange before had begun.
+bool Outcomes::has_rival(const Loss& loss, const event& client) const
+{
+    const auto about_then = since(before(loss.released_ns, turn_limit_ns));
+    std::uint64_t before_ns = 0;
+    for (auto e = about_then; e != noted_.end(); ++e)
+        if (loss.of_process(*e) && e->kind == EVENT_RELEASED && e->connection.id != loss.connection_id)
+            if (const std::uint64_t begun_ns = begun(e->connection); begun_ns <= loss.begun_ns)
+                before_ns = std::max(before_ns, begun_ns);
+    if (client.connection.last_byte_ns <= before_ns)
+        before_ns = 0;
+    return std::any_of(about_then, noted_.end(), [&](const event& e) {
+        return loss.of_process(e) && loss.may_be_client(e) && !same_client(e, client) &&
+               e.connection.last_byte_ns > before_ns;
+    });
+}
+
 Outcome Outcomes::by_turn(const Loss& loss) const
 {
     Outcome outcome;
     const auto found = [&](const event& e, bool alone) {
         const event* nearest = nearest_client(loss, e);
-        const bool likely = alone && nearest == &e && loss.is_right_behind(e);
+        const bool likely = alone && nearest == &e && loss.is_right_behind(e) && !has_rival(loss, e);
         outcome.client = client_of(*nearest, likely ? Certainty::likely : Certainty::possible);
         outcome.known = likely;
         outcome.settled = true;

@@ -69,6 +69,7 @@ private:
     [[nodiscard]] std::deque<event>::const_iterator since(std::uint64_t ns) const;
     [[nodiscard]] Outcome by_turn(const Loss& loss) const;
     [[nodiscard]] const event* nearest_client(const Loss& loss, const event& client) const;
+    [[nodiscard]] bool has_rival(const Loss& loss, const event& client) const;
     [[nodiscard]] bool repeats(const Loss& loss, const event& tried) const;
 
     std::deque<event> noted_;                           ///< in the order of their times
