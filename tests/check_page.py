@@ -14,12 +14,12 @@ import html5lib
 XHTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
 # All that a page consists of: nothing here loads, runs, sends or embeds.
 ELEMENTS = {XHTML + name for name in (
-    "html head meta title style body header main section article footer div figure figcaption h1 h2 h3 p ol ul li a code span "
+    "html head meta title style body header nav main section article footer div figure figcaption h1 h2 h3 p ol ul li a code span "
     "time details summary table thead tbody tr th td").split()} | {SVG + name for name in (
         "svg title desc defs pattern rect line circle polygon text").split()}
 ATTRIBUTES = set(
     "charset class content cx cy datetime fill height http-equiv id lang name patternTransform patternUnits points r role rx "
-    "scope style text-anchor viewBox width x x1 x2 y y1 y2 aria-labelledby href".split())
+    "scope style text-anchor viewBox width x x1 x2 y y1 y2 aria-label aria-labelledby href".split())
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 MOST_SHOWN = 20  # findings, and upstreams, that are told all about: userspace/sink/sentences.h
 

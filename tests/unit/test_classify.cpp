@@ -1669,7 +1669,7 @@ TEST_CASE("connections that don't open", "[classify]")
     DrivenSocket cgroup(Backend::cgroup);
     for (DrivenSocket* s : {&trace, &cgroup}) {
         s->connect();
-        s->wait_ms(1500);
+        s->wait_ms(300);
     }
     SECTION("refused")
     {
@@ -1692,7 +1692,7 @@ TEST_CASE("connections that don't open", "[classify]")
         // cgroup sees no error: it may have been ICMP.
         cgroup.retransmits = 6;
         cgroup.open_fails(false, ETIMEDOUT);
-        check(cgroup, Ending::unclassified);
+        check(cgroup, {Cause::connect_timeout, Variant::none, Certainty::possible});
     }
     SECTION("the process gave up: with a SYN retransmitted, or too early to tell")
     {
@@ -1724,7 +1724,7 @@ TEST_CASE("connections that don't open", "[classify]")
         if (cgroup.retransmits == 0)
             check(cgroup, {Cause::connect_unreachable, Variant::none, Certainty::possible});
         else
-            check(cgroup, Ending::unclassified);
+            check(cgroup, {Cause::connect_timeout, Variant::none, Certainty::possible});
     }
     SECTION("disconnected by its process (HAProxy's shutdown()), after a SYN's retransmission or before")
     {
@@ -1736,7 +1736,28 @@ TEST_CASE("connections that don't open", "[classify]")
             check(trace, gave_up);
         cgroup.retransmits = 1; // an ICMP error looks the same
         cgroup.open_fails(false, 0);
-        check(cgroup, Ending::unclassified);
+        check(cgroup, {Cause::connect_timeout, Variant::none, Certainty::possible});
+    }
+    SECTION("given up before the SYN's retransmission: after half a second it is patience that ran out")
+    {
+        const auto ms = GENERATE(199U, 200U, 701U);
+        const bool closes = GENERATE(true, false);
+        for (DrivenSocket* s : {&trace, &cgroup}) {
+            s->wait_ms(ms);
+            if (closes)
+                s->close();
+            s->open_fails(false, 0);
+        }
+        constexpr Expected likely{Cause::connect_timeout, Variant::gave_up, Certainty::likely};
+        constexpr Expected possible{Cause::connect_timeout, Variant::gave_up, Certainty::possible};
+        if (ms < 200) {
+            check(trace, Ending::unclassified);
+            if (!closes)
+                check(cgroup, {Cause::connect_unreachable, Variant::none, Certainty::possible});
+        } else {
+            check(trace, likely);
+            check(cgroup, closes ? likely : possible);
+        }
     }
     SECTION("disconnected by this host")
     {

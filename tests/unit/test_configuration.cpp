@@ -243,7 +243,7 @@ TEST_CASE("servers: flags, environment, files, defaults", "[configuration]")
     }
 }
 
-TEST_CASE("gunicorn's limit of a sync worker's request", "[configuration]")
+TEST_CASE("gunicorn's limit of a worker's silence", "[configuration]")
 {
     const std::string place = "command line of process 7";
     const Disk disk{.files = {{"/srv/gunicorn.conf.py", "graceful_timeout = 9\ntimeout = 12\n"}}};
@@ -256,7 +256,8 @@ TEST_CASE("gunicorn's limit of a sync worker's request", "[configuration]")
     CHECK(limit(process("gunicorn", {"gunicorn", "--timeout", "3", "app:app"}), disk) ==
           All{told(3000, "--timeout 3", place)});
     CHECK(limit(process("gunicorn", {"gunicorn", "-t", "4", "app:app"}), disk) == All{told(4000, "-t 4", place)});
-    CHECK(limit(process("gunicorn", {"gunicorn", "-k", "gthread", "app:app"}), disk).empty());
+    CHECK(limit(process("gunicorn", {"gunicorn", "-k", "gevent", "app:app"}), disk) ==
+          All{told(12'000, "timeout = 12", "/srv/gunicorn.conf.py:2")});
     CHECK(limit(process("uvicorn", {"uvicorn", "app:app"}), disk).empty());
     CHECK(limit(process("gunicorn", {"gunicorn: master [app:app]"}), disk).empty());
 }

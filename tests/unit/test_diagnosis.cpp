@@ -268,6 +268,22 @@ TEST_CASE("a server that is known is told of, and its limit where that fits", "[
     CHECK(!says(report("gunicorn", told, 5001), fits));
 }
 
+TEST_CASE("of several that died at one instant a process's end is told", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    event e = closed_after(3);
+    for (const unsigned later_ms : {0U, 50U, 50U, 101U}) {
+        event one = e;
+        one.timestamp_ns += later_ms * ms;
+        judge(diagnosis, one, closed());
+    }
+    Upstreams upstreams;
+    upstreams.at(UpstreamKey::of(e)).counts.closed = 4;
+    diagnosis.end_run(upstreams, minute_ns, minute_ns);
+    CHECK(says(text(diagnosis), "Up to 3 of them died within 100 ms of each other"));
+    CHECK(diagnosis.findings().front()->most_at_once == 3);
+}
+
 TEST_CASE("what a server of this host's does is a finding at its own address", "[diagnosis]")
 {
     Diagnosis diagnosis;
@@ -854,6 +870,22 @@ TEST_CASE("who refuses is looked up, and what it was told", "[diagnosis]")
         });
         return report_json(one, watched())["findings"][0]["hints"].dump();
     };
+    Watched overflowing = watched();
+    overflowing.turned_away = 114;
+    verdict.cause = Cause::connect_timeout;
+    Diagnosis unanswered;
+    judge(unanswered, refused(), verdict);
+    for (const bool here : {true, false}) {
+        unanswered.end_run(upstreams, minute_ns, minute_ns, [&](const UpstreamKey&, const Owner&) {
+            Ends ends;
+            ends.upstream.software = setting_of_server("node", {});
+            ends.upstream.listens = here;
+            return ends;
+        });
+        CHECK(says(report_json(unanswered, overflowing)["findings"][0]["hints"].dump(),
+                   "Node.js listens on this host, and meanwhile 114 connections here were turned away") == here);
+        CHECK(!says(report_json(unanswered, watched())["findings"][0]["hints"].dump(), "turned away because"));
+    }
     CHECK(!says(hints(std::nullopt, ""), "there now"));
     CHECK(says(hints(true, ""), "uvicorn listens there now"));
     CHECK(says(hints(false, ""), "Nobody listens there now"));

@@ -60,6 +60,7 @@ public:
         : feed_(feed), live_(&feed), filter_(filter), duration_(duration), shows_progress_(::isatty(STDERR_FILENO) == 1)
     {
         newest_ns_ = started_ns_ = feed_.now_ns();
+        overflows_before_ = listen_overflows();
     }
 
     void on_event(const event& e) override
@@ -98,6 +99,8 @@ public:
             const auto [here, elsewhere] = pools_now(host);
             diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, &here);
             note_elsewhere(elsewhere);
+            if (const auto overflows = listen_overflows(); overflows && overflows_before_)
+                watched_.turned_away = *overflows - std::min(*overflows, *overflows_before_);
         } else {
             diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_);
             note_elsewhere({});
@@ -200,6 +203,7 @@ private:
     Watched watched_;
     PassedOverCounts passed_over_; ///< in this run
     std::map<UpstreamKey, Elsewhere> elsewhere_;
+    std::optional<std::uint64_t> overflows_before_; ///< of this host's
     std::uint64_t started_ns_ = 0;
     std::uint64_t newest_ns_ = 0;
     std::uint64_t adopted_closed_ = 0;
@@ -274,6 +278,8 @@ int diagnose(const DiagnoseOptions& options)
         check_page_file(options.page); // before a minute of watching, not after it
     if (!options.files.empty()) {
         const std::unique_ptr<StoredFeed> feed = open_stored(options.watch.filter, false, options.files);
+        if (options.duration) // said second: what is no file may be an upstream's address
+            throw UsageError("--for is how long to watch this host; leave it out where files are read");
         Doctor doctor(*feed, options.watch.filter);
         feed->run(doctor);
         Watched watched = described(doctor.watched(), options, *feed, "recorded by ");
@@ -298,7 +304,7 @@ void add_diagnose(CLI::App& program, Action& action)
         program.add_subcommand("diagnose", "one shot: what is wrong, how sure, and which setting to change");
     auto options = std::make_shared<DiagnoseOptions>();
     add_watch_options(*command, options->watch);
-    CLI::Option* duration = add_duration(*command, options->duration, "default 60s, Ctrl-C ends it sooner");
+    add_duration(*command, options->duration, "default 60s, Ctrl-C ends it sooner");
     command->add_flag("--json", options->json, "the report for programs");
     add_parsed(*command, "--html", "FILE",
                "a page for a browser as well: one file that loads nothing, for its owner alone to read",
@@ -311,7 +317,6 @@ void add_diagnose(CLI::App& program, Action& action)
         ->add_option("file", options->files,
                      "recordings (finrace record) or captures (tcpdump) to read instead; - is standard input")
         ->type_name("FILE...")
-        ->excludes(duration)
         ->excludes("--backend", "--attach", "--ring-bytes");
     command->footer("Ends with 0 when all is healthy, 1 with findings or a pool that will race, 2 on a usage or\n"
                     "environment error, 3 when what was seen is not enough, or not all.\n"

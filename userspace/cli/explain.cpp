@@ -80,10 +80,11 @@ int explain(const std::string& id)
         cause = cause_of_variant(name);
     const bool is_status =
         id.size() == 3 && std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (is_status)
-        throw UsageError(fmt::format("'{}' is what a client got, for any of several causes: finrace diagnose finds out "
-                                     "which; known are: {}",
-                                     id, fmt::join(known, ", ")));
+    const bool is_sentence = id.find(' ') != std::string::npos;
+    if (is_status || is_sentence)
+        throw UsageError(fmt::format("'{}' is what {}, for any of several causes: finrace diagnose finds out which; "
+                                     "known are: {}",
+                                     id, is_status ? "a client got" : "a log says", fmt::join(known, ", ")));
     if (!cause)
         throw UsageError(fmt::format("'{}' is no cause and no reason; known are: {}", id, fmt::join(known, ", ")));
     const CauseText& text = text_of(*cause);

@@ -160,11 +160,14 @@ constexpr std::array causes{
         .cause = Cause::connect_timeout,
         .title = "the SYN was never answered",
         .happened = "The SYN and its retransmissions met silence until somebody gave up.",
-        .evidence = "SYN_SENT ended in CLOSE after at least one retransmission, and no answer came. Variant gave_up: "
-                    "this host's process stopped waiting before the kernel did.",
+        .evidence = "SYN_SENT ended in CLOSE after at least one retransmission, or after half a second, and no answer "
+                    "came. Variant gave_up: this host's process stopped waiting before the kernel did. Backend cgroup "
+                    "sees neither ICMP errors nor shutdown(), HAProxy's way to give up: then it is possible.",
         .proxy_says = "nginx: 504, \"upstream timed out (110) while connecting to upstream\". HAProxy: 503 sC--.",
-        .remedy = "A firewall that drops, a host that is gone, or a listen queue that overflows: look at the route and "
-                  "at the upstream's ListenOverflows and ListenDrops.",
+        .remedy = "A listen queue that overflows (a server that does not accept for a while: a blocked event loop, a "
+                  "backlog that is too short), a firewall that drops, or a host that is gone. Look at the upstream's "
+                  "ListenOverflows and ListenDrops (nstat -az), at its queue while it lasts (ss -ltn: Recv-Q above "
+                  "Send-Q), and at the route.",
     },
     CauseText{
         .cause = Cause::connect_unreachable,

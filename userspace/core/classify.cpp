@@ -34,6 +34,9 @@ constexpr std::uint32_t full_segment_bytes = 1460;
 /// timeout.
 constexpr std::uint32_t silence_ms = 1000;
 
+/// Who waits for an opening for less has not found that nobody answers.
+constexpr std::uint64_t shortest_patience_ns = 500 * ns_per_ms;
+
 /// "GET / HTTP/1.1" and two line ends: RFC 9112 3.
 constexpr std::uint32_t shortest_http1_request_bytes = 18;
 
@@ -244,12 +247,20 @@ Classification judge_open_failed(const Evidence& evidence)
                        e.socket_error == ECONNREFUSED ? Certainty::likely : Certainty::proven, // an RST's error as well
                        fmt::format("An ICMP error answered the SYN{}: {}.", waited,
                                    std::generic_category().message(e.socket_error)));
-    // Neither an RST nor close() ended it. Before the second SYN, which leaves after 1 s (RFC 6298 5.5), hardly
-    // anything but an ICMP error does; a process may with connect(AF_UNSPEC), or shutdown() as HAProxy has it, which
-    // both disconnect: then there is no error yet (tcp_disconnect()).
+    // Neither an RST nor close() ended it: an ICMP error did, which comes at once (a router that first asks for the
+    // host's address takes longer than the second SYN, which leaves after 1 s: RFC 6298 5.5); or its process, by
+    // connect(AF_UNSPEC), or shutdown() as HAProxy has it, which both disconnect: then there is no error yet
+    // (tcp_disconnect()).
     const bool not_closed =
-        (e.observed & OBSERVED_CLOSE_CALL) != 0 && !has(c, CONNECTION_SOCKET_CLOSED | waiting_resets);
-    if (!error_seen && not_closed && e.retransmits == 0)
+        !error_seen && (e.observed & OBSERVED_CLOSE_CALL) != 0 && !has(c, CONNECTION_SOCKET_CLOSED | waiting_resets);
+    const bool by_process = (has(c, CONNECTION_SOCKET_CLOSED) || error_seen) && (!error_seen || e.socket_error == 0);
+    const bool at_length = c.opened_ns != 0 && e.timestamp_ns - c.opened_ns >= shortest_patience_ns;
+    if (e.retransmits == 0 && at_length && (by_process || not_closed))
+        return verdict(evidence, Cause::connect_timeout, Variant::gave_up,
+                       by_process ? Certainty::likely : Certainty::possible,
+                       fmt::format("No answer to the SYN{}, when this host's process gave up{}.", waited,
+                                   by_process ? "" : " (or, which looks the same here, an ICMP error came)"));
+    if (not_closed && e.retransmits == 0)
         return verdict(evidence, Cause::connect_unreachable, Variant::none, Certainty::possible,
                        fmt::format("This host's kernel gave the SYN up{}, as an ICMP error makes it do.", waited));
     if (e.retransmits == 0)
@@ -263,10 +274,15 @@ Classification judge_open_failed(const Evidence& evidence)
                        fmt::format("No answer to the SYN and its {} retransmission{} was captured{}.", e.retransmits,
                                    e.retransmits == 1 ? "" : "s", waited));
     // The process closed its socket, or disconnected it. Where errors are not seen, ICMP's look like the latter.
-    if ((has(c, CONNECTION_SOCKET_CLOSED) || error_seen) && (!error_seen || e.socket_error == 0))
+    if (by_process)
         return verdict(evidence, Cause::connect_timeout, Variant::gave_up, Certainty::proven,
                        fmt::format("No answer to the SYN and its {} retransmission{}{}, when this host's process gave "
                                    "up.",
+                                   e.retransmits, e.retransmits == 1 ? "" : "s", waited));
+    if (not_closed)
+        return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::possible,
+                       fmt::format("No answer to the SYN and its {} retransmission{}{}: this host's process gave up, "
+                                   "its kernel did, or, which looks the same here, an ICMP error came.",
                                    e.retransmits, e.retransmits == 1 ? "" : "s", waited));
     return unclassified();
 }

@@ -195,6 +195,11 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
         ++finding.bursts;
         finding.burst_ns = at_ns;
     }
+    if (finding.at_once == 0 || at_ns > finding.at_once_ns + one_instant_ns) {
+        finding.at_once = 0;
+        finding.at_once_ns = at_ns;
+    }
+    finding.most_at_once = std::max(finding.most_at_once, ++finding.at_once);
     finding.first_ns = std::min(finding.first_ns, at_ns);
     finding.last_ns = std::max(finding.last_ns, at_ns);
     if (finding.times_ns.size() < Finding::most_times)

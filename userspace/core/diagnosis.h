@@ -47,8 +47,11 @@ struct Finding {
         [[nodiscard]] std::optional<IdleTimeout> timer() const;
     };
     std::optional<Waits> waits;
-    std::uint64_t bursts = 0; ///< a second apart, or more
-    IdleTimeoutLearner gaps;  ///< between the beginnings of bursts
+    std::uint64_t bursts = 0;       ///< a second apart, or more
+    std::uint64_t at_once = 0;      ///< verdicts since at_once_ns
+    std::uint64_t at_once_ns = 0;   ///< CLOCK_REALTIME
+    std::uint64_t most_at_once = 0; ///< that one instant (one_instant_ns) has seen
+    IdleTimeoutLearner gaps;        ///< between the beginnings of bursts
     static constexpr std::size_t most_times = 5;
     std::vector<std::uint64_t> times_ns; ///< CLOCK_REALTIME, of the first verdicts
 

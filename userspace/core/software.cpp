@@ -89,8 +89,10 @@ constexpr std::array servers{
                 .flag = "--keep-alive",
                 .source = "docs.gunicorn.org, settings: keepalive",
                 .recycling = "--max-requests",
-                .dies_of = "it kills a worker that is silent for --timeout, as a sync one is over a long request, and "
-                           "logs WORKER TIMEOUT; --max-requests and a reload end workers as well",
+                .dies_of =
+                    "it kills a worker that is silent for --timeout (a sync one over a long request; uvicorn's or "
+                    "gevent's whose event loop a handler blocks), with all that it has under way, and logs WORKER "
+                    "TIMEOUT; --max-requests and a reload end workers as well",
                 .dies_of_source = "docs.gunicorn.org, settings: timeout, max_requests"},
     IdleSetting{.software = "Node.js",
                 .processes = {"node"},

@@ -46,7 +46,7 @@ struct IdleSetting {
     std::string_view dies_of_source{};
 };
 
-/// gunicorn's limit of a sync worker's request: docs.gunicorn.org, settings: timeout; arbiter.py, murder_workers().
+/// gunicorn's limit of a worker's silence: docs.gunicorn.org, settings: timeout; arbiter.py, murder_workers().
 constexpr std::string_view worker_limit_flag = "--timeout";
 constexpr std::string_view worker_limit_short_flag = "-t";
 constexpr std::string_view worker_limit_name = "timeout";
@@ -84,7 +84,7 @@ struct End {
     std::vector<Present> present;          ///< each place that may decide; empty if not known
     std::optional<bool> listens{};         ///< whether anybody does now, at the upstream's end; nothing if not known
     std::string recycling{};               ///< after how many requests a process of it ends, and where that is told
-    std::vector<Present> worker_limit{};   ///< after how long it kills a worker for one request; empty if not known
+    std::vector<Present> worker_limit{};   ///< after how long it kills a silent worker; empty if not known
 
     /// After how long it closes an idle connection at the latest, by what it has been told; 0: never. Nothing if that
     /// is not known.

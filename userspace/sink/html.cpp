@@ -294,7 +294,7 @@ void add_finding(Markup& page, const Diagnosis& diagnosis, const Watched& watche
         page.element("p", {}, limits_text(places, *to_set));
         add_remedies(page, *to_set);
     }
-    for (const std::string& hint : hints(diagnosis, finding))
+    for (const std::string& hint : hints(diagnosis, watched, finding))
         page.element("p", {}, hint);
     page.close();
 }

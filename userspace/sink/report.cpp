@@ -115,7 +115,7 @@ void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched,
         change.paragraph(limits_text(places, *to_set), 5);
         add_remedies(change, *to_set, 5);
     }
-    for (const std::string& hint : hints(diagnosis, finding))
+    for (const std::string& hint : hints(diagnosis, watched, finding))
         change.paragraph(hint, 5);
     const std::string text = change.take();
     if (const auto [first, is_new] = told.try_emplace(text, number); !is_new) {
@@ -274,7 +274,7 @@ Json capture_json(const CaptureSeen& capture)
     return json;
 }
 
-Json finding_json(const Diagnosis& diagnosis, const Finding& finding)
+Json finding_json(const Diagnosis& diagnosis, const Watched& watched, const Finding& finding)
 {
     const WallClock real(0);
     Json json = {{"cause", to_string(finding.cause)},
@@ -301,7 +301,7 @@ Json finding_json(const Diagnosis& diagnosis, const Finding& finding)
     }
     if (const Pool* to_set = pool_to_set(diagnosis, finding); to_set != nullptr)
         json["remedies"] = remedies_json(*to_set);
-    if (const auto all = hints(diagnosis, finding); !all.empty())
+    if (const auto all = hints(diagnosis, watched, finding); !all.empty())
         json["hints"] = all;
     return json;
 }
@@ -421,7 +421,7 @@ Json report_json(const Diagnosis& diagnosis, const Watched& watched)
 {
     Json findings = Json::array();
     for (const Finding* finding : diagnosis.findings())
-        findings.push_back(finding_json(diagnosis, *finding));
+        findings.push_back(finding_json(diagnosis, watched, *finding));
     Json upstreams = Json::array();
     for (const Pool* pool : diagnosis.pools())
         upstreams.push_back(pool_json(*pool));

@@ -377,6 +377,22 @@ std::string lost_text(const Watched& watched)
                        watched.lost == 1 ? "1 event was" : fmt::format("{} events were", watched.lost));
 }
 
+namespace {
+
+/// Where most of them were. `all` is not zero.
+std::string most_unclassified(const Diagnosis& diagnosis, std::uint64_t all)
+{
+    const std::vector<const Pool*> pools = diagnosis.pools();
+    const Pool* most = *std::max_element(pools.begin(), pools.end(), [](const Pool* one, const Pool* other) {
+        return one->unclassified < other->unclassified;
+    });
+    const std::string where = name_text(Places(diagnosis), *most);
+    return most->unclassified == all ? fmt::format("at {}", where)
+                                     : fmt::format("{} of them at {}", most->unclassified, where);
+}
+
+} // namespace
+
 std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watched)
 {
     std::vector<std::string> all;
@@ -406,8 +422,9 @@ std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watc
                                   counted(watched.missing_hooks, "hook")));
     if (const std::uint64_t count = diagnosis.unclassified(); count > 0)
         all.push_back(fmt::format("{} in mid-exchange without a cause that can be named (finrace explain "
-                                  "unclassified).",
-                                  count == 1 ? "1 connection ended" : fmt::format("{} connections ended", count)));
+                                  "unclassified), {}.",
+                                  count == 1 ? "1 connection ended" : fmt::format("{} connections ended", count),
+                                  most_unclassified(diagnosis, count)));
     return all;
 }
 
@@ -490,22 +507,29 @@ std::string waits_text(const Finding& finding)
 
 namespace {
 
-/// Whether a server's limit of a request is what these died of.
-bool explains(const Present& limit, const Finding& finding)
+/// Whether a server's limit of a worker's silence is what these died of: each of them, or the longest, which blocked
+/// the others. Empty if not.
+std::string_view explained_by(const Present& limit, const Finding& finding)
 {
-    const auto fits = [&limit](std::uint64_t lowest_ms, std::uint64_t highest_ms) {
-        return lowest_ms >= limit.ms && highest_ms <= limit.ms + worker_limit_late_ms;
-    };
+    const auto fits = [&limit](std::uint64_t ms) { return ms >= limit.ms && ms <= limit.ms + worker_limit_late_ms; };
     if (!finding.waits)
-        return false;
+        return {};
     const auto timer = finding.waits->timer();
-    return fits(finding.waits->lowest_ms, finding.waits->highest_ms) ||
-           (timer && fits(timer->lowest_ms, timer->highest_ms));
+    if ((fits(finding.waits->lowest_ms) && fits(finding.waits->highest_ms)) ||
+        (timer && fits(timer->lowest_ms) && fits(timer->highest_ms)))
+        return "; these requests had taken about as long when they died. Raise it above what the slowest handler is "
+               "meant to take, or make that faster";
+    if (fits(finding.waits->highest_ms))
+        return "; the longest of these requests had taken about as long when it died: where a worker carries several "
+               "at "
+               "once, one that blocks its event loop is the end of all. Let that handler wait without blocking; a "
+               "longer limit would only stall them for longer";
+    return {};
 }
 
 } // namespace
 
-std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& finding)
+std::vector<std::string> hints(const Diagnosis& diagnosis, const Watched& watched, const Finding& finding)
 {
     std::vector<std::string> all;
     // The text on a race is about timers.
@@ -528,16 +552,26 @@ std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& findin
         all.push_back(fmt::format("{} ends a process after so many requests, {}: until another one accepts, requests "
                                   "fail. Have several that take turns, or none end.",
                                   server.software->software, server.recycling));
+    if (ends_requests && finding.most_at_once > 1)
+        all.push_back(
+            fmt::format("Up to {} of them died within 100 ms of each other: that is a process that ended with "
+                        "all that it had under way, rather than {} handlers.",
+                        finding.most_at_once, finding.most_at_once));
+    if (server.listens.value_or(false) && watched.turned_away > 0 &&
+        (finding.cause == Cause::connect_timeout || finding.cause == Cause::accept_stalled))
+        all.push_back(
+            fmt::format("{} listens on this host, and meanwhile {} here were turned away because a listener's "
+                        "accept queue was full (ListenOverflows): it does not accept for a while (a blocked "
+                        "event loop, no free worker), or its backlog is too short.",
+                        server.software != nullptr ? server.software->software : "The upstream",
+                        counted(watched.turned_away, "connection")));
     if (!ends_requests || server.software == nullptr)
         return all;
     if (!server.software->dies_of.empty())
         all.push_back(fmt::format("{} stands there: {}.", server.software->software, server.software->dies_of));
     for (const Present& limit : server.worker_limit)
         all.push_back(fmt::format("{}'s {}: {}{}.", server.software->software, worker_limit_flag, present_text(limit),
-                                  explains(limit, finding)
-                                      ? "; these requests had taken about as long when they died. Raise it above what "
-                                        "the slowest handler is meant to take, or make that faster"
-                                      : ""));
+                                  explained_by(limit, finding)));
     return all;
 }
 
@@ -708,9 +742,12 @@ std::string present_text(const Present& present)
     if (present.pending)
         return printable(fmt::format("{} ({}) was changed after the process had begun: reload it", present.place,
                                      present.text.empty() ? "no such setting" : present.text));
-    const std::string now = !present.text.empty() ? fmt::format("now {}", present.text)
-                            : present.ms == 0     ? "now without a limit"
-                                                  : fmt::format("now its default, {}", duration_text(present.ms));
+    std::string_view text = present.text;
+    if (text.ends_with(';')) // nginx's: a sentence goes on behind it
+        text.remove_suffix(1);
+    const std::string now = !text.empty()     ? fmt::format("now {}", text)
+                            : present.ms == 0 ? "now without a limit"
+                                              : fmt::format("now its default, {}", duration_text(present.ms));
     return printable(fmt::format("{}: {}", now, present.place));
 }
 

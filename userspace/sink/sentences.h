@@ -56,6 +56,7 @@ struct Watched {
     bool server_side_only = false;
     bool tells_outcomes = false;
     std::uint64_t missing_hooks = 0;
+    std::uint64_t turned_away = 0; ///< connections, by listeners of this network namespace whose accept queue was full
     std::vector<CaptureSeen> captures{}; ///< what was read, if that is what was read
 
     /// Whether there is something of which nothing is known.
@@ -109,7 +110,7 @@ std::string times_text(const Finding& finding); ///< in the local time zone: whe
 /// Its most telling instance.
 Sighting sighting_of(const Diagnosis& diagnosis, const Finding& finding);
 /// What to look at besides an idle timeout's settings, a paragraph each.
-std::vector<std::string> hints(const Diagnosis& diagnosis, const Finding& finding);
+std::vector<std::string> hints(const Diagnosis& diagnosis, const Watched& watched, const Finding& finding);
 /// The pool whose timer a finding is about, and is known; or nullptr.
 const Pool* pool_to_set(const Diagnosis& diagnosis, const Finding& finding);
 

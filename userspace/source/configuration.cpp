@@ -884,13 +884,11 @@ std::vector<Present> worker_limit_of_server(const IdleSetting& software, const P
 {
     if (software.configuration != Configuration::gunicorn)
         return {};
-    const GunicornReader reader(process, open_files);
-    if (reader.may_keep_connections()) // not sync: these report on their own, whatever a request takes
-        return {};
-    return reader.read({.flag = worker_limit_flag,
-                        .short_flag = worker_limit_short_flag,
-                        .name = worker_limit_name,
-                        .default_ms = worker_limit_default_ms});
+    return GunicornReader(process, open_files)
+        .read({.flag = worker_limit_flag,
+               .short_flag = worker_limit_short_flag,
+               .name = worker_limit_name,
+               .default_ms = worker_limit_default_ms});
 }
 
 } // namespace finrace

@@ -459,4 +459,40 @@ Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
     return ends;
 }
 
+std::optional<std::uint64_t> parse_listen_overflows(std::string_view netstat)
+{
+    // Two lines for each protocol: names, then values, both behind its own name.
+    const auto words_of = [&netstat]() {
+        const std::string_view line = netstat.substr(0, netstat.find('\n'));
+        netstat.remove_prefix(std::min(netstat.size(), line.size() + 1));
+        std::vector<std::string_view> words;
+        for (std::size_t at = 0; at < line.size();) {
+            const std::size_t end = std::min(line.find(' ', at), line.size());
+            if (end > at)
+                words.push_back(line.substr(at, end - at));
+            at = end + 1;
+        }
+        return words;
+    };
+    while (!netstat.empty()) {
+        const std::vector<std::string_view> names = words_of();
+        const std::vector<std::string_view> values = words_of();
+        if (names.empty() || names.front() != "TcpExt:")
+            continue;
+        const auto found = std::find(names.begin(), names.end(), "ListenOverflows");
+        const auto index = static_cast<std::size_t>(found - names.begin());
+        std::uint64_t count = 0;
+        if (found == names.end() || index >= values.size() ||
+            std::from_chars(values[index].data(), values[index].data() + values[index].size(), count).ec != std::errc())
+            return std::nullopt;
+        return count;
+    }
+    return std::nullopt;
+}
+
+std::optional<std::uint64_t> listen_overflows()
+{
+    return parse_listen_overflows(read_whole("/proc/self/net/netstat"));
+}
+
 } // namespace finrace

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/diagnosis.h"
@@ -29,6 +31,13 @@ struct OpenSocket {
 /// Looks at the sockets of all network namespaces that can be entered. `accounting`: LiveSource::accounting(). Whose
 /// owners the accounting does not tell are looked up if `with_owners`: a walk through /proc.
 std::vector<OpenSocket> open_sockets(int accounting, bool with_owners);
+
+/// Connections that the listeners of this network namespace have turned away since it began, their accept queues being
+/// full: TcpExt's ListenOverflows in /proc/net/netstat (tcp_conn_request(), tcp_v4_syn_recv_sock(), Linux 5.10).
+/// Nothing if that can't be read.
+std::optional<std::uint64_t> listen_overflows();
+/// The same, of the file's text.
+std::optional<std::uint64_t> parse_listen_overflows(std::string_view netstat);
 
 class Host {
 public:
