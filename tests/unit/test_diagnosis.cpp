@@ -261,11 +261,13 @@ TEST_CASE("a server that is known is told of, and its limit where that fits", "[
     CHECK(!says(report("node", {}, 3), "gunicorn"));
     CHECK(says(report("node", {}, 3), "Node.js stands there: an uncaught exception"));
     const std::vector<Present> told{{.ms = 3000, .text = "--timeout 3", .place = "command line of process 7"}};
-    CHECK(says(report("gunicorn", told, 2999), "gunicorn's --timeout: now --timeout 3: command line of process 7."));
+    CHECK(says(report("gunicorn", told, 2624), "gunicorn's --timeout: now --timeout 3: command line of process 7."));
     const std::string fits = "process 7; these requests had taken about as long when they died. Raise it";
     CHECK(says(report("gunicorn", told, 3000), fits));
     CHECK(says(report("gunicorn", told, 5000), fits));
     CHECK(!says(report("gunicorn", told, 5001), fits));
+    CHECK(says(report("gunicorn", told, 2625), "the longest of these requests had taken about as long when it died"));
+    CHECK(!says(report("gunicorn", told, 2624), "about as long"));
 }
 
 TEST_CASE("of several that died at one instant a process's end is told", "[diagnosis]")

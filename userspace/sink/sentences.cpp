@@ -519,7 +519,8 @@ std::string_view explained_by(const Present& limit, const Finding& finding)
         (timer && fits(timer->lowest_ms) && fits(timer->highest_ms)))
         return "; these requests had taken about as long when they died. Raise it above what the slowest handler is "
                "meant to take, or make that faster";
-    if (fits(finding.waits->highest_ms))
+    // Its worker had last been heard of a little before it was taken up.
+    if (fits(finding.waits->highest_ms + limit.ms / 8))
         return "; the longest of these requests had taken about as long when it died: where a worker carries several "
                "at "
                "once, one that blocks its event loop is the end of all. Let that handler wait without blocking; a "
