@@ -773,8 +773,8 @@ TEST_CASE("the report on a race, word for word", "[diagnosis]")
           "    10.0.0.2:8000 closes connections that have rested for 5 s (5 samples, within 0 ms); nginx has\n"
           "    used them again after up to 4 s.\n"
           "    Races to be expected: 0.3 to 5.5 a day, 0.00042 to 0.0076 % of the requests, if these go on as\n"
-          "    they did (5 after more than half that time). One is lost if it comes within 1.0 ms of the timer.\n"
-          "    Races seen: 0.\n");
+          "    they did (5 after more than half that time). One is lost if it comes within 1.0 ms of the timer,\n"
+          "    or before its process has seen the close. Races seen: 0.\n");
 }
 
 TEST_CASE("a file that is newer than its process is said to be", "[diagnosis]")
@@ -905,6 +905,34 @@ TEST_CASE("what is to be changed is told once", "[diagnosis]")
     const std::string report = text(diagnosis);
     CHECK(says(report, "   What to change: as for 1.\n"));
     CHECK(report.find("This is not the keep-alive race") == report.rfind("This is not the keep-alive race"));
+}
+
+TEST_CASE("what makes a pool safe is quoted, and a proxy that is taken for an upstream is said to be one",
+          "[diagnosis]")
+{
+    PoolsNow now;
+    now[UpstreamKey::of(crossing())] = {
+        .resting = 1, .longest_rest_ms = 1, .open = 0, .requests = 0, .owner = {.process = "haproxy", .pid = 7}};
+    const auto report = [&](const std::string& server) {
+        Diagnosis diagnosis;
+        diagnosis.end_run(
+            exposed_upstreams(crossing(), 0), minute_ns, minute_ns,
+            [&](const UpstreamKey& key, const Owner& owner) {
+                Ends ends = ends_by_name(key, owner);
+                ends.proxy.present = {{.ms = 60'000, .text = "keepalive_timeout 60s;", .place = "/etc/a.conf:9"}};
+                ends.upstream = {.software = setting_of_server(server, {}),
+                                 .pid = 8,
+                                 .present = {{.ms = 75'000, .text = "keep = 75", .place = "/etc/b.conf:3"}}};
+                return ends;
+            },
+            &now);
+        REQUIRE(diagnosis.pools().size() == 1);
+        return text(diagnosis);
+    };
+    CHECK(says(report("nginx"), "nginx: now keep = 75: /etc/b.conf:3."));
+    CHECK(says(report("nginx"), "HAProxy: now keepalive_timeout 60s: /etc/a.conf:9."));
+    CHECK(says(report("nginx"), "nginx itself listens there."));
+    CHECK(!says(report("uvicorn"), "itself listens there"));
 }
 
 TEST_CASE("several runs are said to be", "[diagnosis]")

@@ -683,7 +683,8 @@ std::vector<std::string> state_text(const Places& places, const Pool& pool)
             return {limits_text(places, pool),
                     "How often a request will meet that is known when connections that carried some have ended."};
         return {limits_text(places, pool),
-                fmt::format("{}. One is lost if it comes within {:.1f} ms of the timer. Races seen: {}.",
+                fmt::format("{}. One is lost if it comes within {:.1f} ms of the timer, or before its process has seen "
+                            "the close. Races seen: {}.",
                             expected_text(pool.exposure), pool.exposure.window_ms, pool.races)};
     case PoolState::kept_clear:
         if (pool.exposure.told_timeout_ms)
@@ -723,6 +724,19 @@ std::vector<std::string> pool_text(const Places& places, const Pool& pool)
         all.push_back(std::move(one));
     for (const auto& [software, present] : pending_of(pool))
         all.push_back(fmt::format("{}: {}.", software, present_text(*present)));
+    if (pool.exposure.safe_as_told)
+        for (const End* end : {&pool.ends.upstream, &pool.ends.proxy})
+            for (const Present& present : end->present)
+                if (!present.pending)
+                    all.push_back(fmt::format("{}: {}.", end->software->software, present_text(present)));
+    const IdleSetting* server = pool.ends.upstream.software;
+    const std::span<const IdleSetting> proxies = proxy_settings();
+    if (server != nullptr && std::any_of(proxies.begin(), proxies.end(), [server](const IdleSetting& proxy) {
+            return proxy.software == server->software;
+        }))
+        all.push_back(fmt::format("{} itself listens there. What it passes on goes to upstreams of its own: their "
+                                  "ports, or --process, choose these.",
+                                  server->software));
     return all;
 }
 
