@@ -825,6 +825,7 @@ def test_recording(options):
         (["run", "--replay", path, "--backend", "cgroup"], "--backend"),
         (["run", "--replay", path, "--output", "/dev/full"], "No space left"),
         (["diagnose", "30s"], "to watch for so long: --for 30s"),
+        (["diagnose", "--for", "5s", path], "leave it out where files are read"),
         (["diagnose", "10.0.0.5:8000"], "--upstream 10.0.0.5:8000"),
         (["record"], "--output"),
         (["record", "--output", os.path.join(options.folder, "nothing", "x")], "No such file"),
@@ -1372,7 +1373,7 @@ REFUSALS = [
     (["watch", "--for", "5"], ["--for", "'5'", "unit"]),
     (["run", "--for", "10ms"], ["--for", "'10ms'", "1s and more"]),
     (["record", "--output", "-", "--for", "0s"], ["--for", "'0s'", "1s and more"]),
-    (["diagnose", "--for", "5s", "README.md"], ["--for can't stand together with file"]),
+    (["diagnose", "--for", "5s", "127.0.0.1:8000"], ["to choose an upstream: --upstream 127.0.0.1:8000"]),
     (["explain", "nosuch"], ["nosuch", "keepalive_race", "restart"]),
 ]
 
