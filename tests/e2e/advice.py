@@ -208,7 +208,7 @@ def exposed(pairing, options, software, told, rests=SPARSE, late=0):
     must(status == 1 and report["state"] == "exposed" and not report["findings"], f"exit {status}: {report}")
     learned = upstream["idle_timeout"]
     must(learned["samples"] >= 3 and -20 <= learned["ms"] - (IDLE_TIMEOUT + late) * 1000 <= 100, f"learned {learned}")
-    must(upstream["exposure"]["window_ms"] > 0, f"{upstream['exposure']}")
+    must(upstream["exposure"]["late_reuses"] > 0, f"{upstream['exposure']}")
     found = {end: upstream.get(end, {}) for end in ("proxy", "server")}
     must([one.get("software") for one in found.values()] == software, f"ends {found}")
     for end, (setting, place) in told.items():

@@ -265,25 +265,25 @@ Classification judge_open_failed(const Evidence& evidence)
                        fmt::format("This host's kernel gave the SYN up{}, as an ICMP error makes it do.", waited));
     if (e.retransmits == 0)
         return unclassified();
+    const std::string tries = fmt::format("its {} retransmission{}", e.retransmits, e.retransmits == 1 ? "" : "s");
     if (error_seen && e.socket_error == ETIMEDOUT)
         return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::proven,
                        fmt::format("No answer to the SYN and its {} retransmissions{}.", e.retransmits, waited));
     // What the wire shows; an ICMP error in answer would show as well, but for a filter of the capture's.
     if (!error_seen && (e.observed & OBSERVED_WIRE) != 0)
         return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::likely,
-                       fmt::format("No answer to the SYN and its {} retransmission{} was captured{}.", e.retransmits,
-                                   e.retransmits == 1 ? "" : "s", waited));
+                       fmt::format("No answer to the SYN and {} was captured{}.", tries, waited));
     // The process closed its socket, or disconnected it. Where errors are not seen, ICMP's look like the latter.
     if (by_process)
         return verdict(evidence, Cause::connect_timeout, Variant::gave_up, Certainty::proven,
-                       fmt::format("No answer to the SYN and its {} retransmission{}{}, when this host's process gave "
+                       fmt::format("No answer to the SYN and {}{}, when this host's process gave "
                                    "up.",
-                                   e.retransmits, e.retransmits == 1 ? "" : "s", waited));
+                                   tries, waited));
     if (not_closed)
         return verdict(evidence, Cause::connect_timeout, Variant::none, Certainty::possible,
-                       fmt::format("No answer to the SYN and its {} retransmission{}{}: this host's process gave up, "
+                       fmt::format("No answer to the SYN and {}{}: this host's process gave up, "
                                    "its kernel did, or, which looks the same here, an ICMP error came.",
-                                   e.retransmits, e.retransmits == 1 ? "" : "s", waited));
+                                   tries, waited));
     return unclassified();
 }
 

@@ -522,8 +522,7 @@ std::string_view explained_by(const Present& limit, const Finding& finding)
     // Its worker had last been heard of a little before it was taken up.
     if (fits(finding.waits->highest_ms + limit.ms / 8))
         return "; the longest of these requests had taken about as long when it died: where a worker carries several "
-               "at "
-               "once, one that blocks its event loop is the end of all. Let that handler wait without blocking; a "
+               "at once, one that blocks its event loop is the end of all. Let that handler wait without blocking; a "
                "longer limit would only stall them for longer";
     return {};
 }
