@@ -16,6 +16,7 @@
 #define ASIDE_SECONDS 10     /* nginx: fail_timeout; Apache httpd's retry (60 s) is as long for who is asked on */
 #define TRIES_OF_RECOVERY 16 /* so many without another loss: it goes on asking */
 #define UNTRIED_A_SECOND 16
+#define PATIENCE_NS (500 * FINRACE_NS_PER_MS)   /* no proxy's timer is shorter, as a rule */
 #define DELAYED_ACK_NS (30 * FINRACE_NS_PER_MS) /* the first is sent later */
 
 /* By process (thread group id). */
@@ -60,7 +61,7 @@ struct {
 
 const struct event no_event = {};
 
-/* All that a healthy send looks at, in jiffies: the latest aside_until. */
+/* All that a healthy send looks at, in jiffies: the latest `until` and aside_until. */
 __u64 aside_until;
 /* After that, the latest of lost_exchanges, and of turns_of_loss. */
 __u64 loss_until;
@@ -86,30 +87,34 @@ static __always_inline int may_have_lost(__u32 tick)
 	return anybody_lost() && (__s32)(tick - loss_asked_tick) <= 1;
 }
 
-/* A process, 0 if not known, has lost an exchange, or is about to notice. */
-static __always_inline void expect_outcome(__u32 pid, const struct connection *c)
+/* A process, 0 if not known, has lost an exchange, or is about to notice. `blames`: it may set its upstream aside. */
+static __always_inline void expect_outcome(__u32 pid, const struct connection *c, int blames)
 {
 	struct lost_exchange *before = bpf_map_lookup_elem(&lost_exchanges, &pid);
-	struct lost_exchange lost = {
-		.until = bpf_jiffies64() + ticks_per_second,
-		.asked_ns = c->exchange ? c->request_ns : c->opened_ns,
-		.reports_left = REPORTS_FOR_A_LOSS,
-		.noticed_ns = bpf_ktime_get_ns(),
-		.aside_until = bpf_jiffies64() + ASIDE_SECONDS * ticks_per_second,
-	};
+	__u64 asked_ns = c->exchange ? c->request_ns : c->opened_ns;
+	__u64 now = bpf_jiffies64();
+	struct lost_exchange lost = {};
 	__u32 asked_tick;
 
 	if (!pid)
 		return;
-	if (before) {
-		if (before->asked_ns > lost.asked_ns)
-			lost.asked_ns = before->asked_ns;
-		lost.untried_until = before->untried_until;
-		lost.untried_left = before->untried_left;
-		lost.untried = before->untried;
+	if (before)
+		lost = *before;
+	if (asked_ns > lost.asked_ns)
+		lost.asked_ns = asked_ns;
+	lost.until = now + ticks_per_second;
+	lost.reports_left = REPORTS_FOR_A_LOSS;
+	if (blames) {
+		lost.noticed_ns = bpf_ktime_get_ns();
+		lost.tried_ns = 0;
+		lost.tries = 0;
+		lost.aside_until = now + ASIDE_SECONDS * ticks_per_second;
 	}
 	bpf_map_update_elem(&lost_exchanges, &pid, &lost, BPF_ANY);
-	aside_until = lost.aside_until;
+	if (lost.until > aside_until)
+		aside_until = lost.until;
+	if (lost.aside_until > aside_until)
+		aside_until = lost.aside_until;
 	asked_tick = ns_to_jiffies(lost.asked_ns, bpf_ktime_get_ns());
 	if (!anybody_lost() || (__s32)(asked_tick - loss_asked_tick) > 0)
 		loss_asked_tick = asked_tick;

@@ -441,6 +441,18 @@ static __always_inline int loses_exchange(const struct connection *c, const stru
 	return c->flags & CONNECTION_PEER_RESET || connection_awaits_response(c, view->bytes_received);
 }
 
+/*
+ * Whether a process that lets go of a lost exchange may set its upstream aside for that: not if it was in haste, for
+ * then its own client has left. On a busy proxy clients leave all the time.
+ */
+static __always_inline int may_blame(const struct connection *c, const struct socket_view *view)
+{
+	__u64 since_ns = c->exchange ? c->request_ns : c->opened_ns;
+
+	return c->state == TCP_STATE_CLOSE || c->flags & (CONNECTION_PEER_FIN | CONNECTION_PEER_RESET) ||
+	       view->now_ns - since_ns >= PATIENCE_NS;
+}
+
 /* A process begins a request of (at first) so many bytes, or with 0 a connection for one. */
 static __noinline int on_try(struct connection *c, struct sock *sk, __u64 bytes)
 {
@@ -899,7 +911,7 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 	if (kind)
 		emit(sk, tp, c, &view, kind, old_state, new_state);
 	if (lost)
-		expect_outcome(c->pid, c);
+		expect_outcome(c->pid, c, 1);
 	/* What its process is yet to notice is kept until it lets go: trace_close. */
 	if (new_state == TCP_STATE_CLOSE && !lost)
 		connection_forget(sk);
@@ -969,7 +981,7 @@ HOOK(trace_close, tcp_close, struct sock *sk)
 	view_socket(&view, sk, tp, c);
 	if (c->state == TCP_STATE_CLOSE || loses_exchange(c, &view)) {
 		emit(sk, tp, c, &view, EVENT_RELEASED, c->state, c->state);
-		expect_outcome(bpf_get_current_pid_tgid() >> 32, c);
+		expect_outcome(bpf_get_current_pid_tgid() >> 32, c, may_blame(c, &view));
 		expect_retry();
 		answer = bpf_map_lookup_elem(&late_answers, &thread);
 		if (answer) {
@@ -1023,7 +1035,7 @@ static __always_inline int on_reset(struct sock *sk, struct sk_buff *skb)
 	if (state != TCP_STATE_SYN_SENT) /* that is an open that failed: its event follows at once */
 		emit(sk, tp, c, &view, EVENT_PEER_RESET, state, state);
 	if (loses_exchange(c, &view))
-		expect_outcome(c->pid, c);
+		expect_outcome(c->pid, c, 1);
 	return 0;
 }
 
