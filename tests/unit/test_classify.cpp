@@ -621,6 +621,11 @@ TEST_CASE("an RST that acknowledges all: unread at the timer, or aborted", "[cla
     check(reset_after(899, 0), reset_reused);
     check(reset_after(4950, 0, one_flight + 1), unread, upstream);
     check(reset_after(200, 0, one_flight + 1), reset_reused, upstream);
+    Upstream sometimes_early = upstream_with_timer(5000);
+    teach(sometimes_early.idle_timeout, 4500);
+    check(reset_after(4350, 0), with(unread, Certainty::possible), sometimes_early);
+    check(reset_after(4349, 0), reset_reused, sometimes_early);
+    check(reset_after(4500, 101), reset_reused, sometimes_early);
 
     DrivenSocket first = preconnected(1);
     first.wait_ms(20);

@@ -123,6 +123,28 @@ TEST_CASE("a timer that is looked at once a second", "[upstream]")
     CHECK(learned >= 198);
 }
 
+TEST_CASE("a timer that keeps to one part of its range for long", "[upstream]")
+{
+    // gunicorn's gthread under steady load: most closes fall into a fifth of a second, and some before it.
+    IdleTimeoutLearner learner;
+    for (std::uint32_t i = 0; i < 30; ++i)
+        teach(learner, 2220 + 7 * i);
+    for (const std::uint32_t idle_ms : {2150U, 2700U, 400U, 60'000U})
+        teach(learner, idle_ms);
+    const auto timeout = learner.timeout();
+    REQUIRE(timeout);
+    CHECK(timeout->lowest_ms == 2220);
+    CHECK(timeout->highest_ms == 2423);
+    CHECK(timeout->below_ms == 70);
+    CHECK(timeout->above_ms == 277); // what is far off is another's
+    CHECK(timeout->nearness(2080, 11) == Nearness::far);
+    CHECK(timeout->reaches(2080, 11));
+    CHECK(timeout->reaches(2032, 11));
+    CHECK_FALSE(timeout->reaches(2031, 11));
+    CHECK(timeout->reaches(2818, 11));
+    CHECK_FALSE(timeout->reaches(2819, 11));
+}
+
 TEST_CASE("two timers: one of them or none, never something between", "[upstream]")
 {
     std::mt19937 random(11); // NOLINT

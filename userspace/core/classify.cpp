@@ -399,7 +399,9 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
     // A server that is short of workers may leave a request unread for longer than a race's window, until its timer
     // fires: Apache httpd does.
     const bool late = nearness == Nearness::at && 2 * std::uint64_t{c.idle_ms} >= evidence.timeout->ms;
-    if (late || (nearness != Nearness::far && evidence.in_race_window())) {
+    const bool thinkable =
+        rested && evidence.timeout && evidence.timeout->reaches(evidence.rested_ms(), evidence.rtt_ms);
+    if (late || (thinkable && evidence.in_race_window())) {
         const bool at = nearness == Nearness::at && evidence.in_race_window();
         return verdict(
             evidence, Cause::keepalive_race, race, at ? Certainty::likely : Certainty::possible,

@@ -34,6 +34,14 @@ Nearness IdleTimeout::nearness(std::uint64_t rested_ms, std::uint64_t rtt_ms) co
     return off <= std::min<std::uint64_t>(ms / 50 + 2 * rtt_ms + 50, most) ? Nearness::near : Nearness::far;
 }
 
+bool IdleTimeout::reaches(std::uint64_t rested_ms, std::uint64_t rtt_ms) const
+{
+    IdleTimeout all = *this;
+    all.lowest_ms -= below_ms;
+    all.highest_ms += above_ms;
+    return all.nearness(rested_ms, rtt_ms) != Nearness::far;
+}
+
 /// How many instants some of the samples that are kept come from.
 class IdleTimeoutLearner::InstantsOf {
 public:
@@ -123,6 +131,14 @@ std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
                 .highest_ms = cluster.back().idle_ms,
                 .samples = static_cast<std::uint32_t>(most),
             };
+            for (const auto& [idle_ms, instant] : sorted) {
+                const std::uint32_t below_ms = result->lowest_ms - std::min(idle_ms, result->lowest_ms);
+                const std::uint32_t above_ms = std::max(idle_ms, result->highest_ms) - result->highest_ms;
+                if (below_ms <= result->ms / 4 && above_ms <= result->ms / 4) {
+                    result->below_ms = std::max(result->below_ms, below_ms);
+                    result->above_ms = std::max(result->above_ms, above_ms);
+                }
+            }
             break;
         }
     }

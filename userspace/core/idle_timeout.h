@@ -16,13 +16,18 @@ enum class Nearness { far, near, at };
 /// An upstream's idle timeout as learned.
 struct IdleTimeout {
     std::uint32_t ms;
-    std::uint32_t lowest_ms;  ///< of the cluster of idle times behind it
-    std::uint32_t highest_ms; ///< of the same
-    std::uint32_t samples;    ///< in the cluster; those of one instant count once
+    std::uint32_t lowest_ms;    ///< of the cluster of idle times behind it
+    std::uint32_t highest_ms;   ///< of the same
+    std::uint32_t samples;      ///< in the cluster; those of one instant count once
+    std::uint32_t below_ms = 0; ///< so far below the cluster lie others, of those within a quarter of it
+    std::uint32_t above_ms = 0;
 
     [[nodiscard]] std::uint32_t spread_ms() const { return highest_ms - lowest_ms; }
     /// Of a close after so long a rest, seen from a round-trip time away.
     [[nodiscard]] Nearness nearness(std::uint64_t rested_ms, std::uint64_t rtt_ms) const;
+    /// Whether idle connections have been closed about there, if outside the cluster: a timer that is looked at once in
+    /// a while (gunicorn's threads) may keep to one part of its range for long, and then leave it.
+    [[nodiscard]] bool reaches(std::uint64_t rested_ms, std::uint64_t rtt_ms) const;
 };
 
 /// Learns one upstream's idle timeout from idle times at close. Keeps the newest 128, few of one instant: a process
