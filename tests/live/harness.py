@@ -286,7 +286,7 @@ _host_network = None  # descriptor of the namespace in which finrace runs
 class Finrace:
     """A running `finrace run`. Its standard error and its records are read as they come, by threads of this process."""
 
-    def __init__(self, options, *flags, interval="1s", output=None, wait=True):
+    def __init__(self, options, *flags, interval="1s", output=None, wait=True, environment=None):
         """`output`: None for a file that is read along, else where records go (a path, or a descriptor as stdout)."""
         self.options = options
         self.lines = []  # (wall time, bytes), complete lines alone
@@ -295,7 +295,7 @@ class Finrace:
         self.ready = threading.Event()
         self.finished = threading.Event()
         self.path = None
-        command = [options.finrace, "run", *options.backend_flags, "--interval", interval]
+        command = [options.finrace, "run", *options.backend_flags, *options.unconfined, "--interval", interval]
         stdout = subprocess.DEVNULL
         if output is None:
             handle, self.path = tempfile.mkstemp(prefix="records-", suffix=".jsonl", dir=options.folder)
@@ -308,7 +308,8 @@ class Finrace:
         command += flags
         self.command = command
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, preexec_fn=self.enter_host
+            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, preexec_fn=self.enter_host,
+            env={**os.environ, **(environment or {})},
         )
         self.watchers = [threading.Thread(target=self.listen, daemon=True)]
         if self.path:
@@ -646,6 +647,7 @@ def add_options(parser):
     parser.add_argument("--backend", choices=("trace", "cgroup"), default="cgroup")
     parser.add_argument("--attach", choices=("fentry", "kprobe"), help="of backend trace")
     parser.add_argument("--logs", help="folder to copy to what a failed run leaves")
+    parser.set_defaults(unconfined=[])  # a flag for a binary that can't be confined
 
 
 def prepare(options, name):

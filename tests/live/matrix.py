@@ -31,7 +31,10 @@ EVERY_UPSTREAM_ON = {("fentry", "6.1"), ("kprobe", "5.10"), ("cgroup", "6.12")}
 BOTH_BACKENDS_ON = {("fentry", "6.1"), ("fentry", "6.12"), ("kprobe", "5.10")}
 # Of the robustness tests those whose outcome depends on the kernel and the backend; and those that attach and list again
 # and again, which takes minutes in an emulated machine: once, where the tables grow and every hook is there.
-ODDITIES = "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,two at once,accept queue full"
+ODDITIES = (
+    "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,two at once,accept queue full,"
+    "service manager,confinement"
+)
 SLOW_ODDITIES = ODDITIES + ",signals,churn at start,start stop,many connections"
 SLOW_ON = ("fentry", "6.12")
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.

@@ -928,7 +928,7 @@ def test_filter_that_nothing_matches(options):
 
 def test_recording_lives_on(options):
     """The disk is full, the reader leaves: what could not be written is counted, and the recorder goes on or ends as it should."""
-    command = [options.finrace, "record", *options.backend_flags, "--for", "1s"]
+    command = [options.finrace, "record", *options.backend_flags, *options.unconfined, "--for", "1s"]
     full = subprocess.run([*command, "--output", "/dev/full"], capture_output=True, text=True, timeout=LIMIT)
     must(full.returncode == 0 and "No space left" in full.stderr and "lines of the recording are missing" in full.stderr,
          f"exit {full.returncode}: {full.stderr}")
@@ -957,7 +957,7 @@ def test_recording_lives_on(options):
 
 def test_recorder_through_a_pipe(options):
     """Under load, through a pipe: it is read as fast as it comes, and nothing is missing."""
-    recorder = subprocess.Popen([options.finrace, "record", *options.backend_flags, "--output", "-"], stdout=subprocess.PIPE,
+    recorder = subprocess.Popen([options.finrace, "record", *options.backend_flags, *options.unconfined, "--output", "-"], stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, preexec_fn=Finrace.enter_host)
     path = os.path.join(options.folder, "piped")
     with network() as net, open(path, "wb") as file:
@@ -1338,6 +1338,130 @@ def unmount(target):
     checked(libc.umount2(target.encode(), 2), f"umount {target}")  # MNT_DETACH
 
 
+# ---- a service -----------------------------------------------------------------------------------------------------------
+
+KEPT = {"CAP_DAC_OVERRIDE"}  # for a file that was rotated into another user's hands
+BPF_FOR_ALL = (5, 19)  # since then the counters can be read without CAP_BPF, whatever kernel.unprivileged_bpf_disabled says
+
+
+def call_in(finrace, calls):
+    """What these C calls return in that process, which gdb stops for a moment. They are this test's, the refusals the
+    kernel's: nothing of finrace has a say in them."""
+    gdb = harness.need("gdb", "gdb")
+    command = [gdb, "-nx", "-batch", "-iex", "set sysroot /", "-iex", "set auto-load off", "-p", str(finrace.process.pid)]
+    for call in calls:
+        command += ["-ex", f"print {call}"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT * 3)
+    values = [int(value) for value in re.findall(r"^\$\d+ = (-?\d+)$", done.stdout, re.M)]
+    must(len(values) == len(calls), lambda: f"{len(values)} of {len(calls)} calls: {done.stdout[-2000:]} {done.stderr[-2000:]}")
+    return values
+
+
+def test_confinement(options):
+    """Once it watches, it has no file but its outputs, hardly a capability, and no system call that would get it more."""
+    folder = os.path.join(options.folder, "confined")
+    for name in ("records", "links"):
+        os.makedirs(os.path.join(folder, name))
+    path = os.path.join(folder, "records", "records.jsonl")
+    link = os.path.join(folder, "links", "records.jsonl")  # followed now, and still as the file is opened anew
+    os.symlink(path, link)
+    kernel = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+    kept = KEPT | (set() if kernel >= BPF_FOR_ALL else {"CAP_BPF"})
+    with network() as net, Finrace(options, interval="100ms", output=link) as finrace:
+        listener = listen(net)
+        due = [unanswered(net, listener)]
+        wait_for(lambda: b"finrace.health" in read_file(path), "a summary")
+        *lines, _ = read_file(path).split(b"\n")
+        told = next(json.loads(line)["finrace"]["health"]["confinement"] for line in lines if b"finrace.health" in line)
+        told["capabilities"] = set(told["capabilities"])
+        must(told == {"files": True, "system_calls": True, "capabilities": kept}, f"it says {told}")
+        with open(f"/proc/{finrace.process.pid}/status", encoding="ascii") as file:
+            status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
+        for name, bits in (("CapInh", 0), ("CapBnd", 0), ("CapAmb", 0)):
+            must(int(status[name], 16) == bits, f"{name} is {status[name]}")
+        must(int(status["CapPrm"], 16).bit_count() == len(kept), f"CapPrm is {status['CapPrm']}")
+        must(status["NoNewPrivs"] == "1" and status["Seccomp"] == "2", f"NoNewPrivs {status['NoNewPrivs']}, Seccomp {status['Seccomp']}")
+
+        create = os.O_WRONLY | os.O_CREAT
+        granted = [f'(int)open("{folder}/records/other", {create}, 0600)', '(int)open("/proc/1/comm", 0)']
+        refused = [
+            f'(int)open("{folder}/intruder", {create}, 0600)', f'(int)open("/etc/finrace-intruder", {create}, 0600)',
+            f'(int)open("/tmp/finrace-intruder", {create}, 0600)', '(int)open("/etc/passwd", 0)', f'(int)open("{options.finrace}", 0)',
+            '(int)open("/proc/sys/kernel/core_pattern", 0)', '(int)open("/dev/mem", 0)', '(int)socket(2, 1, 0)',
+            '(int)fork()', '(int)execve("/bin/sh", 0, 0)', '(int)ptrace(16, 1, 0, 0)', '(int)mount("/", "/", 0, 4096, 0)',
+            '(int)unshare(0x20000)', '(int)setuid(0)', '(int)kill(1, 0)', '(int)init_module(0, 0, 0)',
+            '(int)mprotect((long)$sp & ~4095, 4096, 7)', '(int)(long)mmap(0, 4096, 5, 34, -1, 0)',
+            '(int)syscall(321, 5, 0, 0)', '(int)syscall(321, 0, 0, 0)',  # bpf(): load a program, make a map
+        ]
+        values = call_in(finrace, granted + refused)
+        wrong = [call for call, value in zip(granted, values) if value < 0]
+        wrong += [call for call, value in zip(refused, values[len(granted):]) if value != -1]
+        must(not wrong, f"refused, or granted: {'; '.join(wrong)}")
+
+        os.rename(path, path + ".1")
+        with open(path, "wb"):
+            os.chmod(path, 0o600)
+            os.chown(path, 65534, 65534)
+        finrace.send(signal.SIGHUP)
+        wait_for(lambda: any("is opened anew" in text for text in finrace.said), finrace.words)
+        due.append(unanswered(net, listener))
+        wait_for(lambda: b"finrace.verdict" in read_file(path), "a verdict in the new file")
+        finrace.stop()
+        must(not any("warning" in text for text in finrace.said), finrace.words)
+        finrace.lines = [(0.0, line) for line in (read_file(path + ".1") + read_file(path)).splitlines()]
+        must([one.ends for one in finrace.verdicts(net)] == due, f"{finrace.verdicts(net)}")
+    with network() as net, Finrace(options, "--unconfined", interval="100ms") as finrace:
+        wait_for(lambda: finrace.records("finrace.health"), "a summary")
+        must(finrace.health().at("finrace.health.confinement") is None, f"{finrace.health()}")
+        finrace.stop()
+
+
+def notified(options, address):
+    """One run under a service manager that listens at `address`."""
+    output = os.path.join(options.folder, "notified.jsonl")
+    environment = {"NOTIFY_SOCKET": address.replace("\0", "@"), "WATCHDOG_USEC": "500000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(harness.READY_LIMIT)
+
+        def wait_told(*wanted):
+            """The next message that has these lines; signs of life and of its state may come before."""
+            while True:
+                lines = manager.recv(4096).decode().split("\n")
+                if all(any(line.startswith(word) for line in lines) for word in wanted):
+                    return
+                must(lines[0] == "WATCHDOG=1" or lines[0].startswith("STATUS="), f"{lines} before {wanted}")
+
+        # Bound by now: an abstract name belongs to a network namespace, and finrace runs in the host's.
+        with network() as net, Finrace(options, interval="200ms", output=output, wait=False, environment=environment) as finrace:
+            first = manager.recv(4096).decode().split("\n")
+            must(first[0] == "READY=1" and first[1].startswith("STATUS=backend "), f"first {first}")
+            due = unanswered(net, listen(net))
+            wait_for(lambda: str(due[1]).encode() in read_file(output), "the verdict on what came once it was ready")
+            manager.settimeout(LIMIT)
+            began = time.monotonic()
+            for _ in range(4):
+                wait_told("WATCHDOG=1")
+            must(time.monotonic() - began >= 0.5, "it says that it is alive more often than it should")
+            wait_told("STATUS=backend ")
+            finrace.send(signal.SIGHUP)
+            wait_told("RELOADING=1", "MONOTONIC_USEC=")
+            wait_told("READY=1")
+            finrace.send(signal.SIGTERM)
+            wait_told("STOPPING=1")
+            finrace.wait_end()
+
+
+def test_service_manager(options):
+    """systemd's side of sd_notify(3): ready once it watches, alive as long as its loop turns, reloads and its end told of."""
+    path = os.path.join(options.folder, "notify")
+    for address in (path, "\0" + path):
+        notified(options, address)
+    for address in ("", "nowhere", os.path.join(options.folder, "nobody"), "/" + 120 * "x"):
+        done = run_finrace(options, ["run", *options.backend_flags], prefix=["env", f"NOTIFY_SOCKET={address}"])
+        must(done.returncode == 2 and f"NOTIFY_SOCKET={address}:" in done.stderr, f"{address!r}: {done.returncode} {done.stderr}")
+
+
 # ---- refusals ------------------------------------------------------------------------------------------------------------
 
 
@@ -1446,7 +1570,7 @@ TESTS = [
     test_told_to_end_in_a_flood, test_log_rotation, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names,
     test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
-    test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_churn_at_start, test_start_stop,
+    test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_churn_at_start, test_start_stop,
     test_many_connections,
 ]
 
@@ -1456,7 +1580,11 @@ def test(options, results):
     checked(libc.unshare(harness.CLONE_NEWNS), "unshare")
     checked(libc.mount(None, b"/", None, 1 << 18 | 1 << 14, None), "mount --make-rprivate /")  # MS_PRIVATE, MS_REC
     run_send_calls(options, results)
-    results.run_each(TESTS, options)
+    tests = TESTS
+    if options.sanitized:
+        print("  confinement is tested without sanitizers: LeakSanitizer needs what it takes away", flush=True)
+        tests = [one for one in TESTS if one is not test_confinement]
+    results.run_each(tests, options)
 
 
 def parse():
@@ -1471,6 +1599,7 @@ def parse():
     options.storm = 600
     options.pause = 0.002
     options.ticks = 0.02  # the kernel tells in ticks, of 10 ms at most, since when a connection rests
+    options.unconfined = ["--unconfined"] if options.sanitized else []
     if options.small or options.sanitized:
         options.many, options.starts, options.storm = 5000, 10, 150
         options.pause = 0.05

@@ -37,7 +37,8 @@ public:
     [[nodiscard]] const SourceFacts& facts() const override { return facts_; }
     [[nodiscard]] SourceCounts counts() const override { return source_->counts(); }
     [[nodiscard]] const ProcessNames& names() const override;
-    [[nodiscard]] int accounting() const { return source_->accounting(); } ///< LiveSource's
+    [[nodiscard]] bool counts_losses() const { return source_->counts_losses(); } ///< LiveSource's
+    [[nodiscard]] int accounting() const { return source_->accounting(); }        ///< LiveSource's
 
 private:
     bool take_in();

@@ -4,9 +4,11 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <fmt/format.h>
 
+#include "cli/confinement.h"
 #include "cli/live_loop.h"
 #include "cli/options.h"
 #include "cli/recorder.h"
@@ -22,6 +24,7 @@ struct RecordCommand {
     RecordOptions record;
     std::optional<std::chrono::nanoseconds> duration;
     bool connections = false;
+    bool unconfined = false;
 };
 
 /// Lets everything pass, for as long as somebody takes what is recorded.
@@ -45,6 +48,9 @@ int record(RecordCommand command)
     Recorder recorder(command.record);
     LiveLoop feed(command.watch, tick, &recorder);
     feed.end_after(command.duration);
+    if (!command.unconfined)
+        confine(recorder.path() == "-" ? std::vector<std::string>{} : std::vector{recorder.path()},
+                [&] { return feed.counts_losses(); });
     Patience patience(recorder);
     feed.run(patience);
     std::uint64_t verdicts = 0;
@@ -67,6 +73,7 @@ void add_record(CLI::App& program, Action& action)
     add_duration(*command, options->duration, "without it until Ctrl-C");
     command->add_flag("--connections", options->connections,
                       "what run --connections needs as well: states, and what this host accepts");
+    add_confinement_option(*command, options->unconfined);
     command->footer("A recording holds addresses, ports, times and process names, and no payload.\n"
                     "\n"
                     "Examples:\n"

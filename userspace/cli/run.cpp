@@ -15,9 +15,11 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "cli/confinement.h"
 #include "cli/live_loop.h"
 #include "cli/options.h"
 #include "cli/recorder.h"
+#include "cli/service_manager.h"
 #include "cli/stored_feed.h"
 #include "sink/history.h"
 #include "sink/json.h"
@@ -41,6 +43,7 @@ struct RunOptions {
     bool connections = false;
     RecordOptions record{};
     std::vector<std::string> replayed{};
+    bool unconfined = false;
 };
 
 class Reporter final : public Listener {
@@ -49,6 +52,14 @@ public:
         : options_(options), stream_(stream), feed_(feed)
     {
         begin();
+    }
+
+    /// What a daemon has besides: whom it tells how it is, and what is left to it.
+    void serve(ServiceManager& manager, const std::optional<Confinement>& confinement)
+    {
+        manager_ = &manager;
+        confinement_ = confinement;
+        manager_->ready(state());
     }
 
     void on_event(const event& e) override
@@ -83,11 +94,15 @@ public:
         }
         flush();
         say_problem();
+        if (manager_ != nullptr)
+            manager_->alive();
         return !stream_.closed_by_reader();
     }
 
     void on_end() override
     {
+        if (manager_ != nullptr)
+            manager_->stopping();
         if (started_ns_ == 0)
             begin();
         if (!stream_.closed_by_reader())
@@ -103,14 +118,21 @@ public:
     /// Logs were rotated.
     bool on_hangup() override
     {
+        struct stat status {};
         if (options_.output == "-")
             return false;
+        if (::fstat(stream_.descriptor(), &status) == 0 && S_ISCHR(status.st_mode)) // a device: nobody rotates it
+            return true;
+        if (manager_ != nullptr)
+            manager_->reloading();
         try {
             stream_.reopen(options_.output);
             say(fmt::format("{} is opened anew", options_.output));
         } catch (const OutputError& error) {
             say(fmt::format("{}; records go on into the file that was open before", error.what()));
         }
+        if (manager_ != nullptr)
+            manager_->reloaded();
         return true;
     }
 
@@ -130,6 +152,21 @@ private:
         });
         told_ = std::move(told);
         put(health_record(origin(), now_ns, health(last)));
+        if (manager_ != nullptr)
+            manager_->status(state());
+    }
+
+    /// In a line, for `systemctl status`.
+    std::string state() const
+    {
+        const SourceFacts& facts = feed_.facts();
+        std::uint64_t verdicts = 0;
+        for (const auto& [cause, count] : feed_.intake().verdicts())
+            verdicts += count;
+        return fmt::format("backend {}{}: {} connections, {} verdicts, {} lost; {} records written, {} dropped",
+                           facts.backend, facts.attach.empty() ? "" : " by " + facts.attach,
+                           feed_.counts().connections_begun, verdicts, feed_.counts().lost(), stream_.written(),
+                           stream_.dropped());
     }
 
     /// A recording's run begins with its first tick.
@@ -181,6 +218,7 @@ private:
             .upstreams = intake.upstreams().size(),
             .verdicts = intake.verdicts(),
             .unclassified = intake.unclassified(),
+            .confinement = confinement_,
         };
         for (const Hook& hook : facts.missing)
             health.missing_hooks.push_back({.name = hook.name, .purpose = hook.purpose, .problem = hook.problem});
@@ -206,7 +244,20 @@ private:
     StateHistories histories_;
     std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told_; ///< as the newest summary has them
     int problem_said_ = 0;
+    ServiceManager* manager_ = nullptr; ///< none in a replay
+    std::optional<Confinement> confinement_;
 };
+
+/// The files that a daemon opens by name while it runs.
+std::vector<std::string> reopened_files(const RunOptions& options, const std::optional<Recorder>& recorder)
+{
+    std::vector<std::string> files;
+    if (options.output != "-")
+        files.push_back(options.output);
+    if (recorder && recorder->path() != "-")
+        files.push_back(recorder->path());
+    return files;
+}
 
 Stream open_output(const std::string& path)
 {
@@ -241,7 +292,10 @@ int run(RunOptions options)
     check_combination(options.watch);
     if (!options.replayed.empty())
         return replay(options);
+    ServiceManager manager;
     Stream stream = open_output(options.output);
+    if (options.output != "-")
+        options.output = absolute_path(options.output); // the folder that it is relative to will be gone
     options.watch.live.follow_accepted = options.connections;
     options.watch.live.report_states = options.connections;
 
@@ -255,6 +309,10 @@ int run(RunOptions options)
     LiveLoop feed(options.watch, options.interval, recorder ? &*recorder : nullptr);
     feed.end_after(options.duration);
     Reporter reporter(options, stream, feed);
+    std::optional<Confinement> confinement;
+    if (!options.unconfined)
+        confinement = confine(reopened_files(options, recorder), [&] { return feed.counts_losses(); });
+    reporter.serve(manager, confinement);
     feed.run(reporter);
 
     if (recorder)
@@ -289,11 +347,12 @@ void add_run(CLI::App& program, Action& action)
     command->add_flag("--connections", options->connections,
                       "one record for the end of every connection, healthy and accepted ones too");
     add_record_options(*command, "--record", options->record);
+    add_confinement_option(*command, options->unconfined);
     command
         ->add_option("--replay", options->replayed,
                      "judge what was recorded (finrace record, --record, or tcpdump) instead; - is standard input")
         ->type_name("FILE...")
-        ->excludes("--for", "--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes");
+        ->excludes("--for", "--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes", "--unconfined");
     command->footer(
         "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
         "SIGHUP and SIGUSR1 open the --output file anew, for log rotation; without one SIGHUP ends it.\n"

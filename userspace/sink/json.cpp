@@ -405,6 +405,10 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
     Json& missing = of_health["missing_hooks"] = Json::array();
     for (const MissingHook& hook : health.missing_hooks)
         missing.push_back({{"name", hook.name}, {"purpose", hook.purpose}, {"problem", hook.problem}});
+    if (health.confinement)
+        of_health["confinement"] = {{"files", health.confinement->files},
+                                    {"system_calls", health.confinement->system_calls},
+                                    {"capabilities", health.confinement->capabilities}};
 
     finrace["output"] = {{"written", health.records_written},
                          {"dropped", health.records_dropped},

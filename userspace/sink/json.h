@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -58,6 +59,13 @@ struct MissingHook {
     std::string problem;
 };
 
+/// What a run that has confined itself still can do.
+struct Confinement {
+    bool files = false;                    ///< it sees no file but those in its outputs' folders, and /proc/PID
+    bool system_calls = false;             ///< seccomp(2) refuses what it does not need
+    std::vector<std::string> capabilities; ///< permitted still: CAP_BPF, ...
+};
+
 /// What a run can say about itself.
 struct Health {
     std::string version;
@@ -79,6 +87,7 @@ struct Health {
     std::size_t upstreams = 0;
     std::map<Cause, std::uint64_t> verdicts;
     std::uint64_t unclassified = 0;
+    std::optional<Confinement> confinement; ///< nothing if none was asked for
 };
 Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Health& health);
 

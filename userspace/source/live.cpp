@@ -665,16 +665,21 @@ std::string host_name()
     return name;
 }
 
-/// Over all CPUs.
-loss_counters sum_losses(const LiveSource::Implementation& implementation)
+/// One for each CPU; none if the kernel does not hand them out.
+std::vector<loss_counters> losses_by_cpu(const LiveSource::Implementation& implementation)
 {
     const int cpus = libbpf_num_possible_cpus();
     std::vector<loss_counters> each(cpus > 0 ? static_cast<std::size_t>(cpus) : 0);
-    loss_counters sum{};
     const std::uint32_t zero = 0;
     if (each.empty() || bpf_map_lookup_elem(implementation.losses_fd, &zero, each.data()) != 0)
-        return sum;
-    for (const loss_counters& one : each) {
+        each.clear();
+    return each;
+}
+
+loss_counters sum_losses(const LiveSource::Implementation& implementation)
+{
+    loss_counters sum{};
+    for (const loss_counters& one : losses_by_cpu(implementation)) {
         for (std::size_t i = 0; i < LOSS_PLACES; ++i)
             sum.by_place[i] += one.by_place[i];
         for (std::size_t i = 0; i < EVENT_KINDS; ++i)
@@ -711,6 +716,11 @@ SourceCounts LiveSource::counts() const
     return {.connections_begun = implementation_->begun(),
             .connections_adopted = implementation_->adopted(),
             .losses = sum_losses(*implementation_)};
+}
+
+bool LiveSource::counts_losses() const
+{
+    return !losses_by_cpu(*implementation_).empty();
 }
 
 const std::vector<Hook>& LiveSource::hooks() const

@@ -54,6 +54,9 @@ public:
 
     [[nodiscard]] SourceFacts facts() const;
     [[nodiscard]] SourceCounts counts() const;
+    /// Whether the kernel hands out its loss counters with this process's present capabilities; counts() has zeros if
+    /// not.
+    [[nodiscard]] bool counts_losses() const;
     [[nodiscard]] const std::vector<Hook>& hooks() const; ///< attached or not
     /// Things that went wrong without stopping anything (a namespace that can't be entered), for people.
     [[nodiscard]] const std::vector<std::string>& warnings() const;

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "cli/confinement.h"
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string_view>
+#include <system_error>
+
+#include <cap-ng.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/perf_event.h>
+#include <sched.h>
+#include <seccomp.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "cli/options.h"
+#include "source/descriptor.h"
+
+namespace finrace {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr unsigned long harmless = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+/// Covered by the new root, which has to be mounted somewhere: there is one on every system (FHS 3.0, 3.18).
+constexpr const char* covered = "/tmp";
+
+/// What was refused, as an errno tells it.
+struct Refused {
+    const char* step;
+    int error;
+};
+
+void require(bool done, const char* step)
+{
+    if (!done)
+        throw Refused{step, errno};
+}
+
+/// Where names lead that are to be opened again: their folders, and those of what links there point to.
+std::set<fs::path> folders_of(const std::vector<std::string>& files)
+{
+    std::set<fs::path> folders;
+    for (const std::string& file : files) {
+        std::error_code unknown;
+        folders.insert(fs::path(file).parent_path());
+        if (const fs::path target = fs::canonical(file, unknown); !unknown)
+            folders.insert(target.parent_path());
+    }
+    return folders;
+}
+
+/// Of all processes the numbers and the names, and of the kernel's settings none: Linux 5.8. Elsewhere, and where a
+/// container has covered parts of its /proc and so may mount none, that /proc, not to be written to.
+void mount_processes(const std::string& at)
+{
+    if (::mount("proc", at.c_str(), "proc", harmless | MS_RDONLY, "subset=pid") == 0)
+        return;
+    require(::mount("/proc", at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(/proc)");
+    require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | MS_RDONLY | harmless, nullptr) == 0,
+            "mount(/proc, read-only)");
+}
+
+void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>& opened)
+{
+    // Sorted, an outer folder comes before one in it, which is then found there.
+    auto folder = opened.begin();
+    for (const fs::path& path : folders) {
+        const std::string at = covered + path.string();
+        std::error_code error;
+        fs::create_directories(at, error);
+        const std::string source = fmt::format("/proc/self/fd/{}", (folder++)->get());
+        require(::mount(source.c_str(), at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(an output's folder)");
+        require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | harmless, nullptr) == 0,
+                "mount(an output's folder, nodev)");
+    }
+    const std::string processes = std::string(covered) + "/proc";
+    require(::mkdir(processes.c_str(), 0555) == 0 || errno == EEXIST, "mkdir(proc)");
+    mount_processes(processes);
+    require(::chdir(covered) == 0, "chdir()");
+    // Both are mounted at the same place then, the old one above: pivot_root(2), "pivot_root(".", ".")".
+    require(::syscall(SYS_pivot_root, ".", ".") == 0, "pivot_root()");
+    require(::umount2(".", MNT_DETACH) == 0, "umount(the old root)");
+    require(::chdir("/") == 0, "chdir()");
+    require(::mount(nullptr, "/", nullptr, MS_BIND | MS_REMOUNT | MS_RDONLY | harmless, nullptr) == 0,
+            "mount(/, read-only)");
+}
+
+/// A root of its own in a mount namespace of its own. Throws Refused, and then it sees what it saw before.
+void leave_files(const std::set<fs::path>& folders)
+{
+    if (folders.contains("/"))
+        throw Refused{"an output lies in / itself", EBUSY};
+    require(::unshare(CLONE_NEWNS) == 0, "unshare(CLONE_NEWNS)");
+    require(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "mount(/, private)");
+    std::vector<Descriptor> opened; // before one of them is covered
+    for (const fs::path& path : folders) {
+        opened.emplace_back(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+        require(static_cast<bool>(opened.back()), "open(an output's folder)");
+    }
+    require(::mount("finrace", covered, "tmpfs", harmless, "mode=0755,size=1m") == 0, "mount(tmpfs)");
+    try {
+        build_root(folders, opened);
+    } catch (const Refused&) {
+        ::umount2(covered, MNT_DETACH);
+        throw;
+    }
+}
+
+/// CAP_BPF where the kernel lets nobody else use bpf() (kernel.unprivileged_bpf_disabled, before 5.19), for the
+/// counters; CAP_DAC_OVERRIDE where files are opened anew, which whoever rotates them may have made another user's.
+/// Throws Refused.
+void leave_capabilities(bool reopens, const std::function<bool()>& counts)
+{
+    require(capng_get_caps_process() == 0, "capget()");
+    const bool may_override = capng_have_capability(CAPNG_PERMITTED, CAP_DAC_OVERRIDE) != 0;
+    const bool may_bpf = capng_have_capability(CAPNG_PERMITTED, CAP_BPF) != 0;
+    const bool may_drop_bounds = capng_have_capability(CAPNG_EFFECTIVE, CAP_SETPCAP) != 0;
+    ::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (may_drop_bounds) {
+        capng_clear(CAPNG_SELECT_BOUNDS);
+        require(capng_apply(CAPNG_SELECT_BOUNDS) == 0, "prctl(PR_CAPBSET_DROP)");
+    }
+    // First out of effect alone, to see what goes without.
+    for (const unsigned capability : {CAP_BPF, CAP_SYS_ADMIN})
+        capng_update(CAPNG_DROP, CAPNG_EFFECTIVE, capability);
+    require(capng_apply(CAPNG_SELECT_CAPS) == 0, "capset()");
+    const bool needs_bpf = may_bpf && !counts();
+    constexpr auto both = static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED);
+    capng_clear(CAPNG_SELECT_CAPS);
+    if (needs_bpf)
+        capng_update(CAPNG_ADD, both, CAP_BPF);
+    if (reopens && may_override)
+        capng_update(CAPNG_ADD, both, CAP_DAC_OVERRIDE);
+    require(capng_apply(CAPNG_SELECT_CAPS) == 0, "capset()");
+}
+
+std::vector<std::string> permitted_capabilities()
+{
+    std::vector<std::string> names;
+    if (capng_get_caps_process() != 0)
+        return names;
+    for (int capability = 0; capability <= CAP_LAST_CAP; ++capability) {
+        if (capng_have_capability(CAPNG_PERMITTED, static_cast<unsigned>(capability)) == 0)
+            continue;
+        std::string name = "CAP_";
+        for (const char c : std::string_view(capng_capability_to_name(static_cast<unsigned>(capability))))
+            name += static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c);
+        names.push_back(std::move(name));
+    }
+    return names;
+}
+
+/// What reading the ring, judging, writing and rotating files take; and what the C library does for it, on the way to
+/// abort() too.
+constexpr const char* needed_calls[] = {
+    "read", "write", "writev", "pread64", "pwrite64", "lseek", "close", "dup", "dup3", "fcntl", "flock", "fsync",
+    "fdatasync", "ftruncate",
+    // names: below the outputs' folders
+    "open", "openat", "stat", "lstat", "fstat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "readlink",
+    "readlinkat", "getcwd", "getdents64", "rename", "renameat", "renameat2", "unlink", "unlinkat",
+    // waiting
+    "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6",
+    "timerfd_create", "timerfd_settime", "nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres",
+    "gettimeofday", "restart_syscall", "sched_yield", "futex",
+    // to sockets that are open
+    "sendto", "sendmsg", "recvfrom", "recvmsg", "shutdown", "getsockopt", "getsockname",
+    // memory, without any that could be run
+    "brk", "munmap", "mremap", "madvise",
+    // itself
+    "getpid", "gettid", "tgkill", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "signalfd4",
+    "getrandom", "uname", "sysinfo", "getrusage", "exit", "exit_group", "getuid", "geteuid", "getgid", "getegid",
+    "capget", "prlimit64", "rseq", "set_robust_list"};
+
+using Filter = std::unique_ptr<void, decltype(&seccomp_release)>;
+
+/// EPERM for everything else. Throws Refused.
+void leave_system_calls()
+{
+    const Filter filter(seccomp_init(SCMP_ACT_ERRNO(EPERM)), &seccomp_release);
+    require(filter != nullptr, "seccomp_init()");
+    const auto allow = [&](const char* name, std::optional<scmp_arg_cmp> where = std::nullopt) {
+        const int call = seccomp_syscall_resolve_name(name);
+        if (call == __NR_SCMP_ERROR)
+            return; // one that this library does not know, the kernel's headers of its time did not have
+        const scmp_arg_cmp condition = where.value_or(scmp_arg_cmp{});
+        const int error = seccomp_rule_add_array(filter.get(), SCMP_ACT_ALLOW, call, where ? 1 : 0, &condition);
+        errno = -error;
+        require(error == 0, name);
+    };
+    for (const char* name : needed_calls)
+        allow(name);
+    const auto equals = [](unsigned argument, scmp_datum_t value) {
+        return scmp_arg_cmp{.arg = argument, .op = SCMP_CMP_EQ, .datum_a = value, .datum_b = 0};
+    };
+    for (const char* name : {"mmap", "mprotect"})
+        allow(name, scmp_arg_cmp{.arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = PROT_EXEC, .datum_b = 0});
+    for (const scmp_datum_t command : {BPF_MAP_LOOKUP_ELEM, BPF_OBJ_GET_INFO_BY_FD})
+        allow("bpf", equals(0, command));
+    allow("ioctl", equals(1, PERF_EVENT_IOC_DISABLE)); // at the end: libbpf, of a kprobe
+    const int error = seccomp_load(filter.get());      // sets no_new_privs first
+    errno = -error;
+    require(error == 0, "seccomp()");
+}
+
+} // namespace
+
+Confinement confine(const std::vector<std::string>& reopened, const std::function<bool()>& counts)
+{
+    Confinement confinement;
+    const auto attempt = [](const std::string& otherwise, const auto& leave) {
+        try {
+            leave();
+            return true;
+        } catch (const Refused& refused) {
+            say(fmt::format("warning: {}: {}: {}", otherwise, refused.step, std::strerror(refused.error)));
+            return false;
+        }
+    };
+    confinement.files =
+        attempt("files outside its outputs stay in its reach", [&] { leave_files(folders_of(reopened)); });
+    attempt("capabilities are kept that it does not need", [&] { leave_capabilities(!reopened.empty(), counts); });
+    confinement.capabilities = permitted_capabilities();
+    confinement.system_calls = attempt("all system calls stay in its reach", [] { leave_system_calls(); });
+    return confinement;
+}
+
+void add_confinement_option(CLI::App& command, bool& unconfined)
+{
+    command.add_flag("--unconfined", unconfined,
+                     "keep the capabilities, system calls and files that are not needed once it has attached");
+}
+
+std::string absolute_path(const std::string& path)
+{
+    std::error_code unknown;
+    const fs::path whole = fs::absolute(path, unknown);
+    if (unknown)
+        return path;
+    const fs::path folder = fs::canonical(whole.parent_path(), unknown);
+    return unknown ? path : (folder / whole.filename()).string();
+}
+
+} // namespace finrace
