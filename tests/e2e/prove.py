@@ -782,6 +782,7 @@ def check_recorded(stage, results):
     own = stage.line.right_address
     alone = sum(connection.key[0] == own and connection.established is not None
                 for port in stage.ports for connection in wire.read(Path(stage.captures["right"].path), port))
+    riding = sum(len(wire.behind_uploads(wire.attempts(connection))) for connection in stage.connections())
     seen_better = set()
     for end in both_ends.ENDS:
         where, path = f"captured at the {both_ends.WHOSE[end]}", stage.captures[end].path
@@ -797,7 +798,7 @@ def check_recorded(stage, results):
         check(f"{where}: what was named is in its report", harness.check_findings,
               harness.named(itertools.chain(*captured.values())), report)
         check(f"{where}: the same pools as recorded", both_ends.check_pools, recorded, report, found.unseen(), seen_better,
-              found.counted_apart(), alone if end == "left" else 0)
+              found.counted_apart(), alone if end == "left" else 0, riding)
         check(f"{where}: whole, and taken there", both_ends.check_place, report, end)
 
 

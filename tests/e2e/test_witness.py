@@ -246,6 +246,8 @@ class AttemptTest(Conversation):
         found = wire.attempts(self.script.connections()[0])
         self.assertEqual([(one.id, one.kind, one.status, one.early) for one in found],
                          [("first", "answered", 200, True), ("second", "answered", 400, False)])
+        self.assertEqual([one.id for one in wire.behind_uploads(found)], ["second"])
+        self.assertEqual(wire.behind_uploads(found[1:]), [])
 
     def test_bytes_that_had_come_before(self):
         self.exchanged().reply(HEAD % b"Content-Length: 2\r\n" + b"ok").request(b"second")
@@ -547,6 +549,8 @@ class BothEndsTest(unittest.TestCase):
         self.assertEqual(self.counts([silent], [seen("path_dropped", None, "likely")], "left"), (0, 1, 0))
         self.assertEqual(self.counts([silent], [seen("path_dropped", None, "likely")], "right"), (0, 0, 1))
         self.assertEqual(self.counts([seen("path_dropped", None, "likely")], [], "right"), (0, 0, 1))
+        rejected = [seen("request_rejected", "early_answer", "possible", exchange=number) for number in (1, 2)]
+        self.assertEqual(self.counts(rejected[:1], rejected[1:]), (0, 1, 0))
 
     def test_pools(self):
         def report(**changes):
@@ -566,6 +570,8 @@ class BothEndsTest(unittest.TestCase):
         self.assertTrue(both_ends.pools_differ(report(), report(unclassified=1), lost))
         self.assertFalse(both_ends.pools_differ(report(), report(requests=51), counted_apart={1}))
         self.assertTrue(both_ends.pools_differ(report(), report(requests=52), counted_apart={1}))
+        self.assertFalse(both_ends.pools_differ(report(), report(requests=51, unclassified=3), riding=1))
+        self.assertTrue(both_ends.pools_differ(report(), report(requests=52), riding=1))
 
 
 if __name__ == "__main__":

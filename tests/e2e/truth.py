@@ -7,7 +7,7 @@ verdicts beside that, with the client, the answer, the retry and the reason that
 
 import bisect
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import wire
 
@@ -237,7 +237,11 @@ class Truth:
         killed = self.killing.get(ask.accident, False) if ask else False
         if at_timer and ask and ask.accident in self.violent:
             at_timer, killed = False, None if killed else False  # either explains it
-        return expect(attempt, self.began(attempt), at_timer, ask, self.backend, killed)
+        due = expect(attempt, self.began(attempt), at_timer, ask, self.backend, killed)
+        if self.backend == "cgroup" and attempt in wire.behind_uploads(self.on[id(attempt.connection)]):
+            due = replace(due, allowed=[*due.allowed, ("request_rejected", "")], demanded=False, unclassified=False, countable=True,
+                          unobservable=True, why="its head may have left in one segment with the rest of an upload")
+        return due
 
     # -- the proxy's own failures
 

@@ -379,6 +379,12 @@ def attempts(connection: Connection) -> list:
     return found
 
 
+def behind_uploads(found: list) -> list:
+    """Of one connection's attempts those that follow an upload whose answer had come before its end (413): Traffic Server sends
+    them right behind the rest of it."""
+    return [attempt for before, attempt in zip(found, found[1:]) if before.early]
+
+
 def _judge(connection, attempt, first, start, sent, whole, out, back, position, status, behind):
     segments = connection.segments
 

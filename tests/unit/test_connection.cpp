@@ -208,14 +208,14 @@ TEST_CASE("the rest of a large request that was answered before its end is no ne
     s.first_bytes = 0x504f5354;               // "POST"
     s.open();
     s.request(200);
-    const auto body = GENERATE(FINRACE_ONE_FLIGHT_BYTES - 200, FINRACE_ONE_FLIGHT_BYTES - 199);
+    const auto body = GENERATE(SHORTEST_FLIGHT_BYTES - 201, SHORTEST_FLIGHT_BYTES - 200);
     s.first_bytes = 0x78787878;
     s.send(body);
     s.receive(100, 200U); // 413
     if (later)
         s.wait_ms(50);
     s.send(1000);
-    const bool large = 200 + body > FINRACE_ONE_FLIGHT_BYTES;
+    const bool large = 200 + body >= SHORTEST_FLIGHT_BYTES;
     CHECK(s.c.exchange == (large ? 1U : 2U));
     CHECK(connection_request_bytes(&s.c, s.write_seq()) == (large ? 1200U + body : 1000U));
     CHECK(connection_response_bytes(&s.c, s.received()) == (large ? 100U : 0U));
