@@ -316,6 +316,46 @@ TEST_CASE("a part of more than one flight was still to come", "[classify]")
     check(untouched, fin_crossed);
 }
 
+TEST_CASE("a server that is short of workers closes at its timer what it has not read", "[classify]")
+{
+    // Before the timer is known: it has closed another connection after as long a rest.
+    constexpr Expected lingering{Cause::keepalive_race, Variant::fin_lingering, Certainty::possible};
+    const auto upstream_after = [](std::uint64_t later_ms, std::optional<std::uint32_t> acknowledged) {
+        DrivenSocket s = used();
+        s.wait_ms(later_ms + 2000 - (acknowledged ? 1 : 0));
+        if (acknowledged) {
+            s.request(100);
+            s.wait_ms(1);
+        }
+        s.fin(acknowledged);
+        event e = s.last();
+        e.connection.id = 11;
+        e.connection.fin_idle_ms -= static_cast<std::uint32_t>(acknowledged ? 0 : later_ms);
+        e.connection.idle_ms -= static_cast<std::uint32_t>(acknowledged ? later_ms : 0);
+        Upstream upstream;
+        upstream.closes.note(e);
+        return upstream;
+    };
+    const auto closed_after = [](std::uint64_t idle_ms, std::uint64_t after_ms) {
+        DrivenSocket s = requested(idle_ms);
+        s.wait_ms(after_ms);
+        s.fin(100);
+        return s;
+    };
+    for (const auto acknowledged : {std::optional<std::uint32_t>(), std::optional<std::uint32_t>(0)}) {
+        const Upstream upstream = upstream_after(1000, acknowledged);
+        check(closed_after(1700, 300), lingering, upstream);
+        check(closed_after(1700, 262), lingering, upstream); // within 1 % and 20 ms
+        check(closed_after(1700, 258), closed_reused, upstream);
+        check(closed_after(1700, 341), closed_reused, upstream);
+        check(closed_after(1000, 1000), lingering, upstream);
+        check(closed_after(999, 1001), closed_reused, upstream);
+        check(closed_after(1700, 300), closed_reused, upstream_with_timer(5000));
+    }
+    check(closed_after(1700, 300), closed_reused, upstream_after(1000, 100));        // that one may have died as well
+    check(closed_after(1700, 300), closed_reused, upstream_after(50, std::nullopt)); // at the same instant
+}
+
 TEST_CASE("an upstream that closes right behind its answers left the next request unread", "[classify]")
 {
     constexpr Expected unread{Cause::keepalive_race, Variant::reset_unread, Certainty::likely};

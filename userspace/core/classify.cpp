@@ -423,6 +423,14 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                                    "idle close, if this upstream's idle timeout (not learned yet) is about as long; "
                                    "else its application closed, or died.",
                                    segment, evidence.after_text(), evidence.idle_text()));
+    // The same of a server that is short of workers, before its timer is known.
+    if (rested && !evidence.timeout && c.idle_ms >= shortest_idle_timer_ms && c.idle_ms >= evidence.after_ms &&
+        evidence.closes.has_closed_after_such_rest(evidence.e))
+        return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
+                       fmt::format("The upstream's {} came {} after the request; the connection had been {}: in all as "
+                                   "long a rest as it has closed another after. Its kernel had the request, its "
+                                   "application perhaps never read it.",
+                                   segment, evidence.after_text(), evidence.idle_text()));
     // How long it had rested before a request older than the tracer is not known.
     const bool may_be_race = has(c, CONNECTION_ADOPTED_IN_EXCHANGE) && evidence.in_race_window();
     return verdict(

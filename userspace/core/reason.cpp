@@ -207,4 +207,16 @@ bool CloseHistory::closes_behind_answers(const event& e) const
     return behind >= crowd && behind * 100 >= counted * limited_percent;
 }
 
+bool CloseHistory::has_closed_after_such_rest(const event& e) const
+{
+    const Close close = close_of(e);
+    const auto rested_ms = static_cast<std::uint32_t>(std::min<std::uint64_t>(close.rested_ms, UINT32_MAX));
+    const IdleTimeout such_a_timer{.ms = rested_ms, .lowest_ms = rested_ms, .highest_ms = rested_ms, .samples = 0};
+    return std::any_of(closes_.begin(), closes_.end(), [&](const Close& other) {
+        return other.connection_id != close.connection_id && !other.took_a_request &&
+               distance(other.at_ns, close.at_ns) > one_instant_ns &&
+               such_a_timer.nearness(other.rested_ms, e.srtt_us / 1000) == Nearness::at;
+    });
+}
+
 } // namespace finrace
