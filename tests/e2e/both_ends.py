@@ -120,6 +120,8 @@ BLIND = (
     Blind("right", ("connect_timeout", None, "possible"), None, LOST_ON_THE_WAY),
     Blind("right", ("keepalive_race", "reset_crossed", "proven"), ("keepalive_race", "reset_closed", "likely"),
           "a request that came late on its way looks like one that was sent after an RST that was lost"),
+    *(Blind(end, ("accept_stalled", "gave_up", "likely"), None, FIN_WAITS + ", and leaves once the queue has room, as any other would")
+      for end in ENDS),
     *(Blind(end, None, ("request_rejected", "early_answer", "possible"),
             "the FIN of a proxy that has its answer waits behind the rest of the request, which a shut window keeps")
       for end in ENDS),

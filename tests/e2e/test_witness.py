@@ -549,6 +549,9 @@ class BothEndsTest(unittest.TestCase):
         self.assertEqual(self.counts([silent], [seen("path_dropped", None, "likely")], "left"), (0, 1, 0))
         self.assertEqual(self.counts([silent], [seen("path_dropped", None, "likely")], "right"), (0, 0, 1))
         self.assertEqual(self.counts([seen("path_dropped", None, "likely")], [], "right"), (0, 0, 1))
+        stalled = seen("accept_stalled", "gave_up", "likely")
+        self.assertEqual([self.counts([stalled], [], end) for end in both_ends.ENDS], 2 * [(0, 1, 0)])
+        self.assertEqual(self.counts([seen("accept_stalled", None, "likely")], []), (0, 0, 1))
         rejected = [seen("request_rejected", "early_answer", "possible", exchange=number) for number in (1, 2)]
         self.assertEqual(self.counts(rejected[:1], rejected[1:]), (0, 1, 0))
 
