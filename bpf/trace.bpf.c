@@ -449,7 +449,9 @@ static __always_inline int may_blame(const struct connection *c, const struct so
 {
 	__u64 since_ns = c->exchange ? c->request_ns : c->opened_ns;
 
-	return c->state == TCP_STATE_CLOSE || c->flags & (CONNECTION_PEER_FIN | CONNECTION_PEER_RESET) ||
+	/* A handshake that its own process ends has failed: by a certificate, say. */
+	return c->state == TCP_STATE_CLOSE ||
+	       c->flags & (CONNECTION_PEER_FIN | CONNECTION_PEER_RESET | CONNECTION_HANDSHAKE) ||
 	       view->now_ns - since_ns >= PATIENCE_NS;
 }
 

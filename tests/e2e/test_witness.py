@@ -246,8 +246,18 @@ class AttemptTest(Conversation):
         found = wire.attempts(self.script.connections()[0])
         self.assertEqual([(one.id, one.kind, one.status, one.early) for one in found],
                          [("first", "answered", 200, True), ("second", "answered", 400, False)])
-        self.assertEqual([one.id for one in wire.behind_uploads(found)], ["second"])
-        self.assertEqual(wire.behind_uploads(found[1:]), [])
+        self.assertEqual(wire.behind_uploads(found), [])
+
+    def test_the_next_request_behind_the_rest(self):
+        for after, riding in ((0, ["second"]), (0.002, [])):
+            self.setUp()
+            self.request(b"first", b"x" * 1000, declared=3000).reply(HEAD % b"Content-Length: 2\r\n" + b"no")
+            self.script.add(True, wire.ACK, self.out, self.back, b"x" * 2000)
+            self.out += 2000
+            self.request(b"second", after=after)
+            found = wire.attempts(self.script.connections()[0])
+            self.assertEqual([(one.id, one.early) for one in found], [("first", True), ("second", False)])
+            self.assertEqual([one.id for one in wire.behind_uploads(found)], riding)
 
     def test_bytes_that_had_come_before(self):
         self.exchanged().reply(HEAD % b"Content-Length: 2\r\n" + b"ok").request(b"second")
@@ -521,8 +531,8 @@ def seen(cause="keepalive_race", variant="fin_crossed", certainty="proven", reas
 
 
 class BothEndsTest(unittest.TestCase):
-    def counts(self, live, captured, end="left"):
-        found = both_ends.compare(both_ends.by_connection(live), both_ends.by_connection(captured), end)
+    def counts(self, live, captured, end="left", riding=()):
+        found = both_ends.compare(both_ends.by_connection(live), both_ends.by_connection(captured), end, riding)
         return found.same, len(found.excused), len(found.differ)
 
     def test_the_same(self):
@@ -553,7 +563,8 @@ class BothEndsTest(unittest.TestCase):
         self.assertEqual([self.counts([stalled], [], end) for end in both_ends.ENDS], 2 * [(0, 1, 0)])
         self.assertEqual(self.counts([seen("accept_stalled", None, "likely")], []), (0, 0, 1))
         rejected = [seen("request_rejected", "early_answer", "possible", exchange=number) for number in (1, 2)]
-        self.assertEqual(self.counts(rejected[:1], rejected[1:]), (0, 1, 0))
+        self.assertEqual(self.counts(rejected[:1], rejected[1:]), (0, 0, 1))
+        self.assertEqual(self.counts(rejected[:1], rejected[1:], riding=[rejected[0].ends]), (0, 1, 0))
 
     def test_pools(self):
         def report(**changes):

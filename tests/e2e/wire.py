@@ -379,10 +379,17 @@ def attempts(connection: Connection) -> list:
     return found
 
 
+RIGHT_BEHIND = 0.001  # seconds, between segments of one burst
+
+
 def behind_uploads(found: list) -> list:
-    """Of one connection's attempts those that follow an upload whose answer had come before its end (413): Traffic Server sends
-    them right behind the rest of it."""
-    return [attempt for before, attempt in zip(found, found[1:]) if before.early]
+    """Of one connection's attempts those that left right behind the rest of an upload whose answer had come before its end (413),
+    as Traffic Server's do: in one segment with it, perhaps, before the device cut that into those on the wire."""
+    def right_behind(attempt):
+        return sum(bool(one.outgoing and one.payload) and 0 <= attempt.time - one.time <= RIGHT_BEHIND
+                   for one in attempt.connection.segments) > 1  # its own is one of them
+
+    return [attempt for before, attempt in zip(found, found[1:]) if before.early and right_behind(attempt)]
 
 
 def _judge(connection, attempt, first, start, sent, whole, out, back, position, status, behind):

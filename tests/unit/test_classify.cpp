@@ -352,6 +352,22 @@ TEST_CASE("a server that is short of workers closes at its timer what it has not
         check(closed_after(999, 1001), closed_reused, upstream);
         check(closed_after(1700, 300), closed_reused, upstream_with_timer(5000));
     }
+    Upstream patient = upstream_after(1000, std::nullopt);
+    patient.longest_answered_idle_ms = 2 * 2000;
+    check(closed_after(1700, 300), lingering, patient);
+    patient.longest_answered_idle_ms = 2 * 2000 + 1;
+    check(closed_after(1700, 300), closed_reused, patient);
+    Upstream restarted = upstream_after(1000, std::nullopt);
+    for (const std::uint64_t id : {21U, 22U}) {
+        check(closed_after(1700, 300), lingering, restarted);
+        DrivenSocket s = used();
+        s.wait_ms(3000);
+        s.fin();
+        event e = s.last();
+        e.connection.id = id;
+        restarted.closes.note(e);
+    }
+    check(closed_after(1700, 300), closed_reused, restarted);
     check(closed_after(1700, 300), closed_reused, upstream_after(1000, 100));        // that one may have died as well
     check(closed_after(1700, 300), closed_reused, upstream_after(50, std::nullopt)); // at the same instant
 }

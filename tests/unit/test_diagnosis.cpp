@@ -821,8 +821,8 @@ TEST_CASE("requests on connections that are open still count where the kernel te
     CHECK(diagnosis.open_requests() == 2457);
     CHECK(diagnosis.state(false) == Diagnosis::State::healthy);
     const std::string report = report_text(diagnosis, watched(), Paint(false), 200);
-    CHECK(says(report, "0 requests on 0 connections, 2457 on those still open"));
-    CHECK(says(report, "0 requests on 0 connections, 2457 on 2 still open, by nginx"));
+    CHECK(says(report, "0 requests on 0 connections that ended, 2457 on those still open"));
+    CHECK(says(report, "0 requests on 0 connections that ended, 2457 on 2 still open, by nginx"));
     CHECK(report_json(diagnosis, watched())["upstreams"][0]["in_use"]["requests"] == 2457);
     now[where].requests = now[where].open = 0;
     Diagnosis unused;

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/confinement.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <set>
@@ -13,6 +16,7 @@
 #include <cap-ng.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <linux/landlock.h>
 #include <linux/perf_event.h>
 #include <sched.h>
 #include <seccomp.h>
@@ -20,6 +24,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -50,17 +55,32 @@ void require(bool done, const char* step)
         throw Refused{step, errno};
 }
 
-/// Where names lead that are to be opened again: their folders, and those of what links there point to.
+/// Where names lead that are to be opened again: their folders, and those of what links there point to. Throws Refused.
 std::set<fs::path> folders_of(const std::vector<std::string>& files)
 {
+    constexpr int most_links = 40; // MAXSYMLINKS, include/linux/namei.h
     std::set<fs::path> folders;
     for (const std::string& file : files) {
-        std::error_code unknown;
-        folders.insert(fs::path(file).parent_path());
-        if (const fs::path target = fs::canonical(file, unknown); !unknown)
-            folders.insert(target.parent_path());
+        fs::path name = file;
+        std::error_code ended;
+        for (int links = 0; links <= most_links && !ended; ++links) {
+            if (name.is_relative())
+                throw Refused{"an output has no absolute name", ENOENT};
+            if (name.parent_path() == "/")
+                throw Refused{"an output lies in / itself", EBUSY};
+            folders.insert(name.parent_path());
+            if (const fs::path target = fs::read_symlink(name, ended); !ended)
+                name = absolute_path(name.parent_path() / target);
+        }
     }
     return folders;
+}
+
+struct stat status_of(const std::string& path)
+{
+    struct stat status {};
+    require(::stat(path.c_str(), &status) == 0, "stat(an output)");
+    return status;
 }
 
 /// Of all processes the numbers and the names, and of the kernel's settings none: Linux 5.8. Elsewhere, and where a
@@ -76,15 +96,22 @@ void mount_processes(const std::string& at)
 
 void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>& opened)
 {
-    // Sorted, an outer folder comes before one in it, which is then found there.
+    // Sorted, an outer folder comes before one in it, which is then there: nothing is made in what is not ours.
     auto folder = opened.begin();
-    for (const fs::path& path : folders) {
-        const std::string at = covered + path.string();
+    for (auto path = folders.begin(); path != folders.end(); ++path) {
+        const std::string at = covered + path->string();
+        const bool within = std::any_of(folders.begin(), path, [&](const fs::path& outer) {
+            return path->string().starts_with(outer.string() + "/");
+        });
         std::error_code error;
-        fs::create_directories(at, error);
+        if (!within)
+            fs::create_directories(at, error);
+        struct statvfs flags {};
+        const unsigned long read_only =
+            ::fstatvfs(folder->get(), &flags) == 0 && (flags.f_flag & ST_RDONLY) != 0 ? MS_RDONLY : 0;
         const std::string source = fmt::format("/proc/self/fd/{}", (folder++)->get());
         require(::mount(source.c_str(), at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(an output's folder)");
-        require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | harmless, nullptr) == 0,
+        require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | harmless | read_only, nullptr) == 0,
                 "mount(an output's folder, nodev)");
     }
     const std::string processes = std::string(covered) + "/proc";
@@ -99,25 +126,62 @@ void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>
             "mount(/, read-only)");
 }
 
-/// A root of its own in a mount namespace of its own. Throws Refused, and then it sees what it saw before.
-void leave_files(const std::set<fs::path>& folders)
+/// A root of its own in a mount namespace of its own. Throws Refused, and then all is as before.
+void leave_files(const std::vector<std::string>& files)
 {
-    if (folders.contains("/"))
-        throw Refused{"an output lies in / itself", EBUSY};
-    require(::unshare(CLONE_NEWNS) == 0, "unshare(CLONE_NEWNS)");
-    require(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "mount(/, private)");
-    std::vector<Descriptor> opened; // before one of them is covered
-    for (const fs::path& path : folders) {
-        opened.emplace_back(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-        require(static_cast<bool>(opened.back()), "open(an output's folder)");
-    }
-    require(::mount("finrace", covered, "tmpfs", harmless, "mode=0755,size=1m") == 0, "mount(tmpfs)");
+    const std::set<fs::path> folders = folders_of(files);
+    std::vector<struct stat> before;
+    std::transform(files.begin(), files.end(), std::back_inserter(before), status_of);
+    const Descriptor back(::open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
+    const Descriptor here(::open(".", O_PATH | O_DIRECTORY | O_CLOEXEC));
+    require(back && here && ::unshare(CLONE_NEWNS) == 0, "unshare(CLONE_NEWNS)");
     try {
+        // Slaves, so that what is unmounted elsewhere is not kept here.
+        require(::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) == 0, "mount(/, slave)");
+        std::vector<Descriptor> opened; // before one of them is covered
+        for (const fs::path& path : folders) {
+            opened.emplace_back(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+            require(static_cast<bool>(opened.back()), "open(an output's folder)");
+        }
+        require(::mount("finrace", covered, "tmpfs", harmless, "mode=0755,size=1m") == 0, "mount(tmpfs)");
         build_root(folders, opened);
+        for (std::size_t i = 0; i < files.size(); ++i) {
+            const struct stat now = status_of(files[i]);
+            if (now.st_dev != before[i].st_dev || now.st_ino != before[i].st_ino)
+                throw Refused{"an output is not found again", ENOENT};
+        }
     } catch (const Refused&) {
-        ::umount2(covered, MNT_DETACH);
+        if (::setns(back.get(), CLONE_NEWNS) == 0) [[maybe_unused]]
+            const int there = ::fchdir(here.get());
         throw;
     }
+}
+
+/// What the folders that are left allow, as files: so a link of /proc/PID to another process's files leads nowhere, nor
+/// does any other of ptrace(2)'s ways into it. Linux 5.13 (Landlock), where the kernel has been told to have it.
+void leave_other_processes(const std::set<fs::path>& folders)
+{
+    constexpr std::uint64_t all = (LANDLOCK_ACCESS_FS_MAKE_SYM << 1U) - 1; // of its first version
+    constexpr std::uint64_t reading = LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR;
+    constexpr std::uint64_t writing =
+        reading | LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_REMOVE_FILE;
+    const landlock_ruleset_attr handled{.handled_access_fs = all};
+    const Descriptor rules(
+        static_cast<int>(::syscall(SYS_landlock_create_ruleset, &handled, sizeof(handled.handled_access_fs), 0)));
+    if (!rules && (errno == ENOSYS || errno == EOPNOTSUPP))
+        return;
+    require(static_cast<bool>(rules), "landlock_create_ruleset()");
+    const auto allow = [&](const fs::path& folder, std::uint64_t access) {
+        const Descriptor opened(::open(folder.c_str(), O_PATH | O_CLOEXEC));
+        const landlock_path_beneath_attr rule{.allowed_access = access, .parent_fd = opened.get()};
+        require(opened && ::syscall(SYS_landlock_add_rule, rules.get(), LANDLOCK_RULE_PATH_BENEATH, &rule, 0) == 0,
+                "landlock_add_rule()");
+    };
+    allow("/proc", reading);
+    for (const fs::path& folder : folders)
+        allow(folder, writing);
+    require(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "prctl(PR_SET_NO_NEW_PRIVS)");
+    require(::syscall(SYS_landlock_restrict_self, rules.get(), 0) == 0, "landlock_restrict_self()");
 }
 
 /// CAP_BPF where the kernel lets nobody else use bpf() (kernel.unprivileged_bpf_disabled, before 5.19), for the
@@ -127,6 +191,7 @@ void leave_capabilities(bool reopens, const std::function<bool()>& counts)
 {
     require(capng_get_caps_process() == 0, "capget()");
     const bool may_override = capng_have_capability(CAPNG_PERMITTED, CAP_DAC_OVERRIDE) != 0;
+    const bool may_all = capng_have_capability(CAPNG_PERMITTED, CAP_SYS_ADMIN) != 0;
     const bool may_bpf = capng_have_capability(CAPNG_PERMITTED, CAP_BPF) != 0;
     const bool may_drop_bounds = capng_have_capability(CAPNG_EFFECTIVE, CAP_SETPCAP) != 0;
     ::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
@@ -138,14 +203,15 @@ void leave_capabilities(bool reopens, const std::function<bool()>& counts)
     for (const unsigned capability : {CAP_BPF, CAP_SYS_ADMIN})
         capng_update(CAPNG_DROP, CAPNG_EFFECTIVE, capability);
     require(capng_apply(CAPNG_SELECT_CAPS) == 0, "capset()");
-    const bool needs_bpf = may_bpf && !counts();
+    const bool needs_more = !counts();
     constexpr auto both = static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED);
     capng_clear(CAPNG_SELECT_CAPS);
-    if (needs_bpf)
-        capng_update(CAPNG_ADD, both, CAP_BPF);
+    if (needs_more && (may_bpf || may_all))
+        capng_update(CAPNG_ADD, both, may_bpf ? CAP_BPF : CAP_SYS_ADMIN);
     if (reopens && may_override)
         capng_update(CAPNG_ADD, both, CAP_DAC_OVERRIDE);
     require(capng_apply(CAPNG_SELECT_CAPS) == 0, "capset()");
+    require(counts(), "bpf(BPF_MAP_LOOKUP_ELEM): losses are not counted any more");
 }
 
 std::vector<std::string> permitted_capabilities()
@@ -167,8 +233,8 @@ std::vector<std::string> permitted_capabilities()
 /// What reading the ring, judging, writing and rotating files take; and what the C library does for it, on the way to
 /// abort() too.
 constexpr const char* needed_calls[] = {
-    "read", "write", "writev", "pread64", "pwrite64", "lseek", "close", "dup", "dup3", "fcntl", "flock", "fsync",
-    "fdatasync", "ftruncate",
+    "read", "write", "writev", "pread64", "pwrite64", "lseek", "close", "dup", "dup3", "flock", "fsync", "fdatasync",
+    "ftruncate",
     // names: below the outputs' folders
     "open", "openat", "stat", "lstat", "fstat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "readlink",
     "readlinkat", "getcwd", "getdents64", "rename", "renameat", "renameat2", "unlink", "unlinkat",
@@ -176,14 +242,14 @@ constexpr const char* needed_calls[] = {
     "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6",
     "timerfd_create", "timerfd_settime", "nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres",
     "gettimeofday", "restart_syscall", "sched_yield", "futex",
-    // to sockets that are open
-    "sendto", "sendmsg", "recvfrom", "recvmsg", "shutdown", "getsockopt", "getsockname",
+    // sockets that are open
+    "getsockopt", "getsockname",
     // memory, without any that could be run
     "brk", "munmap", "mremap", "madvise",
     // itself
-    "getpid", "gettid", "tgkill", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "signalfd4",
-    "getrandom", "uname", "sysinfo", "getrusage", "exit", "exit_group", "getuid", "geteuid", "getgid", "getegid",
-    "capget", "prlimit64", "rseq", "set_robust_list"};
+    "getpid", "gettid", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "signalfd4", "getrandom",
+    "uname", "sysinfo", "getrusage", "exit", "exit_group", "getuid", "geteuid", "getgid", "getegid", "capget", "rseq",
+    "set_robust_list"};
 
 using Filter = std::unique_ptr<void, decltype(&seccomp_release)>;
 
@@ -206,6 +272,11 @@ void leave_system_calls()
     const auto equals = [](unsigned argument, scmp_datum_t value) {
         return scmp_arg_cmp{.arg = argument, .op = SCMP_CMP_EQ, .datum_a = value, .datum_b = 0};
     };
+    // Root needs no capability to signal root's processes, to take their limits, or to have a file's owner signalled.
+    for (const scmp_datum_t command : {F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC})
+        allow("fcntl", equals(1, command));
+    allow("tgkill", equals(0, static_cast<scmp_datum_t>(::getpid())));
+    allow("sendto", equals(4, 0)); // to whom the socket is connected, and to nobody else
     for (const char* name : {"mmap", "mprotect"})
         allow(name, scmp_arg_cmp{.arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = PROT_EXEC, .datum_b = 0});
     for (const scmp_datum_t command : {BPF_MAP_LOOKUP_ELEM, BPF_OBJ_GET_INFO_BY_FD})
@@ -230,8 +301,10 @@ Confinement confine(const std::vector<std::string>& reopened, const std::functio
             return false;
         }
     };
-    confinement.files =
-        attempt("files outside its outputs stay in its reach", [&] { leave_files(folders_of(reopened)); });
+    confinement.files = attempt("files outside its outputs stay in its reach", [&] {
+        leave_files(reopened);
+        leave_other_processes(folders_of(reopened));
+    });
     attempt("capabilities are kept that it does not need", [&] { leave_capabilities(!reopened.empty(), counts); });
     confinement.capabilities = permitted_capabilities();
     confinement.system_calls = attempt("all system calls stay in its reach", [] { leave_system_calls(); });

@@ -16,6 +16,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/confinement.h"
 #include "cli/options.h"
 #include "source/descriptor.h"
 
@@ -96,6 +97,8 @@ Recorder::Recorder(RecordOptions options)
           return Stream::to_file(options_.path);
       }())
 {
+    if (options_.path != "-")
+        options_.path = absolute_path(options_.path);
     if (!writes_to_file())
         return;
     if (unreadable_before_ && options_.keep == 0)

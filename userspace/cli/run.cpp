@@ -121,16 +121,10 @@ public:
         struct stat status {};
         if (options_.output == "-")
             return false;
-        if (::fstat(stream_.descriptor(), &status) == 0 && S_ISCHR(status.st_mode)) // a device: nobody rotates it
-            return true;
         if (manager_ != nullptr)
             manager_->reloading();
-        try {
-            stream_.reopen(options_.output);
-            say(fmt::format("{} is opened anew", options_.output));
-        } catch (const OutputError& error) {
-            say(fmt::format("{}; records go on into the file that was open before", error.what()));
-        }
+        if (::fstat(stream_.descriptor(), &status) != 0 || !S_ISCHR(status.st_mode)) // nobody rotates a device
+            open_anew();
         if (manager_ != nullptr)
             manager_->reloaded();
         return true;
@@ -138,6 +132,16 @@ public:
 
 private:
     static constexpr std::size_t flush_bytes = 64U << 10U;
+
+    void open_anew()
+    {
+        try {
+            stream_.reopen(options_.output);
+            say(fmt::format("{} is opened anew", options_.output));
+        } catch (const OutputError& error) {
+            say(fmt::format("{}; records go on into the file that was open before", error.what()));
+        }
+    }
 
     void summarise(bool last)
     {
@@ -294,7 +298,7 @@ int run(RunOptions options)
         return replay(options);
     ServiceManager manager;
     Stream stream = open_output(options.output);
-    if (options.output != "-")
+    if (options.output != "-" && !options.unconfined)
         options.output = absolute_path(options.output); // the folder that it is relative to will be gone
     options.watch.live.follow_accepted = options.connections;
     options.watch.live.report_states = options.connections;

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -72,8 +73,23 @@ ServiceManager::ServiceManager()
         told_every_ = std::chrono::microseconds(*patience_us) / 2;
 }
 
+void ServiceManager::tell_surely(std::string message)
+{
+    if (!socket_)
+        return;
+    untold_.push_back(std::move(message));
+    tell_untold();
+}
+
+void ServiceManager::tell_untold()
+{
+    while (!untold_.empty() && tell(untold_.front()))
+        untold_.erase(untold_.begin());
+}
+
 void ServiceManager::alive()
 {
+    tell_untold();
     if (told_every_.count() == 0)
         return;
     const auto now = std::chrono::steady_clock::now();
@@ -85,7 +101,7 @@ void ServiceManager::alive()
 
 void ServiceManager::reloading()
 {
-    tell(fmt::format("RELOADING=1\nMONOTONIC_USEC={}", monotonic_ns() / 1000));
+    tell_surely(fmt::format("RELOADING=1\nMONOTONIC_USEC={}", monotonic_ns() / 1000));
 }
 
 /// Never waits: a manager that does not listen is none of the daemon's troubles.

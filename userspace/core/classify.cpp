@@ -425,7 +425,7 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                                    segment, evidence.after_text(), evidence.idle_text()));
     // The same of a server that is short of workers, before its timer is known.
     if (rested && !evidence.timeout && c.idle_ms >= shortest_idle_timer_ms && c.idle_ms >= evidence.after_ms &&
-        evidence.closes.has_closed_after_such_rest(evidence.e))
+        !evidence.rested_less_than_others() && evidence.closes.has_closed_after_such_rest(evidence.e))
         return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
                        fmt::format("The upstream's {} came {} after the request; the connection had been {}: in all as "
                                    "long a rest as it has closed another after. Its kernel had the request, its "

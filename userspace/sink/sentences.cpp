@@ -194,7 +194,7 @@ std::string subject_text(const Diagnosis& diagnosis, const Watched& watched)
                        static_cast<double>(watched.observed_ns) / 1e9, counted(diagnosis.pools().size(), "upstream"),
                        counted(diagnosis.requests(), "request"), counted(diagnosis.connections(), "connection"),
                        diagnosis.open_requests() > 0
-                           ? fmt::format(", {} on those still open", diagnosis.open_requests())
+                           ? fmt::format(" that ended, {} on those still open", diagnosis.open_requests())
                        : diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open())
                                               : "");
 }
@@ -649,7 +649,7 @@ std::string traffic_text(const Pool& pool)
     std::string text =
         fmt::format("{} on {}", counted(pool.requests, "request"), counted(pool.connections, "connection"));
     if (pool.now.open > 0)
-        text += fmt::format(", {} on {} still open", pool.now.requests, pool.now.open);
+        text += fmt::format(" that ended, {} on {} still open", pool.now.requests, pool.now.open);
     else if (pool.open > 0)
         text += fmt::format(", {} more still open", pool.open);
     return pool.process.empty() ? text : fmt::format("{}, by {}", text, printable(pool.process));
