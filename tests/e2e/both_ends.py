@@ -107,6 +107,7 @@ FIN_WAITS = "the FIN by which the proxy gave up waits behind what is not acknowl
 COUNTED_APART = "an answer had come within a request's first flight, so that its rest may look like another one"
 # See wire.behind_uploads(): cgroup looks at the first words of a segment.
 RIDES_BEHIND = "the head of a request left in one segment with the end of the one before"
+BOTH_RESET = "a proxy that has its answer reset the connection as the upstream did: which was first is a matter of microseconds"
 BLIND = (
     Blind("left", GAVE_UP_ON_SILENCE, ("path_dropped", None, "likely"), FIN_WAITS),
     Blind("left", GAVE_UP_ON_SILENCE, None, FIN_WAITS + ", and leaves when the path has healed, as any other would"),
@@ -127,7 +128,7 @@ BLIND = (
       for end in ENDS),
     *(Blind(end, ("request_rejected", "early_answer", "possible"), captured, why) for end in ENDS for captured, why in (
         (("request_rejected", None, "likely"), COUNTED_APART),
-        (("request_rejected", "early_answer", "possible"), RIDES_BEHIND))),
+        (("request_rejected", "early_answer", "possible"), RIDES_BEHIND), (None, BOTH_RESET))),
 )
 
 
@@ -172,8 +173,10 @@ class Comparison:
         return f"{self.same} verdicts are the same" + "".join(f"; {count} {text}" for text, count in why.items())
 
 
-def compare(live, captured, end, riding=()):
-    """`live`, `captured`: as by_connection() gives them. `riding`: the ends of the connections with wire.behind_uploads()."""
+def compare(live, captured, end, riding=(), both_reset=()):
+    """`live`, `captured`: as by_connection() gives them. `riding`, `both_reset`: the ends of the connections with
+    wire.behind_uploads(), and of those that both sides reset."""
+    limited = {RIDES_BEHIND: riding, BOTH_RESET: both_reset}
     found = Comparison()
     for ends in {**live, **captured}:
         for one, other in itertools.zip_longest(live.get(ends, ()), captured.get(ends, ())):
@@ -181,7 +184,7 @@ def compare(live, captured, end, riding=()):
                 found.same += 1
                 continue
             blind = next((rule for rule in BLIND if rule.end == end and rule.live == judged(one) and
-                          rule.captured == judged(other) and (rule.why != RIDES_BEHIND or ends in riding)), None)
+                          rule.captured == judged(other) and ends in limited.get(rule.why, [ends])), None)
             if blind:
                 found.excused.append((blind, ends, one))
             else:

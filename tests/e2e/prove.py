@@ -782,8 +782,10 @@ def check_recorded(stage, results):
     own = stage.line.right_address
     alone = sum(connection.key[0] == own and connection.established is not None
                 for port in stage.ports for connection in wire.read(Path(stage.captures["right"].path), port))
-    riding = [attempt.connection.key for connection in stage.connections()
-              for attempt in wire.behind_uploads(wire.attempts(connection))]
+    connections = stage.connections()
+    riding = [connection.key for connection in connections for _ in wire.behind_uploads(wire.attempts(connection))]
+    both_reset = {connection.key for connection in connections
+                  if {segment.outgoing for segment in connection.segments if segment.flags & wire.RST} == {True, False}}
     alike = 0
     seen_better = set()
     for end in both_ends.ENDS:
@@ -791,7 +793,7 @@ def check_recorded(stage, results):
         lines, _ = both_ends.records_of(options, path, flags)
         captured = both_ends.verdicts_of(lines)
         due = [one for one in live if end == "right" or one.local[0] != own]
-        found = both_ends.compare(both_ends.by_connection(due), captured, end, riding)
+        found = both_ends.compare(both_ends.by_connection(due), captured, end, riding, both_reset)
         alike += found.same
         seen_better |= found.seen_better()
         check(f"{where}: the same verdicts", both_ends.check_same, found)

@@ -531,8 +531,8 @@ def seen(cause="keepalive_race", variant="fin_crossed", certainty="proven", reas
 
 
 class BothEndsTest(unittest.TestCase):
-    def counts(self, live, captured, end="left", riding=()):
-        found = both_ends.compare(both_ends.by_connection(live), both_ends.by_connection(captured), end, riding)
+    def counts(self, live, captured, end="left", **limited):
+        found = both_ends.compare(both_ends.by_connection(live), both_ends.by_connection(captured), end, **limited)
         return found.same, len(found.excused), len(found.differ)
 
     def test_the_same(self):
@@ -565,6 +565,8 @@ class BothEndsTest(unittest.TestCase):
         rejected = [seen("request_rejected", "early_answer", "possible", exchange=number) for number in (1, 2)]
         self.assertEqual(self.counts(rejected[:1], rejected[1:]), (0, 0, 1))
         self.assertEqual(self.counts(rejected[:1], rejected[1:], riding=[rejected[0].ends]), (0, 1, 0))
+        self.assertEqual(self.counts(rejected[:1], []), (0, 0, 1))
+        self.assertEqual(self.counts(rejected[:1], [], both_reset={rejected[0].ends}), (0, 1, 0))
 
     def test_pools(self):
         def report(**changes):
