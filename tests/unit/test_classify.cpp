@@ -358,13 +358,14 @@ TEST_CASE("a server that is short of workers closes at its timer what it has not
     patient.longest_answered_idle_ms = 2 * 2000 + 1;
     check(closed_after(1700, 300), closed_reused, patient);
     Upstream restarted = upstream_after(1000, std::nullopt);
-    for (const std::uint64_t id : {21U, 22U}) {
+    for (const std::uint32_t rested_ms : {2010U, 3000U}) { // at the same instant: a timer's, and another's
         check(closed_after(1700, 300), lingering, restarted);
         DrivenSocket s = used();
         s.wait_ms(3000);
         s.fin();
         event e = s.last();
-        e.connection.id = id;
+        e.connection.id = rested_ms;
+        e.connection.fin_idle_ms = rested_ms;
         restarted.closes.note(e);
     }
     check(closed_after(1700, 300), closed_reused, restarted);

@@ -212,10 +212,12 @@ bool CloseHistory::has_closed_after_such_rest(const event& e) const
     const Close close = close_of(e);
     const auto rested_ms = static_cast<std::uint32_t>(std::min<std::uint64_t>(close.rested_ms, UINT32_MAX));
     const IdleTimeout such_a_timer{.ms = rested_ms, .lowest_ms = rested_ms, .highest_ms = rested_ms, .samples = 0};
-    const auto in_crowd = [this](const Close& one) {
-        return std::count_if(closes_.begin(), closes_.end(), [&one](const Close& other) {
-                   return distance(other.at_ns, one.at_ns) <= one_instant_ns;
-               }) >= static_cast<std::ptrdiff_t>(crowd);
+    // What closed at one instant after as long a rest has met a timer; what had rested otherwise, a process's end.
+    const auto in_crowd = [&](const Close& one) {
+        return std::any_of(closes_.begin(), closes_.end(), [&](const Close& other) {
+            return distance(other.at_ns, one.at_ns) <= one_instant_ns && other.rested_ms > behind_answer_ms &&
+                   such_a_timer.nearness(other.rested_ms, e.srtt_us / 1000) == Nearness::far;
+        });
     };
     return std::any_of(closes_.begin(), closes_.end(), [&](const Close& other) {
         return other.connection_id != close.connection_id && !other.took_a_request &&
