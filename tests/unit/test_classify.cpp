@@ -351,6 +351,13 @@ TEST_CASE("a server that is short of workers closes at its timer what it has not
         check(closed_after(1000, 1000), lingering, upstream);
         check(closed_after(999, 1001), closed_reused, upstream);
         check(closed_after(1700, 300), closed_reused, upstream_with_timer(5000));
+        // Near another timer that has been learned, in the race window alone.
+        Upstream learned = upstream;
+        for (int i = 0; i < 3; ++i)
+            teach(learned.idle_timeout, 2700);
+        check(closed_after(1900, 100), lingering, learned);
+        check(closed_after(1899, 101), closed_reused, learned);
+        check(closed_after(2100, 20), closed_reused, learned);
     }
     Upstream patient = upstream_after(1000, std::nullopt);
     patient.longest_answered_idle_ms = 2 * 2000;
@@ -358,7 +365,7 @@ TEST_CASE("a server that is short of workers closes at its timer what it has not
     patient.longest_answered_idle_ms = 2 * 2000 + 1;
     check(closed_after(1700, 300), closed_reused, patient);
     Upstream restarted = upstream_after(1000, std::nullopt);
-    for (const std::uint32_t rested_ms : {2010U, 3000U}) { // at the same instant: a timer's, and another's
+    for (const std::uint32_t rested_ms : {4000U, 4001U}) { // at the same instant: a timer's, perhaps, and an end's
         check(closed_after(1700, 300), lingering, restarted);
         DrivenSocket s = used();
         s.wait_ms(3000);

@@ -423,9 +423,10 @@ Classification judge_unanswered(const Evidence& evidence, Variant race, Cause ot
                                    "idle close, if this upstream's idle timeout (not learned yet) is about as long; "
                                    "else its application closed, or died.",
                                    segment, evidence.after_text(), evidence.idle_text()));
-    // The same of a server that is short of workers, before its timer is known.
-    if (rested && !evidence.timeout && c.idle_ms >= shortest_idle_timer_ms && c.idle_ms >= evidence.after_ms &&
-        !evidence.rested_less_than_others() && evidence.closes.has_closed_after_such_rest(evidence.e))
+    // The same of a timer of which little is known; and, before any is, of a server that is short of workers.
+    if (rested && c.idle_ms >= shortest_idle_timer_ms && !evidence.rested_less_than_others() &&
+        (evidence.in_race_window() || (!evidence.timeout && c.idle_ms >= evidence.after_ms)) &&
+        evidence.closes.has_closed_after_such_rest(evidence.e))
         return verdict(evidence, Cause::keepalive_race, race, Certainty::possible,
                        fmt::format("The upstream's {} came {} after the request; the connection had been {}: in all as "
                                    "long a rest as it has closed another after. Its kernel had the request, its "

@@ -212,11 +212,11 @@ bool CloseHistory::has_closed_after_such_rest(const event& e) const
     const Close close = close_of(e);
     const auto rested_ms = static_cast<std::uint32_t>(std::min<std::uint64_t>(close.rested_ms, UINT32_MAX));
     const IdleTimeout such_a_timer{.ms = rested_ms, .lowest_ms = rested_ms, .highest_ms = rested_ms, .samples = 0};
-    // What closed at one instant after as long a rest has met a timer; what had rested otherwise, a process's end.
+    // Beside what had rested for half as long, or twice, it was closed as its process ended (see reason()).
     const auto in_crowd = [&](const Close& one) {
         return std::any_of(closes_.begin(), closes_.end(), [&](const Close& other) {
             return distance(other.at_ns, one.at_ns) <= one_instant_ns && other.rested_ms > behind_answer_ms &&
-                   such_a_timer.nearness(other.rested_ms, e.srtt_us / 1000) == Nearness::far;
+                   (2 * other.rested_ms < one.rested_ms || 2 * one.rested_ms < other.rested_ms);
         });
     };
     return std::any_of(closes_.begin(), closes_.end(), [&](const Close& other) {

@@ -56,7 +56,7 @@ public:
     /// Whether the upstream closes right behind its answers, and the close that `e` tells of came so soon as well.
     [[nodiscard]] bool closes_behind_answers(const event& e) const;
     /// Whether it has closed another connection, of which it had taken no request, after as long a rest, at another
-    /// instant, and at that none after another rest: by a timer that need not be known yet.
+    /// instant, and at that none after half of it, or twice: by a timer that need not be known yet.
     [[nodiscard]] bool has_closed_after_such_rest(const event& e) const;
 
 private:
