@@ -19,7 +19,7 @@ extern "C" {
 
 #define FINRACE_NS_PER_MS 1000000ULL
 
-/* RFC 6928's initial window of the smallest segments (RFC 9293 3.7.1): an upload may pause after so much, not before. */
+/* RFC 6928's initial window of the smallest segments (RFC 9293 3.7.1): no upload has to pause before that. */
 #define SHORTEST_FLIGHT_BYTES (10 * 536)
 
 /* A BPF program has five arguments a call and no other frame to spare: everything here becomes part of its caller. */
@@ -226,11 +226,13 @@ FINRACE_INLINE int connection_plain_send(struct connection *c, __u64 now_ns, __u
 	if (!exchange || ticks > 1 ||
 	    c->flags & (CONNECTION_PEER_FIN | CONNECTION_ADOPTED_IN_EXCHANGE | CONNECTION_HANDSHAKE))
 		return 0;
-	if (bytes_received != c->received_before && send_next - c->request_seq >= SHORTEST_FLIGHT_BYTES)
+	if (bytes_received == c->received_before) {
+		c->last_byte_ns = now_ns;
+		return 1;
+	}
+	if (send_next - c->request_seq >= SHORTEST_FLIGHT_BYTES)
 		return 0;
 	c->last_byte_ns = now_ns;
-	if (bytes_received == c->received_before)
-		return 1;
 	c->exchange = exchange + 1;
 	c->request_ns = now_ns;
 	c->request_seq = send_next;
@@ -310,8 +312,8 @@ FINRACE_INLINE __u32 protocol_of(__u32 first)
 
 /*
  * Whether what follows the beginning of an answer is more of its request: of HTTP/1, one that may have had to wait for
- * an acknowledgement, and no method of a new one. What could not be read is a file, then, not a head. After the peer's FIN a small one's as well: its body, after
- * an answer that did not wait for that.
+ * an acknowledgement, and no method of a new one. What could not be read is a file, then, not a head. After the peer's
+ * FIN a small one's as well: its body, after an answer that did not wait for that.
  */
 FINRACE_INLINE int connection_continues_request(const struct connection *c, __u32 send_next, __u32 first)
 {

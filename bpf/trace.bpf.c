@@ -351,9 +351,9 @@ static __always_inline void report_client(struct sock *sk, struct tcp_sock *tp, 
 }
 
 /* So late that the process may have waited for something in vain, or to a client that has left. */
-static __always_inline int is_notable_answer(struct sock *sk, struct tcp_sock *tp)
+static __always_inline int is_notable_answer(struct sock *sk, struct tcp_sock *tp, __u32 tick)
 {
-	return (__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime) > patience_ticks || received_fin(sk);
+	return tick - READ(tp, inet_conn.icsk_ack.lrcvtime) > patience_ticks || received_fin(sk);
 }
 
 /* A process sends on a socket that this host accepted, perhaps the first bytes of an answer. */
@@ -389,7 +389,7 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 			return 0;
 		}
 	}
-	if (!is_notable_answer(sk, tp))
+	if (!is_notable_answer(sk, tp, (__u32)bpf_jiffies64()))
 		return 0;
 	status = message ? http_status_of(message) : 0;
 	if (status && status < 400)
@@ -510,12 +510,13 @@ static __noinline int on_notable_send(struct sock *sk, struct msghdr *message, _
 }
 
 /* Where no plain load can tell, it would cost every send too much. */
-static __always_inline int answers_notably(struct sock *sk)
+static __always_inline int answers_notably(struct sock *sk, __u32 tick)
 {
-	return have_rdonly_cast && is_notable_answer(sk, tcp_of(sk));
+	return have_rdonly_cast && is_notable_answer(sk, tcp_of(sk), tick);
 }
 
-static __always_inline void account_send(struct sock *sk, struct connection *c, struct msghdr *message, __u64 bytes)
+static __always_inline void account_send(struct sock *sk, struct connection *c, struct msghdr *message, __u64 bytes,
+					 __u32 tick)
 {
 	struct tcp_sock *tp = tcp_of(sk);
 	__u32 ticks;
@@ -523,7 +524,7 @@ static __always_inline void account_send(struct sock *sk, struct connection *c, 
 	if (!tp)
 		return;
 	/* No clock is read: the socket's own has been since payload came in (tcp_mstamp_refresh()). */
-	ticks = (__u32)bpf_jiffies64() - READ(tp, inet_conn.icsk_ack.lrcvtime);
+	ticks = tick - READ(tp, inet_conn.icsk_ack.lrcvtime);
 	if (!connection_plain_send(c, READ(tp, tcp_clock_cache), ticks, READ(tp, bytes_received), READ(tp, write_seq)))
 		on_notable_send(sk, message, bytes);
 }
@@ -541,7 +542,7 @@ static __noinline int on_send_after_loss(struct connection *c, struct sock *sk, 
 	else
 		on_client_send(sk, message);
 	if (c)
-		account_send(sk, c, message, bytes);
+		account_send(sk, c, message, bytes, (__u32)bpf_jiffies64());
 	if (tries) {
 		note_try();
 		on_try(c, sk, bytes);
@@ -553,13 +554,14 @@ static __noinline int on_send_after_loss(struct connection *c, struct sock *sk, 
 static __always_inline int on_send(struct sock *sk, struct msghdr *message, __u64 bytes)
 {
 	struct connection *c = connection_of_sender(sk);
+	__u64 now = bpf_jiffies64();
 
-	if (anybody_may_set_aside())
+	if (now < aside_until)
 		return on_send_after_loss(c, sk, message, bytes);
-	if ((!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) && answers_notably(sk))
+	if ((!c || (follow_accepted && !(c->flags & CONNECTION_CLIENT))) && answers_notably(sk, (__u32)now))
 		on_client_send(sk, message);
 	if (c)
-		account_send(sk, c, message, bytes);
+		account_send(sk, c, message, bytes, (__u32)now);
 	return 0;
 }
 
