@@ -647,7 +647,6 @@ def add_options(parser):
     parser.add_argument("--backend", choices=("trace", "cgroup"), default="cgroup")
     parser.add_argument("--attach", choices=("fentry", "kprobe"), help="of backend trace")
     parser.add_argument("--logs", help="folder to copy to what a failed run leaves")
-    parser.set_defaults(unconfined=[])  # a flag for a binary that can't be confined
 
 
 def prepare(options, name):
@@ -656,6 +655,7 @@ def prepare(options, name):
     options.finrace = os.path.abspath(options.finrace)
     if not os.access(options.finrace, os.X_OK):
         raise EnvironmentProblem(f"{options.finrace} is missing: build it first (cmake --preset release)")
+    options.unconfined = getattr(options, "unconfined", [])  # a flag for a binary that can't be confined
     options.backend_flags = ["--backend", options.backend]
     if options.attach:
         options.backend_flags += ["--attach", options.attach]
