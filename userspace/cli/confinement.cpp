@@ -289,8 +289,9 @@ void leave_system_calls()
 
 } // namespace
 
-Confinement confine(const std::vector<std::string>& reopened, const std::function<bool()>& counts)
+Confinement confine(std::vector<std::string> outputs, const std::function<bool()>& counts)
 {
+    std::erase(outputs, "-");
     Confinement confinement;
     const auto attempt = [](const std::string& otherwise, const auto& leave) {
         try {
@@ -302,10 +303,10 @@ Confinement confine(const std::vector<std::string>& reopened, const std::functio
         }
     };
     confinement.files = attempt("files outside its outputs stay in its reach", [&] {
-        leave_files(reopened);
-        leave_other_processes(folders_of(reopened));
+        leave_files(outputs);
+        leave_other_processes(folders_of(outputs));
     });
-    attempt("capabilities are kept that it does not need", [&] { leave_capabilities(!reopened.empty(), counts); });
+    attempt("capabilities are kept that it does not need", [&] { leave_capabilities(!outputs.empty(), counts); });
     confinement.capabilities = permitted_capabilities();
     confinement.system_calls = attempt("all system calls stay in its reach", [] { leave_system_calls(); });
     return confinement;

@@ -13,11 +13,11 @@
 
 namespace finrace {
 
-/// Gives all of it up, for good. `reopened`: the files, as absolute_path() tells them, that will be opened anew.
-/// `counts`: whether the kernel's counters can be read with the capabilities of that moment. Nothing of it fails: where
-/// the kernel or a container refuses a step, that is said, and the others are taken all the same.
-/// The process must have one thread; what is mounted later is not seen by it.
-Confinement confine(const std::vector<std::string>& reopened, const std::function<bool()>& counts);
+/// Gives all of it up, for good. `outputs`: the files, as absolute_path() tells them, that will be opened anew; - is
+/// standard output, and is not. `counts`: whether the kernel's counters can be read with the capabilities of that
+/// moment. Nothing of it fails: where the kernel or a container refuses a step, that is said, and the others are taken
+/// all the same. The process must have one thread; what is mounted later is not seen by it.
+Confinement confine(std::vector<std::string> outputs, const std::function<bool()>& counts);
 
 /// --unconfined.
 void add_confinement_option(CLI::App& command, bool& unconfined);

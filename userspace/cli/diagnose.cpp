@@ -240,8 +240,7 @@ Watched described(Watched watched, const DiagnoseOptions& options, const Feed& f
 {
     const SourceFacts& facts = feed.facts();
     watched.host_name = facts.host_name;
-    watched.source = printable(
-        fmt::format("{}backend {}{}", what, facts.backend, facts.attach.empty() ? "" : " by " + facts.attach));
+    watched.source = printable(fmt::format("{}backend {}", what, facts.backend_text()));
     watched.filter = options.watch.filter.flags;
     watched.stored = !options.files.empty();
     watched.chosen = !options.watch.filter.upstreams.empty() || !options.watch.filter.processes.empty();

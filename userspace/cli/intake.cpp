@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/intake.h"
 
+#include <numeric>
 #include <utility>
 
 #include "sink/facts.h"
@@ -45,6 +46,12 @@ void Intake::take(const event& e)
     if (e.kind < EVENT_RELEASED && e.connection.id != 0 && filter_.matches(e, names_))
         listener_->on_event(e);
     docket_->take(e);
+}
+
+std::uint64_t Intake::verdicts_in_all() const
+{
+    return std::accumulate(verdicts_.begin(), verdicts_.end(), std::uint64_t{0},
+                           [](std::uint64_t sum, const auto& one) { return sum + one.second; });
 }
 
 void Intake::on_judged(const Judged& judged)

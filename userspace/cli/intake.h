@@ -64,6 +64,7 @@ public:
     /// Those whose end was lost included.
     [[nodiscard]] std::uint64_t connections_ended(const loss_counters& losses) const;
     [[nodiscard]] const std::map<Cause, std::uint64_t>& verdicts() const { return verdicts_; }
+    [[nodiscard]] std::uint64_t verdicts_in_all() const;
     [[nodiscard]] std::uint64_t unclassified() const { return unclassified_; }
 
 private:

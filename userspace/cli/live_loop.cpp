@@ -80,8 +80,8 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, R
     say_warnings();
     for (const Hook& hook : facts_.missing)
         say(fmt::format("{} is not attached ({}); not seen: {}", hook.name, hook.problem, hook.purpose));
-    const std::string by = facts_.attach.empty() ? "" : " by " + facts_.attach;
-    say(fmt::format("ready (backend {}{}, {} connections taken in)", facts_.backend, by, counts().connections_adopted));
+    say(fmt::format("ready (backend {}, {} connections taken in)", facts_.backend_text(),
+                    counts().connections_adopted));
 }
 
 /// What is judged now and what is judged from the recording must know the same.

@@ -4,7 +4,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include <fmt/format.h>
 
@@ -49,14 +48,10 @@ int record(RecordCommand command)
     LiveLoop feed(command.watch, tick, &recorder);
     feed.end_after(command.duration);
     if (!command.unconfined)
-        confine(recorder.path() == "-" ? std::vector<std::string>{} : std::vector{recorder.path()},
-                [&] { return feed.counts_losses(); });
+        confine({recorder.path()}, [&] { return feed.counts_losses(); });
     Patience patience(recorder);
     feed.run(patience);
-    std::uint64_t verdicts = 0;
-    for (const auto& [cause, count] : feed.intake().verdicts())
-        verdicts += count;
-    say(fmt::format("{} events recorded; they make {} verdicts", recorder.events(), verdicts));
+    say(fmt::format("{} events recorded; they make {} verdicts", recorder.events(), feed.intake().verdicts_in_all()));
     say_missing(recorder);
     return exit_success;
 }

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -163,14 +164,10 @@ private:
     /// In a line, for `systemctl status`.
     std::string state() const
     {
-        const SourceFacts& facts = feed_.facts();
-        std::uint64_t verdicts = 0;
-        for (const auto& [cause, count] : feed_.intake().verdicts())
-            verdicts += count;
-        return fmt::format("backend {}{}: {} connections, {} verdicts, {} lost; {} records written, {} dropped",
-                           facts.backend, facts.attach.empty() ? "" : " by " + facts.attach,
-                           feed_.counts().connections_begun, verdicts, feed_.counts().lost(), stream_.written(),
-                           stream_.dropped());
+        const SourceCounts counts = feed_.counts();
+        return fmt::format("backend {}: {} connections, {} verdicts, {} lost; {} records written, {} dropped",
+                           feed_.facts().backend_text(), counts.connections_begun, feed_.intake().verdicts_in_all(),
+                           counts.lost(), stream_.written(), stream_.dropped());
     }
 
     /// A recording's run begins with its first tick.
@@ -252,17 +249,6 @@ private:
     std::optional<Confinement> confinement_;
 };
 
-/// The files that a daemon opens by name while it runs.
-std::vector<std::string> reopened_files(const RunOptions& options, const std::optional<Recorder>& recorder)
-{
-    std::vector<std::string> files;
-    if (options.output != "-")
-        files.push_back(options.output);
-    if (recorder && recorder->path() != "-")
-        files.push_back(recorder->path());
-    return files;
-}
-
 Stream open_output(const std::string& path)
 {
     return path == "-" ? Stream::to_descriptor(STDOUT_FILENO) : Stream::to_file(path);
@@ -314,8 +300,12 @@ int run(RunOptions options)
     feed.end_after(options.duration);
     Reporter reporter(options, stream, feed);
     std::optional<Confinement> confinement;
-    if (!options.unconfined)
-        confinement = confine(reopened_files(options, recorder), [&] { return feed.counts_losses(); });
+    if (!options.unconfined) {
+        std::vector<std::string> outputs{options.output};
+        if (recorder)
+            outputs.push_back(recorder->path());
+        confinement = confine(std::move(outputs), [&] { return feed.counts_losses(); });
+    }
     reporter.serve(manager, confinement);
     feed.run(reporter);
 

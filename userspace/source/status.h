@@ -28,6 +28,9 @@ struct SourceFacts {
     std::string attach;          ///< "fentry", "kprobe"; empty for cgroup
     bool tells_outcomes = false; ///< makes events from EVENT_RELEASED on
     std::vector<Hook> missing;   ///< hooks that are not attached
+
+    /// "trace by fentry", "cgroup".
+    [[nodiscard]] std::string backend_text() const { return attach.empty() ? backend : backend + " by " + attach; }
 };
 
 /// What a source has counted so far.
