@@ -226,13 +226,11 @@ FINRACE_INLINE int connection_plain_send(struct connection *c, __u64 now_ns, __u
 	if (!exchange || ticks > 1 ||
 	    c->flags & (CONNECTION_PEER_FIN | CONNECTION_ADOPTED_IN_EXCHANGE | CONNECTION_HANDSHAKE))
 		return 0;
-	if (bytes_received == c->received_before) {
-		c->last_byte_ns = now_ns;
-		return 1;
-	}
-	if (send_next - c->request_seq >= SHORTEST_FLIGHT_BYTES)
+	if (bytes_received != c->received_before && send_next - c->request_seq >= SHORTEST_FLIGHT_BYTES)
 		return 0;
 	c->last_byte_ns = now_ns;
+	if (bytes_received == c->received_before)
+		return 1;
 	c->exchange = exchange + 1;
 	c->request_ns = now_ns;
 	c->request_seq = send_next;
