@@ -479,7 +479,7 @@ class Stage:
                              backend=self.options.backend, keep_alive=self.keep_alive if self.kind.persists else None,
                              logs_begin=self.kind.logs_begin, late=self.kind.late, patience=PATIENCE,
                              violent=[one.name for one in ACCIDENTS.values() if one.violent],
-                             killing={one.name: one.kills for one in ACCIDENTS.values()},
+                             killing={one.name: one.kills for one in ACCIDENTS.values()}, purges=self.kind.purges,
                              calls_off=self.proxy_kind.calls_off, disconnects=self.proxy_kind.disconnects)
         verdicts = [one for one in self.finrace.verdicts() if one.client and one.local[0] == self.line.left_address
                     and one.peer[1] in self.ports]

@@ -213,6 +213,7 @@ class ServerKind:
     reload_signal: int | None = None  # to the (first) master
     logs_begin: bool = True
     announces: bool = True  # its workers write their pids when they are ready
+    purges: bool = False  # drops idle connections when it is short of workers or connections
 
 
 def executable(name):
@@ -521,9 +522,10 @@ KINDS = (
     ServerKind("tomcat", ("tomcat10-common", "openjdk-17-jre-headless"), tomcat, 20.0,
                of("keep_alive max_requests body_limit crash"), HANDLED, recycles="connection", late=1.0),
     ServerKind("apache", ("apache2",), apache, 5.0, of("keep_alive reload max_requests body_limit crash"), HANDLED,
-               recycles="connection", master=1, reload_signal=signal.SIGUSR1, announces=False),
+               recycles="connection", master=1, reload_signal=signal.SIGUSR1, announces=False, purges=True),
     ServerKind("nginx", ("nginx-light",), nginx, 75.0, of("keep_alive reload max_requests body_limit crash"), EVERYWHERE,
-               recycles="connection", master=1, reload_signal=signal.SIGHUP, logs_begin=False, announces=False),
+               recycles="connection", master=1, reload_signal=signal.SIGHUP, logs_begin=False, announces=False,
+               purges=True),
     ServerKind("php-fpm", ("php8.2-fpm", "nginx-light"), php, 75.0, of("keep_alive reload max_requests body_limit crash"),
                HANDLED, master=1, reload_signal=signal.SIGUSR2, announces=False),
     ServerKind("go", ("golang-go",), go, None, of("keep_alive body_limit crash"), HANDLED),

@@ -304,12 +304,12 @@ class TruthTest(Conversation):
             return self.get(path.rpartition(".")[2], default)
 
     def tally(self, *verdicts, status=502, application=False, began=None, backend="cgroup", said=(), left=0.0, violent=(),
-              calls_off=False, killing=None):
+              calls_off=False, killing=None, purges=False):
         ask = truth.Ask("second", "one", "POST", "/ok/second", 100.0, 110.0, status, application, True, left, port=50000)
         lines = [{"event": "begin", "id": "second", "time": began}] if began else []
         joined = truth.Truth([ask], self.script.connections(), lines, list(said), backend=backend, keep_alive=1.0,
                              logs_begin=True, late=0.0, patience=2.0, violent=violent, calls_off=calls_off,
-                             killing=killing)
+                             killing=killing, purges=purges)
         tallies = {"one": truth.Tally()}
         truth.judge(joined, list(verdicts), tallies, lambda _: "one")
         return tallies["one"]
@@ -337,12 +337,12 @@ class TruthTest(Conversation):
     def test_client_answer_retry_and_reason(self):
         self.exchanged().request(b"second", after=1).end(wire.FIN | wire.ACK, unacked=self.size)
 
-        def found(outcome, violent=(), **said):
+        def found(outcome, violent=(), purges=False, **said):
             record = self.record("keepalive_race", "fin_crossed", "proven")
             record.update(said)
             if outcome is not None:
                 record["outcome"] = {"certainty": "likely", "client_port": 50000, **outcome}
-            return self.found(record, violent=violent)
+            return self.found(record, violent=violent, purges=purges)
 
         right, wrong = {"failures": 1}, {"failures": 1, "wrong": 1}
         self.assertEqual(found({"retried": False}, status_code=502, reason="idle_timer"), right)
@@ -351,8 +351,10 @@ class TruthTest(Conversation):
         self.assertEqual(found({}, status_code=200), wrong)
         self.assertEqual(found({"client_left": True}), wrong)
         self.assertEqual(found({"retried": True}), wrong)
-        self.assertEqual(found(None, reason="restart"), wrong)
-        self.assertEqual(found(None, reason="restart", violent=("one",)), right)
+        for reason in ("restart", "early_purge"):
+            self.assertEqual(found(None, reason=reason), wrong)
+            self.assertEqual(found(None, reason=reason, violent=("one",)), right)
+            self.assertEqual(found(None, reason=reason, purges=True), right)
         self.assertEqual(found(None, exit_signal=9), wrong)
         self.setUp()
         self.exchanged().request(b"second", after=0.3).end(wire.FIN | wire.ACK, unacked=self.size)

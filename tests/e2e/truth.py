@@ -183,13 +183,14 @@ class Truth:
     """All that is known of one stage, without finrace."""
 
     def __init__(self, asks, connections, application, said, *, backend, keep_alive, logs_begin, late, patience, violent=(),
-                 killing=None, calls_off=False, disconnects=False):
+                 killing=None, purges=False, calls_off=False, disconnects=False):
         """`application`: its log's lines; `said`: (request id or "", reverse_proxies.Said); `violent`: accidents that end
-        idle connections in other ways than by the timer; `killing`: whether these kill the server's process (None: perhaps)."""
+        idle connections in other ways than by the timer; `killing`: whether these kill the server's process (None: perhaps);
+        `purges`: the server drops what is idle when it is short of room."""
         self.asks = {ask.id: ask for ask in asks}
         self.backend, self.keep_alive, self.logs_begin = backend, keep_alive, logs_begin
         self.late, self.patience, self.violent, self.killing = late, patience, violent, killing or {}
-        self.calls_off, self.disconnects = calls_off, disconnects
+        self.purges, self.calls_off, self.disconnects = purges, calls_off, disconnects
         self.connections = connections
         self.attempts = {}
         self.on = {}  # by connection
@@ -434,8 +435,8 @@ def mistaken(truth, attempt, verdict):
     reason = verdict.at("finrace.reason")
     if reason == "idle_timer" and not near_timer(attempt.rested, truth.keep_alive, truth.late):
         return f"no idle timer of {truth.keep_alive} s closes after {attempt.rested:.3f} s"
-    if reason == "restart" and ask.accident not in truth.violent:
-        return "no server was restarted"
+    if reason in ("restart", "early_purge") and ask.accident not in truth.violent and not truth.purges:
+        return "no server was restarted, and this one drops nothing for want of room"
     if reason == "unannounced" and attempt.rested > 0.02:
         return f"the connection had rested for {attempt.rested:.3f} s since its last answer"
     if verdict.at("finrace.server_end.exit_signal") and ask.accident not in truth.violent:

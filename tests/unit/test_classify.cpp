@@ -116,7 +116,11 @@ void check(const Classification& c, const Expected& expected)
     CHECK(c.verdict->certainty == expected.certainty);
     CHECK(c.verdict->incomplete == expected.incomplete);
     CHECK(c.verdict->message.size() > 20);
-    CHECK(!c.learned_idle_ms);
+    // Of verdicts a proven crossing alone tells how long the upstream lets connections rest.
+    if (c.learned_idle_ms) {
+        CHECK(expected.certainty == Certainty::proven);
+        CHECK((expected.variant == Variant::fin_crossed || expected.variant == Variant::reset_crossed));
+    }
 }
 
 void check(const DrivenSocket& s, const Expected& expected, const Upstream& upstream = unlearned)
@@ -262,6 +266,45 @@ TEST_CASE("all of the request acknowledged but its last byte, or that as well", 
     }
 }
 
+TEST_CASE("a proven crossing teaches how long the upstream lets connections rest", "[classify]")
+{
+    const bool by_fin = GENERATE(true, false);
+    const auto crossed = [by_fin](DrivenSocket s, std::uint64_t after_ms, std::uint32_t acknowledged = 0) {
+        s.wait_ms(after_ms);
+        if (by_fin)
+            s.fin(acknowledged);
+        else
+            s.reset({.acknowledges = acknowledged});
+        return s;
+    };
+    CHECK(learned_from(crossed(requested(1990), 10), unlearned) == std::vector{2000U});
+    CHECK(learned_from(crossed(requested(890), 10), unlearned) == std::vector{900U});
+    CHECK(learned_from(crossed(requested(889), 10), unlearned).empty()); // no server's timer is as short
+    CHECK(learned_from(crossed(requested(1990), 10, 1), unlearned).empty());
+    CHECK(learned_from(crossed(requested(1990), 10, 100), unlearned).empty());
+    CHECK(learned_from(crossed(requested(1900), 100), unlearned) == std::vector{2000U});
+    CHECK(learned_from(crossed(requested(1900), 101), unlearned).empty());   // the close may have come late
+    CHECK(learned_from(crossed(preconnected(1990), 10), unlearned).empty()); // that may be another timer
+    DrivenSocket adopted = requested(1990);
+    adopted.c.flags |= CONNECTION_ADOPTED | CONNECTION_ADOPTED_IN_EXCHANGE;
+    CHECK(learned_from(crossed(adopted, 10), unlearned).empty());
+
+    Upstreams upstreams;
+    UpstreamKey key{};
+    for (std::uint64_t i = 0; i < 3; ++i) {
+        DrivenSocket s = used(1, Backend::trace, i * 1000);
+        s.wait_ms(1990);
+        s.request(100);
+        for (const event& e : crossed(s, 10).events) {
+            account(e, upstreams);
+            key = UpstreamKey::of(e);
+        }
+    }
+    const auto timeout = upstreams.at(key).idle_timeout.timeout();
+    REQUIRE(timeout);
+    CHECK(timeout->ms == 2000);
+}
+
 TEST_CASE("the race window grows with the round trip", "[classify]")
 {
     DrivenSocket s = requested(2000);
@@ -359,6 +402,16 @@ TEST_CASE("a server that is short of workers closes at its timer what it has not
         check(closed_after(1899, 101), closed_reused, learned);
         check(closed_after(2100, 20), closed_reused, learned);
     }
+    Upstream busy = upstream_after(1000, std::nullopt);
+    for (std::uint64_t i = 0; i < 100; ++i) { // none of them says anything of a timer
+        DrivenSocket s = used(1, Backend::trace, 5000 + 500 * i);
+        s.wait_ms(300);
+        s.fin();
+        event e = s.last();
+        e.connection.id = 100 + i;
+        busy.closes.note(e);
+    }
+    check(closed_after(1700, 300), lingering, busy);
     Upstream patient = upstream_after(1000, std::nullopt);
     patient.longest_answered_idle_ms = 2 * 2000;
     check(closed_after(1700, 300), lingering, patient);
@@ -2192,7 +2245,7 @@ TEST_CASE("everything is counted once per upstream", "[classify]")
     CHECK(upstream.longest_reused_idle_ms == 3000);
     REQUIRE(upstream.idle_timeout.timeout());
     CHECK(upstream.idle_timeout.timeout()->ms == 3000);
-    CHECK(upstream.idle_timeout.samples() == 6); // the stale reuse's FIN as well
+    CHECK(upstream.idle_timeout.samples() == 7); // the stale reuse's FIN, and the crossing
 }
 
 TEST_CASE("this host's own idle limit is learned from its own closes", "[classify]")

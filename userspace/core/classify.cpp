@@ -377,14 +377,20 @@ Classification judge_crossing(const Evidence& evidence, std::uint32_t unacked, V
                                                                 : evidence.c.idle_ms >= shortest_idle_timer_ms);
     if (!whole && !at_rest && !adopted)
         return judge_part_taken(evidence, unacked, segment);
-    return verdict(evidence, Cause::keepalive_race, variant,
-                   whole                         ? Certainty::proven
-                   : evidence.timeout || adopted ? Certainty::likely
-                                                 : Certainty::possible,
-                   fmt::format("The upstream closed this connection, {}{}, while the request was on its way: its {} "
-                               "came {} after the request and acknowledges {} of {} request bytes.",
-                               evidence.idle_text(), evidence.timeout_text(), segment, evidence.after_text(),
-                               e.request_bytes - std::min(unacked, e.request_bytes), e.request_bytes));
+    Classification race =
+        verdict(evidence, Cause::keepalive_race, variant,
+                whole                         ? Certainty::proven
+                : evidence.timeout || adopted ? Certainty::likely
+                                              : Certainty::possible,
+                fmt::format("The upstream closed this connection, {}{}, while the request was on its way: its {} "
+                            "came {} after the request and acknowledges {} of {} request bytes.",
+                            evidence.idle_text(), evidence.timeout_text(), segment, evidence.after_text(),
+                            e.request_bytes - std::min(unacked, e.request_bytes), e.request_bytes));
+    // As good as a harmless close, which a busy proxy's pool seldom lives to see.
+    if (race.verdict->certainty == Certainty::proven && is_reused(evidence.c) && evidence.in_race_window() &&
+        evidence.rested_ms() >= shortest_idle_timer_ms)
+        race.learned_idle_ms = static_cast<std::uint32_t>(std::min<std::uint64_t>(evidence.rested_ms(), UINT32_MAX));
+    return race;
 }
 
 /// All of the request was acknowledged and nothing answered: a race only where the upstream's timer says so.
@@ -804,6 +810,11 @@ bool is_reused(const connection& c)
 bool is_race(Cause cause)
 {
     return cause == Cause::keepalive_race || cause == Cause::stale_response || cause == Cause::stale_reuse;
+}
+
+bool is_by_upstream(Cause cause)
+{
+    return cause == Cause::upstream_closed || cause == Cause::upstream_reset || cause == Cause::response_cut;
 }
 
 std::uint64_t races_of(const UpstreamCounts& counts)

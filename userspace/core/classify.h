@@ -14,18 +14,13 @@
 
 namespace finrace {
 
-/// Without a learned timeout, a rest as long as this makes an idle close thinkable at all: no server's keep-alive timer
-/// is shorter by default. After a response, a FIN or RST this late is an idle close; an earlier FIN belongs to the
-/// exchange, an earlier RST cuts the response.
-inline constexpr std::uint32_t shortest_idle_timer_ms = 900;
-
 inline constexpr std::uint32_t one_flight_bytes = FINRACE_ONE_FLIGHT_BYTES;
 
 /// How a connection's end is to be counted.
 enum class Ending {
     none,                ///< this event ends nothing, or what it ends has been judged before
     verdict,             ///< a failed exchange with a cause
-    idle_close_by_peer,  ///< harmless; teaches the upstream's timeout
+    idle_close_by_peer,  ///< harmless
     idle_close_by_local, ///< harmless
     complete_close,      ///< harmless: closed right after a response
     unclassified,        ///< failed, and none of the causes can be named
@@ -43,7 +38,7 @@ struct Verdict {
 struct Classification {
     Ending ending = Ending::none;
     std::optional<Verdict> verdict;               ///< with Ending::verdict
-    std::optional<std::uint32_t> learned_idle_ms; ///< an idle time that the upstream ended, to be learned
+    std::optional<std::uint32_t> learned_idle_ms; ///< a rest that the upstream ended: harmlessly, or a proven crossing
 };
 
 /// Judges one event. Every connection gets at most one ending other than none from all of its events. `outcome`: what
@@ -52,7 +47,9 @@ Classification classify(const event& e, const Upstream& upstream, const Outcome&
 
 /// Whether a verdict is that a request met the upstream's idle close.
 bool is_race(Cause cause);
-/// Of an upstream's verdicts those that are.
+/// Whether it is that the upstream ended a request that it had taken.
+bool is_by_upstream(Cause cause);
+/// Of an upstream's verdicts those that are races.
 std::uint64_t races_of(const UpstreamCounts& counts);
 
 /// Whether this host ended an exchange that had no answer yet: what the client got tells why.

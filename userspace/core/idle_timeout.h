@@ -9,6 +9,11 @@
 
 namespace finrace {
 
+/// Without a learned timeout, a rest as long as this makes an idle close thinkable at all: no server's keep-alive timer
+/// is shorter by default. After a response, a FIN or RST this late is an idle close; an earlier FIN belongs to the
+/// exchange, an earlier RST cuts the response.
+inline constexpr std::uint32_t shortest_idle_timer_ms = 900;
+
 /// How near to an upstream's idle timeout a close came. One at the timeout is its timer's; a busy host's timer may be
 /// as late as `near`.
 enum class Nearness { far, near, at };

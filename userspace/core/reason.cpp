@@ -31,10 +31,14 @@ constexpr std::array reasons{
     },
     ReasonText{
         .reason = Reason::restart,
-        .title = "the upstream's process ended, or was reloaded",
-        .evidence = "Three or more of its connections closed within 100 ms, however long each had rested.",
+        .title = "the upstream's process ended or was reloaded, or it dropped all that was idle for want of room",
+        .evidence =
+            "Three or more of its connections closed within 100 ms, however long each had rested. A server that "
+            "runs out of workers or connections (Apache httpd, nginx) may drop its idle ones so as well: its "
+            "own log tells the two apart.",
         .remedy = "No idle timeout helps against a restart: let the server drain before it ends, so that it announces "
-                  "the close (Connection: close) in a last answer; take it out of the proxy's pool before.",
+                  "the close (Connection: close) in a last answer; take it out of the proxy's pool before. If it did "
+                  "not restart, give it room: finrace explain early_purge.",
     },
     ReasonText{
         .reason = Reason::request_limit,
@@ -141,7 +145,29 @@ void CloseHistory::note(const event& e)
         return;
     if (closes_.size() == capacity)
         closes_.pop_front();
+    note_rest(close);
     closes_.push_back(close);
+}
+
+void CloseHistory::note_rest(const Close& close)
+{
+    // Beside what had rested for half as long, or twice, it was closed as its process ended (see reason()).
+    const auto is_beside = [](const Close& one, const Close& other) {
+        return distance(one.at_ns, other.at_ns) <= one_instant_ns && other.rested_ms > behind_answer_ms &&
+               (2 * other.rested_ms < one.rested_ms || 2 * one.rested_ms < other.rested_ms);
+    };
+    for (Rest& rest : rests_)
+        rest.ended_with_others = rest.ended_with_others || is_beside(rest.close, close);
+    if (close.took_a_request || close.rested_ms < shortest_idle_timer_ms ||
+        std::count_if(rests_.begin(), rests_.end(), [&](const Rest& rest) {
+            return distance(rest.close.at_ns, close.at_ns) <= one_instant_ns;
+        }) >= most_rests_of_instant)
+        return;
+    if (rests_.size() == most_rests)
+        rests_.pop_front();
+    rests_.push_back({.close = close,
+                      .ended_with_others = std::any_of(closes_.begin(), closes_.end(),
+                                                       [&](const Close& other) { return is_beside(close, other); })});
 }
 
 Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& timeout) const
@@ -212,17 +238,10 @@ bool CloseHistory::has_closed_after_such_rest(const event& e) const
     const Close close = close_of(e);
     const auto rested_ms = static_cast<std::uint32_t>(std::min<std::uint64_t>(close.rested_ms, UINT32_MAX));
     const IdleTimeout such_a_timer{.ms = rested_ms, .lowest_ms = rested_ms, .highest_ms = rested_ms, .samples = 0};
-    // Beside what had rested for half as long, or twice, it was closed as its process ended (see reason()).
-    const auto in_crowd = [&](const Close& one) {
-        return std::any_of(closes_.begin(), closes_.end(), [&](const Close& other) {
-            return distance(other.at_ns, one.at_ns) <= one_instant_ns && other.rested_ms > behind_answer_ms &&
-                   (2 * other.rested_ms < one.rested_ms || 2 * one.rested_ms < other.rested_ms);
-        });
-    };
-    return std::any_of(closes_.begin(), closes_.end(), [&](const Close& other) {
-        return other.connection_id != close.connection_id && !other.took_a_request &&
-               distance(other.at_ns, close.at_ns) > one_instant_ns &&
-               such_a_timer.nearness(other.rested_ms, e.srtt_us / 1000) == Nearness::at && !in_crowd(other);
+    return std::any_of(rests_.begin(), rests_.end(), [&](const Rest& rest) {
+        return rest.close.connection_id != close.connection_id && !rest.ended_with_others &&
+               distance(rest.close.at_ns, close.at_ns) > one_instant_ns &&
+               such_a_timer.nearness(rest.close.rested_ms, e.srtt_us / 1000) == Nearness::at;
     });
 }
 

@@ -19,7 +19,8 @@ struct IdleTimeout;
 enum class Reason {
     unknown,
     idle_timer,    ///< it had rested for as long as this upstream lets connections idle
-    restart,       ///< many of its connections ended at one instant, however long they had rested
+    restart,       ///< many of its connections ended at one instant, however long they had rested; a purge of all
+                   ///< that was idle looks the same
     request_limit, ///< its connections end after the same number of requests
     unannounced,   ///< it closes right behind its answers, and does not say so in them
     early_purge,   ///< well before its timer, as others lately: short of workers or connections
@@ -61,6 +62,8 @@ public:
 
 private:
     static constexpr std::size_t capacity = 64;
+    static constexpr std::size_t most_rests = 16;
+    static constexpr std::ptrdiff_t most_rests_of_instant = 4;
 
     struct Close {
         std::uint64_t connection_id;
@@ -69,9 +72,16 @@ private:
         std::uint32_t served;    ///< exchanges before the one that it met; 0 if not known
         bool took_a_request;     ///< and did not answer it: no witness of when the upstream closes by itself
     };
+    /// One that tells of a timer, unless its process ended.
+    struct Rest {
+        Close close;
+        bool ended_with_others; ///< that had rested for half as long, or twice
+    };
     static Close close_of(const event& e);
+    void note_rest(const Close& close);
 
     std::deque<Close> closes_;
+    std::deque<Rest> rests_; ///< for longer than a busy upstream's newest closes reach back
 };
 
 } // namespace finrace
