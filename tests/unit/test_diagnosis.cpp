@@ -853,6 +853,73 @@ TEST_CASE("what comes in bursts is said to, and how far these lie apart", "[diag
     CHECK(report_json(diagnosis, watched())["findings"][0]["bursts"] == 5);
 }
 
+TEST_CASE("what dies of two causes at one instant is one failure", "[diagnosis]")
+{
+    Diagnosis diagnosis;
+    event e = crossing();
+    const auto dies = [&](Cause cause, std::uint64_t after_ms) {
+        e.timestamp_ns += after_ms * ms;
+        Verdict verdict = race(Variant::none);
+        verdict.cause = cause;
+        judge(diagnosis, e, verdict);
+    };
+    const auto together = [&] {
+        std::map<std::string, nlohmann::ordered_json> all;
+        const auto report = report_json(diagnosis, watched());
+        for (const auto& finding : report["findings"])
+            if (finding.contains("together"))
+                all[finding["cause"]] = finding["together"];
+        return all;
+    };
+    dies(Cause::upstream_closed, 0);
+    dies(Cause::upstream_closed, 1);
+    dies(Cause::upstream_reset, 101);
+    CHECK(together().empty());
+    dies(Cause::keepalive_race, 0);
+    dies(Cause::connect_refused, 0);
+    CHECK(together().empty());
+    dies(Cause::upstream_closed, 1000);
+    dies(Cause::upstream_reset, 100);
+    dies(Cause::upstream_closed, 1);
+    CHECK(together()["upstream_closed"]["upstream_reset"] == 1);
+    CHECK(together()["upstream_reset"]["upstream_closed"] == 1);
+    CHECK(says(report_text(diagnosis, watched(), Paint(false), 400),
+               "Once, a request to this upstream died within 100 ms of one of these as upstream_reset: count both as"));
+    dies(Cause::response_cut, 5000);
+    dies(Cause::upstream_reset, 0);
+    dies(Cause::upstream_closed, 0);
+    CHECK(together().size() == 3);
+    CHECK(together()["upstream_closed"]["upstream_reset"] == 2);
+    CHECK(together()["upstream_closed"]["response_cut"] == 1);
+    CHECK(
+        says(report_text(diagnosis, watched(), Paint(false), 400),
+             "2 times, requests to this upstream died within 100 ms of one of these as upstream_reset: count both as"));
+}
+
+TEST_CASE("what most races say of the upstream's close is told of its pool", "[diagnosis]")
+{
+    const auto state = [](int unannounced, int unknown) {
+        Diagnosis diagnosis;
+        event e = crossing();
+        Upstreams upstreams;
+        Upstream& upstream = upstreams.at(UpstreamKey::of(e));
+        for (int i = 0; i < unannounced + unknown; ++i) {
+            e.timestamp_ns += 1000 * ms;
+            Verdict verdict = race();
+            verdict.reason = i < unannounced ? Reason::unannounced : Reason::unknown;
+            judge(diagnosis, e, verdict);
+            ++upstream.counts.verdicts[Cause::keepalive_race];
+            ++upstream.counts.closed;
+            upstream.counts.exchanges += 2;
+        }
+        diagnosis.end_run(upstreams, minute_ns, e.timestamp_ns);
+        return report_text(diagnosis, watched(), Paint(false), 400);
+    };
+    CHECK(says(state(2, 1), "closes first, as 3 races show, and by no idle timer that has shown: the upstream closes "
+                            "right behind its answers, and does not say so in them."));
+    CHECK(says(state(1, 1), "closes first, as 2 races show; after how long a rest has not shown."));
+}
+
 TEST_CASE("who refuses is looked up, and what it was told", "[diagnosis]")
 {
     Diagnosis diagnosis;

@@ -96,7 +96,7 @@ public:
         if (live_ != nullptr) {
             const Host host = Host::now();
             const auto ends_of = [&](const UpstreamKey& where, const Owner& owner) { return host.ends(where, owner); };
-            const auto [here, elsewhere] = pools_now(host);
+            const auto [here, elsewhere] = pools_now();
             diagnosis_.end_run(feed_.intake().upstreams(), ran_ns, newest_ns_, ends_of, &here);
             note_elsewhere(elsewhere);
             if (const auto overflows = listen_overflows(); overflows && overflows_before_)
@@ -154,7 +154,7 @@ private:
     }
 
     /// The pools that there are now: those that the filter lets through, and the others.
-    [[nodiscard]] std::pair<PoolsNow, PoolsNow> pools_now(const Host& host) const
+    [[nodiscard]] std::pair<PoolsNow, PoolsNow> pools_now() const
     {
         std::pair<PoolsNow, PoolsNow> pools;
         if (filter_.side == Side::server)
@@ -165,19 +165,20 @@ private:
                 where.netns = 0;
             return (is_here ? pools.first : pools.second)[where];
         };
-        for (const Host::Resting& one : host.resting()) {
-            PoolNow& pool = pool_of(one.upstream, one.pid, {});
-            ++pool.resting;
-            pool.longest_rest_ms = std::max(pool.longest_rest_ms, one.rested_ms);
-            if (pool.owner.pid == 0)
-                pool.owner = {.process = feed_.names().of(one.pid), .pid = one.pid};
-        }
-        for (const OpenSocket& one : open_sockets(live_->accounting(), false)) {
-            if (one.sampled.exchange == 0)
+        for (const OpenSocket& one : open_sockets(live_->accounting(), true)) {
+            if (one.sampled.busy && one.sampled.exchange == 0)
                 continue;
             PoolNow& pool = pool_of(one.sampled.upstream, one.pid, one.process);
-            ++pool.open;
-            pool.requests += one.sampled.exchange;
+            if (!one.sampled.busy) {
+                ++pool.resting;
+                pool.longest_rest_ms = std::max(pool.longest_rest_ms, one.sampled.rested_ms);
+                if (pool.owner.pid == 0)
+                    pool.owner = {.process = feed_.names().of(one.pid), .pid = one.pid};
+            }
+            if (one.sampled.exchange > 0) {
+                ++pool.open;
+                pool.requests += one.sampled.exchange;
+            }
         }
         return pools;
     }

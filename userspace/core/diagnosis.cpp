@@ -200,6 +200,7 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
         finding.at_once_ns = at_ns;
     }
     finding.most_at_once = std::max(finding.most_at_once, ++finding.at_once);
+    note_together(finding, at_ns);
     finding.first_ns = std::min(finding.first_ns, at_ns);
     finding.last_ns = std::max(finding.last_ns, at_ns);
     if (finding.times_ns.size() < Finding::most_times)
@@ -211,6 +212,25 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
             ++finding.clients_left;
         if (judged.outcome.retry && client->answered && client->status != 0 && client->status < first_proxy_failure)
             ++finding.hidden;
+    }
+}
+
+void Diagnosis::note_together(Finding& finding, std::uint64_t at_ns)
+{
+    if (!is_by_upstream(finding.cause))
+        return;
+    const auto note = [at_ns](Finding::Together& together) {
+        if (together.times == 0 || at_ns > together.last_ns + one_instant_ns)
+            ++together.times;
+        together.last_ns = at_ns;
+    };
+    for (const Cause cause : {Cause::upstream_closed, Cause::upstream_reset, Cause::response_cut}) {
+        const auto other = findings_.find({finding.where, cause});
+        if (cause == finding.cause || other == findings_.end() || other->second.last_ns + one_instant_ns < at_ns ||
+            at_ns + one_instant_ns < other->second.last_ns)
+            continue;
+        note(finding.together[cause]);
+        note(other->second.together[finding.cause]);
     }
 }
 
@@ -247,6 +267,7 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
                  .now = {},
                  .requests = upstream.counts.exchanges,
                  .races = races_of(upstream.counts),
+                 .race_reasons = {},
                  .unclassified = upstream.counts.unclassified,
                  .process = {},
                  .ends = {}};
@@ -264,6 +285,10 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
             if (const auto opener = openers_.find(*key); run.process.empty() && opener != openers_.end())
                 run.process = opener->second;
             run.ends = ends_of(*key, owner);
+            for (const Cause cause : {Cause::keepalive_race, Cause::stale_response, Cause::stale_reuse})
+                if (const auto found = findings_.find({*key, cause}); found != findings_.end())
+                    for (const auto& [reason, count] : found->second.reasons)
+                        run.race_reasons[reason] += count;
         }
         if (lost_track_)
             open.longest_ns = std::numeric_limits<std::uint64_t>::max();

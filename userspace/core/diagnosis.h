@@ -54,6 +54,13 @@ struct Finding {
     IdleTimeoutLearner gaps;        ///< between the beginnings of bursts
     static constexpr std::size_t most_times = 5;
     std::vector<std::uint64_t> times_ns; ///< CLOCK_REALTIME, of the first verdicts
+    /// How often requests to this upstream died at one instant (one_instant_ns) of this cause and of another, as when a
+    /// process ends: its kernel closes connections whose bytes it had read, and resets those where some lay unread.
+    struct Together {
+        std::uint64_t times = 0;
+        std::uint64_t last_ns = 0; ///< CLOCK_REALTIME
+    };
+    std::map<Cause, Together> together;
 
     /// The most telling one: the most certain; of these one that is complete, whose client's answer is known; of these
     /// the first.
@@ -103,6 +110,7 @@ struct Pool {
     PoolNow now;                   ///< at the run's end
     std::uint64_t requests = 0;    ///< on those that have ended
     std::uint64_t races = 0;
+    std::map<Reason, std::uint64_t> race_reasons; ///< why the upstream closed in these, where that is known
     std::uint64_t unclassified = 0;
     std::string process; ///< that used most of its connections again, or opened all of them; empty if not known
     Ends ends;
@@ -169,6 +177,7 @@ private:
     using Users = std::map<std::string, User, std::less<>>; ///< by process
 
     [[nodiscard]] Owner owner_of(const UpstreamKey& where, const PoolsNow* now) const;
+    void note_together(Finding& finding, std::uint64_t at_ns);
 
     void add_run(Pool run);
     [[nodiscard]] std::uint64_t sum(std::uint64_t Pool::*count) const; ///< over all pools

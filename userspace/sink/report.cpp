@@ -299,6 +299,8 @@ Json finding_json(const Diagnosis& diagnosis, const Watched& watched, const Find
         if (const auto timer = finding.waits->timer())
             json["after_request"]["timer"] = timeout_json(*timer);
     }
+    for (const auto& [cause, together] : finding.together)
+        json["together"][to_string(cause)] = together.times;
     if (const Pool* to_set = pool_to_set(diagnosis, finding); to_set != nullptr)
         json["remedies"] = remedies_json(*to_set);
     if (const auto all = hints(diagnosis, watched, finding); !all.empty())

@@ -93,12 +93,6 @@ std::string own_text(const Pool& pool)
     return fmt::format("{} has used none of them again so far", who);
 }
 
-/// What the upstream did to a request that it had taken.
-bool is_of_upstream(Cause cause)
-{
-    return cause == Cause::upstream_closed || cause == Cause::upstream_reset || cause == Cause::response_cut;
-}
-
 } // namespace
 
 std::span<const Word> report_words()
@@ -493,7 +487,7 @@ std::string waits_text(const Finding& finding)
     if (!finding.waits || finding.verdicts == 1)
         return {};
     const Finding::Waits& waits = *finding.waits;
-    const std::string_view whose = is_of_upstream(finding.cause)          ? "a limit of the upstream's"
+    const std::string_view whose = is_by_upstream(finding.cause)          ? "a limit of the upstream's"
                                    : finding.cause == Cause::client_abort ? "the clients' patience"
                                                                           : "this host's patience";
     if (const auto timer = waits.timer())
@@ -538,6 +532,14 @@ std::vector<std::string> hints(const Diagnosis& diagnosis, const Watched& watche
     for (const auto& [reason, count] : finding.reasons)
         if (const ReasonText* text = text_of_reason(to_string(reason)); text != nullptr && reason != Reason::idle_timer)
             all.push_back(fmt::format("{}: {}", to_string(reason), text->remedy));
+    for (const auto& [cause, together] : finding.together)
+        all.push_back(
+            fmt::format("{} died within 100 ms of one of these as {}: count both as one failure. A process that ends "
+                        "closes the connections whose requests it has read (upstream_closed) and resets those whose "
+                        "requests lie unread (upstream_reset) or that it was answering (response_cut).",
+                        together.times == 1 ? "Once, a request to this upstream"
+                                            : fmt::format("{} times, requests to this upstream", together.times),
+                        to_string(cause)));
     const Pool* pool = diagnosis.pool(finding.where);
     if (pool == nullptr || finding.server_side)
         return all;
@@ -546,7 +548,7 @@ std::vector<std::string> hints(const Diagnosis& diagnosis, const Watched& watche
         all.push_back(*listens ? fmt::format("{} listens there now: it was away for a while, or came late.",
                                              server.software != nullptr ? server.software->software : "Somebody")
                                : "Nobody listens there now.");
-    const bool ends_requests = is_of_upstream(finding.cause);
+    const bool ends_requests = is_by_upstream(finding.cause);
     if (!server.recycling.empty() &&
         (ends_requests || finding.cause == Cause::connect_refused || finding.reasons.count(Reason::restart) != 0))
         all.push_back(fmt::format("{} ends a process after so many requests, {}: until another one accepts, requests "
@@ -674,6 +676,17 @@ std::string safe_text(const Places& places, const Pool& pool)
     return fmt::format("{}; {}", timeout_text(places, pool), own_text(pool));
 }
 
+/// Of an upstream whose idle timeout has not shown, though races have.
+std::string closes_first_text(const Pool& pool)
+{
+    const std::string races = counted(pool.races, "race");
+    for (const auto& [reason, count] : pool.race_reasons)
+        if (const ReasonText* text = text_of_reason(to_string(reason)); text != nullptr && 2 * count > pool.races)
+            return fmt::format("The upstream closes first, as {} show, and by no idle timer that has shown: {}.", races,
+                               text->title);
+    return fmt::format("The upstream closes first, as {} show; after how long a rest has not shown.", races);
+}
+
 std::vector<std::string> state_text(const Places& places, const Pool& pool)
 {
     switch (pool.exposure.state) {
@@ -700,8 +713,7 @@ std::vector<std::string> state_text(const Places& places, const Pool& pool)
         if (pool.timeout())
             return {limits_text(places, pool)};
         if (pool.races > 0)
-            return {fmt::format("The upstream closes first, as {} show; after how long a rest has not shown.",
-                                counted(pool.races, "race"))};
+            return {closes_first_text(pool)};
         if (const auto own = pool.upstream.own_idle_limit.timeout())
             return {fmt::format("{}, {} so far; whether the upstream's timer is as short has not shown.",
                                 own_text(pool), counted(own->samples, "time"))};

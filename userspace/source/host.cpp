@@ -284,11 +284,6 @@ bool is_answered(const ListedSocket& socket)
     return socket.last_receive_ns != 0 && socket.last_receive_ns >= socket.last_send_ns;
 }
 
-std::uint64_t rested_ms(const ListedSocket& socket, std::uint64_t now_ns)
-{
-    return now_ns > socket.last_receive_ns ? (now_ns - socket.last_receive_ns) / ns_per_ms : 0;
-}
-
 } // namespace
 
 std::vector<OpenSocket> open_sockets(int accounting, bool with_owners)
@@ -311,11 +306,13 @@ std::vector<OpenSocket> open_sockets(int accounting, bool with_owners)
                 one.sampled.id = c.id;
                 one.sampled.exchange = c.exchange;
             }
-            // Opened ahead, and nothing asked of it yet: idle as well.
+            // Opened ahead, and nothing asked of it yet: idle as well. The socket's own times alone don't tell a
+            // request from the answer of the same tick before it.
             one.sampled.busy = followed ? connection_awaits_response(&c, socket.bytes_received) != 0
                                         : socket.last_send_ns != 0 && !is_answered(socket);
-            if (!one.sampled.busy && socket.last_receive_ns != 0)
-                one.sampled.rested_ms = rested_ms(socket, now_ns);
+            const std::uint64_t since_ns = socket.last_receive_ns != 0 ? socket.last_receive_ns : c.opened_ns;
+            if (!one.sampled.busy && since_ns != 0 && now_ns > since_ns)
+                one.sampled.rested_ms = (now_ns - since_ns) / ns_per_ms;
             if (const auto found = owners.find(socket.inode); one.pid == 0 && found != owners.end())
                 one.pid = found->second;
             open.push_back(std::move(one));
@@ -355,25 +352,17 @@ Host Host::now()
             host.addresses_.emplace(UpstreamKey{.address = address, .port = 0, .family = family, .netns = 0}, netns);
         });
         const SocketList sockets;
-        const std::uint64_t now_ns = monotonic_ns();
         for (const ListedSocket& socket : sockets.all()) {
-            if (socket.state == TCP_STATE_LISTEN) {
-                // Of an IPv6 socket without an address it is not known whether it takes IPv4 as well: most do.
-                const bool any = socket.local_address == std::array<std::uint8_t, 16>{};
-                host.listeners_.push_back({.where = {.address = socket.local_address,
-                                                     .port = socket.local_port,
-                                                     .family = socket.family,
-                                                     .netns = netns},
-                                           .both_families = any && socket.family == 6,
-                                           .holders = holders_of(socket.inode)});
+            if (socket.state != TCP_STATE_LISTEN)
                 continue;
-            }
-            if (!sockets.was_opened_here(socket) || !is_answered(socket))
-                continue;
-            const std::vector<std::uint32_t> pids = holders_of(socket.inode);
-            host.resting_.push_back({.upstream = key_of(socket.peer_address, socket.peer_port, socket.family, netns),
-                                     .rested_ms = rested_ms(socket, now_ns),
-                                     .pid = pids.empty() ? 0 : pids.front()});
+            // Of an IPv6 socket without an address it is not known whether it takes IPv4 as well: most do.
+            const bool any = socket.local_address == std::array<std::uint8_t, 16>{};
+            host.listeners_.push_back({.where = {.address = socket.local_address,
+                                                 .port = socket.local_port,
+                                                 .family = socket.family,
+                                                 .netns = netns},
+                                       .both_families = any && socket.family == 6,
+                                       .holders = holders_of(socket.inode)});
         }
     });
     return host;

@@ -41,17 +41,8 @@ std::optional<std::uint64_t> parse_listen_overflows(std::string_view netstat);
 
 class Host {
 public:
-    /// A connection that this host opened and that carries no request: nothing was sent since the last answer came.
-    struct Resting {
-        UpstreamKey upstream; ///< its network namespace is known
-        std::uint64_t rested_ms = 0;
-        std::uint32_t pid = 0; ///< of its owner; 0 if not known
-    };
-
     /// Looks at all sockets of all network namespaces that can be entered, and at who holds them.
     static Host now();
-
-    [[nodiscard]] const std::vector<Resting>& resting() const { return resting_; }
 
     /// What can be told of a pool's ends: of the proxy's by its owner; of the upstream's if it listens on this host.
     [[nodiscard]] Ends ends(const UpstreamKey& upstream, const Owner& owner) const;
@@ -70,7 +61,6 @@ private:
     [[nodiscard]] const Listener* listener(const UpstreamKey& upstream) const;
     [[nodiscard]] Asked& asked(std::uint32_t pid) const;
 
-    std::vector<Resting> resting_;
     std::vector<Listener> listeners_;
     mutable std::map<std::uint32_t, std::shared_ptr<Asked>> asked_; ///< by process id
     std::map<UpstreamKey, std::uint32_t> addresses_; ///< of this host, without port: which namespace has it
