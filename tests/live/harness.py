@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import select
 import shutil
@@ -23,6 +24,7 @@ import threading
 import time
 import traceback
 from collections import Counter
+from contextlib import contextmanager
 from datetime import datetime, timezone
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -520,6 +522,15 @@ class Net:
         os.close(self.ns)
 
 
+@contextmanager
+def network():
+    net = Net()
+    try:
+        yield net
+    finally:
+        net.close()
+
+
 class Pair:
     """A connection with both ends in this process. Unless `client_host` is given, no other has its ports in this network."""
 
@@ -595,6 +606,34 @@ def raise_file_limit(wanted):
         except (ValueError, OSError):
             continue
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+# ---- what is in the kernel -----------------------------------------------------------------------------------------------
+
+
+def bpf_objects():
+    """{(kind, id): name} of all programs, maps and links."""
+    bpftool = need("bpftool", "bpftool")
+    found = {}
+    for kind in ("prog", "map", "link"):
+        done = subprocess.run([bpftool, "-j", kind, "list"], capture_output=True, timeout=LIMIT)
+        must(done.returncode == 0, f"bpftool {kind} list: {done.stderr.decode()}")
+        for one in json.loads(done.stdout or b"[]"):
+            found[kind, one["id"]] = one.get("name", one.get("type", ""))
+    return found
+
+
+def held_objects(pids=None):
+    """Those of them that these processes, or any living one, hold by a descriptor."""
+    held = set()
+    for pid in pids or filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fdinfo"):
+                with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
+                    held |= {(kind, int(number)) for kind, number in re.findall(r"^(prog|map|link)_id:\s*(\d+)", file.read(), re.M)}
+        except OSError:
+            continue  # gone meanwhile
+    return held
 
 
 # ---- running tests -------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 sys.dont_write_bytecode = True
 import harness  # noqa: E402
 import send_calls  # noqa: E402
-from harness import LIMIT, Finrace, Net, Pair, checked, libc, listen, must, read_all, wait_for  # noqa: E402
+from harness import LIMIT, Finrace, Net, Pair, checked, libc, listen, must, network, read_all, wait_for  # noqa: E402
 
 PR_SET_NAME, PR_GET_NAME = 15, 16
 MEMORY_BUDGET = 64 << 20  # of userspace, at 100,000 followed connections
@@ -36,15 +36,6 @@ OLD_IDLE = 1.1  # above 0.9 s, so that an idle close is thinkable at all
 # Longer than a TLS farewell, which is no request.
 REQUEST, RESPONSE = b"GET / HTTP/1.1\r\nHost: upstream.example\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"
 MARKS = (b"trace_", b"cgroup_", b"finrace", b"losses", b"events")
-
-
-@contextmanager
-def network():
-    net = Net()
-    try:
-        yield net
-    finally:
-        net.close()
 
 
 @contextmanager
@@ -546,34 +537,9 @@ def test_churn_at_start(options):
         load.check()
 
 
-def bpf_objects():
-    """{(kind, id): name} of all programs, maps and links."""
-    bpftool = harness.need("bpftool", "bpftool")
-    found = {}
-    for kind in ("prog", "map", "link"):
-        done = subprocess.run([bpftool, "-j", kind, "list"], capture_output=True, timeout=LIMIT)
-        must(done.returncode == 0, f"bpftool {kind} list: {done.stderr.decode()}")
-        for one in json.loads(done.stdout or b"[]"):
-            found[kind, one["id"]] = one.get("name", one.get("type", ""))
-    return found
-
-
-def held_objects():
-    """Those that some living process holds by a descriptor: another finrace's are no leak of this one's."""
-    held = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            for fd in os.listdir(f"/proc/{pid}/fdinfo"):
-                with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
-                    held |= {(kind, int(number)) for kind, number in re.findall(r"^(prog|map|link)_id:\s*(\d+)", file.read(), re.M)}
-        except OSError:
-            continue  # gone meanwhile
-    return held
-
-
 def test_start_stop(options):
     """Started and stopped again and again under load, also before it is ready, also killed: nothing stays in the kernel."""
-    before = set(bpf_objects())
+    before = set(harness.bpf_objects())
     with network() as net, Load(net) as load:
         for number in range(options.starts):
             how = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[number % 3]
@@ -595,7 +561,7 @@ def test_start_stop(options):
         load.check()
 
     def left():
-        return {key: name for key, name in bpf_objects().items() if key not in before and key not in held_objects()}
+        return {key: name for key, name in harness.bpf_objects().items() if key not in before and key not in harness.held_objects()}
 
     # The kernel frees maps and programs after a grace period.
     deadline = time.monotonic() + LIMIT

@@ -1,0 +1,312 @@
+#!/usr/bin/python3
+"""finrace as Debian's package installs it, under real systemd: from its first start to its purge. For a virtual machine alone
+(scripts/vm --systemd): what it installs and kills is this system's.
+"""
+
+import argparse
+import glob
+import grp
+import json
+import os
+import pwd
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import harness  # noqa: E402
+from harness import LIMIT, Pair, must, need, network, wait_for  # noqa: E402
+
+UNIT = "finrace.service"
+LOG = "/var/log/finrace/finrace.jsonl"
+DROP_IN = f"/run/systemd/system/{UNIT}.d/test.conf"
+SLOW = 120.0  # seconds: an emulated machine verifies and attaches slowly
+MOST_EXPOSURE = 30  # tenths, of systemd-analyze's 0 to 100
+OLDER = "0.0.9"
+
+
+def call(*command, good=(0,), limit=LIMIT):
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=limit)
+    must(done.returncode in good, f"{' '.join(command)}: exit {done.returncode}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def shown(name):
+    return call("systemctl", "show", "--value", f"--property={name}", UNIT).strip()
+
+
+def journal():
+    return call("journalctl", "--no-pager", f"--unit={UNIT}", "--lines=50")
+
+
+def main_pid():
+    return int(shown("MainPID"))
+
+
+def configured(*lines):
+    """Restarts it with these in [Service]; with none as it was installed."""
+    os.makedirs(os.path.dirname(DROP_IN), exist_ok=True)
+    with open(DROP_IN, "w", encoding="ascii") as file:
+        file.write("\n".join(["[Service]", *lines, ""]))
+    call("systemctl", "daemon-reload")
+    call("systemctl", "reset-failed", UNIT)
+    call("systemctl", "restart", UNIT, good=(0, 1), limit=SLOW)
+
+
+def must_be_gone(objects):
+    """These BPF programs, maps and links, of which there were some, are not in the kernel any more."""
+    must(objects, "it held no BPF objects")
+    wait_for(lambda: not objects & harness.bpf_objects().keys(), lambda: f"the end of {objects & harness.bpf_objects().keys()}")
+
+
+def records(name, path=LOG):
+    with open(path, "rb") as file:
+        lines = file.read().split(b"\n")[:-1]
+    return [one for one in map(json.loads, lines) if one["event"]["name"] == name]
+
+
+def ports_of(path=LOG):
+    return {one["network"]["local"]["port"] for one in records("finrace.verdict", path)}
+
+
+def lose_a_request(net):
+    """The client's port, of an exchange that its server took and did not answer."""
+    pair = Pair(net)
+    pair.request_unanswered()
+    pair.client.close()
+    return pair.ends[1]
+
+
+def wait_verdict(port, path=LOG):
+    wait_for(lambda: os.path.exists(path) and port in ports_of(path), f"the verdict on port {port} in {path}")
+
+
+def must_see(path=LOG):
+    """It watches, and writes there."""
+    with network() as net:
+        wait_verdict(lose_a_request(net), path)
+
+
+def repacked(options, version):
+    """The package as another version of it."""
+    folder = os.path.join(options.folder, version)
+    call("dpkg-deb", "--raw-extract", options.package, folder)
+    control = os.path.join(folder, "DEBIAN", "control")
+    with open(control, encoding="utf-8") as file:
+        lines = [f"Version: {version}\n" if line.startswith("Version:") else line for line in file]
+    with open(control, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+    call("dpkg-deb", "--root-owner-group", "--build", folder, folder + ".deb", limit=SLOW)
+    return folder + ".deb"
+
+
+def test_install(options):
+    """Running and enabled after `dpkg --install`, ready only once it watches, as a user of its own without capabilities."""
+    call("dpkg", "--install", repacked(options, OLDER), limit=SLOW)
+    must(shown("ActiveState") == "active" and call("systemctl", "is-enabled", UNIT).strip() == "enabled", shown("ActiveState"))
+    must("ready" not in shown("StatusText") and shown("StatusText"), f"status: {shown('StatusText')!r}")
+    user = pwd.getpwnam("finrace")
+    must(user.pw_shell.endswith("nologin"), f"{user}")
+    status = os.stat(os.path.dirname(LOG))
+    must((status.st_uid, status.st_mode & 0o777) == (user.pw_uid, 0o750), f"{status}")
+    status = os.stat(LOG)
+    must((status.st_uid, status.st_mode & 0o777) == (user.pw_uid, 0o640), f"{status}")
+    with open(f"/proc/{main_pid()}/status", encoding="ascii") as file:
+        said = dict(line.rstrip("\n").split(":\t", 1) for line in file)
+    must(said["Uid"].split() == [str(user.pw_uid)] * 4, said["Uid"])
+    # CAP_BPF before Linux 5.19, for the counters (docs/design.md).
+    allowed = {"CAP_BPF"} if options.kernel < (5, 19) else set()
+    wait_for(lambda: records("finrace.health"), "a health record")
+    confinement = records("finrace.health")[-1]["finrace"]["health"]["confinement"]
+    must(confinement["files"] and confinement["system_calls"] and set(confinement["capabilities"]) <= allowed, f"{confinement}")
+    must(bin(int(said["CapEff"], 16)).count("1") == len(confinement["capabilities"]) and said["Seccomp"] == "2" and
+         said["NoNewPrivs"] == "1", f"{said}")
+
+
+def test_verdict(_options):
+    must_see()
+
+
+def test_upgrade(options):
+    """Another process, the same log; the unit is not left stopped."""
+    before, size = main_pid(), os.stat(LOG).st_size
+    call("dpkg", "--install", options.package, limit=SLOW)
+    must(call("dpkg-query", "--show", "--showformat=${Version}", "finrace") != OLDER, "the version is the older one's")
+    must(shown("ActiveState") == "active" and main_pid() not in (0, before), f"{shown('ActiveState')}, {main_pid()}")
+    must(os.stat(LOG).st_size >= size, "the log has lost what it had")
+    must_see()
+
+
+def test_reload(options):
+    """By SIGHUP the log is opened anew, the process stays, and systemd is told that it is done."""
+    pid = main_pid()
+    os.rename(LOG, LOG + ".moved")
+    call("systemctl", "reload", UNIT)
+    wait_for(lambda: os.path.exists(LOG), "the new log")
+    must(main_pid() == pid and shown("ActiveState") == "active", "another process, or none")
+    must_see()
+
+
+def test_logrotate(options):
+    """The installed rules, by real logrotate, while requests die: each has its verdict, in the old file or the new one."""
+    ports = set()
+
+    def told():
+        found = set()
+        for path in glob.glob(LOG + "*"):
+            if not path.endswith(".gz"):
+                found |= ports_of(path)
+                continue
+            call("gunzip", "--keep", path)
+            found |= ports_of(path.removesuffix(".gz"))
+            os.unlink(path.removesuffix(".gz"))
+        return found
+
+    with network() as net:
+        for turn in range(3):
+            ports.update(lose_a_request(net) for _ in range(5))
+            if turn < 2:
+                wait_for(lambda: os.stat(LOG).st_size > 0, "something to rotate")
+                call(need("logrotate", "logrotate"), "--force", "/etc/logrotate.d/finrace")
+        wait_for(lambda: ports <= told(), "all verdicts, over all files")
+    must(os.path.exists(LOG + ".1") and glob.glob(LOG + "*.gz"), f"{os.listdir(os.path.dirname(LOG))}")
+    status = os.stat(LOG)
+    must((pwd.getpwuid(status.st_uid).pw_name, grp.getgrgid(status.st_gid).gr_name, status.st_mode & 0o777) ==
+         ("finrace", "finrace", 0o640), f"{status}")
+
+
+def test_watchdog(options):
+    """A loop that stands still is ended, and another process takes over."""
+    configured("WatchdogSec=2s")
+    time.sleep(5)
+    must(shown("NRestarts") == "0", "a loop that turns was ended")
+    pid = main_pid()
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: shown("NRestarts") == "1" and shown("ActiveState") == "active", "the restart", limit=SLOW)
+    must(main_pid() != pid, "the same process")
+    wait_for(lambda: "result 'watchdog'" in journal(), lambda: f"the watchdog's line in {journal()}")
+    must_see()
+
+
+def test_killed(options):
+    """After SIGKILL nothing stays in the kernel, and the next process takes the open connections in."""
+    configured("RestartSec=4s")
+    with network() as net:
+        pair = Pair(net)
+        pair.exchange()
+        held = harness.held_objects([main_pid()])
+        os.kill(main_pid(), signal.SIGKILL)
+        must_be_gone(held)
+        wait_for(lambda: shown("NRestarts") == "1" and shown("ActiveState") == "active", "the restart", limit=SLOW)
+        pair.request_unanswered()
+        pair.client.close()
+        wait_verdict(pair.ends[1])
+
+
+def test_other_users(_options):
+    """Who is neither root nor finrace reads no record, changes no file, and stops nothing."""
+    def as_nobody(*command):
+        return subprocess.run([need("setpriv", "util-linux"), "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command],
+                              capture_output=True, text=True, timeout=LIMIT).returncode
+
+    must(as_nobody("true") == 0, "setpriv does nothing")
+    pid = main_pid()
+    for command in (["cat", LOG], ["ls", os.path.dirname(LOG)], ["touch", os.path.dirname(LOG) + "/new"], ["kill", "-HUP", str(pid)],
+                    ["kill", "-KILL", str(pid)], ["ln", "-sf", "/etc/passwd", LOG], ["cat", f"/proc/{pid}/environ"],
+                    ["systemctl", "--no-ask-password", "stop", UNIT]):
+        must(as_nobody(*command) != 0, f"nobody may {' '.join(command)}")
+    must(main_pid() == pid and shown("ActiveState") == "active", "it was stopped")
+
+
+def test_linked_log(options):
+    """A link in the place of its log, to what is another's, is not written through."""
+    target = os.path.join(options.folder, "another's")
+    with open(target, "w", encoding="ascii") as file:
+        file.write("as it was")
+    os.rename(LOG, LOG + ".aside")
+    os.symlink(target, LOG)
+    call("systemctl", "reload", UNIT)
+    must_see(LOG + ".aside")  # what it has open stays in use
+    with open(target, encoding="ascii") as file:
+        must(file.read() == "as it was", "it was written to")
+    os.unlink(LOG)
+    call("systemctl", "reload", UNIT)
+    must_see()
+
+
+def test_exposure(_options):
+    call("systemd-analyze", "security", f"--threshold={MOST_EXPOSURE}", UNIT)
+
+
+def test_usage_error(options):
+    """What the next start would meet as well is told, and not tried again and again."""
+    configured("ExecStart=", "ExecStart=/usr/bin/finrace run --upstream nonsense")
+    must((shown("ActiveState"), shown("ExecMainStatus"), shown("NRestarts")) == ("failed", "2", "0"), "it was tried again")
+    wait_for(lambda: "--upstream: 'nonsense'" in journal(), lambda: f"the flag's name in {journal()}")
+    configured()
+    must(shown("ActiveState") == "active", "it does not start again")
+
+
+def test_stop(options):
+    """A last summary, nothing left in the kernel, and no failure."""
+    must_see()
+    held = harness.held_objects([main_pid()])
+    call("systemctl", "stop", UNIT, limit=SLOW)
+    must((shown("ActiveState"), shown("Result"), shown("ExecMainStatus")) == ("inactive", "success", "0"), shown("Result"))
+    must_be_gone(held)
+    call("systemctl", "start", UNIT, limit=SLOW)
+
+
+def test_remove(options):
+    files = [path for path in call("dpkg", "--listfiles", "finrace").split("\n") if os.path.isfile(path)]
+    must(len(files) > 10, f"{files}")
+    held = harness.held_objects([main_pid()])
+    call("dpkg", "--remove", "finrace", limit=SLOW)
+    must_be_gone(held)
+    left = [path for path in files if os.path.exists(path)]
+    must(left == ["/etc/logrotate.d/finrace"] and os.path.exists(LOG), f"left: {left}")
+    call("dpkg", "--purge", "finrace")
+    must(not os.path.exists(os.path.dirname(LOG)) and not os.path.exists(left[0]), "files are left after a purge")
+
+
+# Those that hardly depend on the kernel run on Debian 12's own.
+WHOLE_ON = (6, 1)
+ONCE = [test_logrotate, test_watchdog, test_other_users, test_linked_log, test_exposure, test_usage_error]
+TESTS = [test_verdict, test_upgrade, test_reload, *ONCE, test_killed, test_stop, test_remove]
+
+
+def test(options, results):
+    if os.environ.get("FINRACE_VM") is None or not os.path.isdir("/run/systemd/system"):
+        raise harness.EnvironmentProblem("run it by scripts/vm KERNEL --systemd")
+    need("dpkg-deb", "dpkg")
+    # A container's, on which this machine may be modelled: "start nothing".
+    if os.path.exists("/usr/sbin/policy-rc.d"):
+        os.unlink("/usr/sbin/policy-rc.d")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    options.kernel = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
+    tests = TESTS
+    if options.kernel != WHOLE_ON and not options.whole:
+        tests = [one for one in TESTS if one not in ONCE]
+        print(f"service: on {WHOLE_ON[0]}.{WHOLE_ON[1]} alone, without --whole: " +
+              ", ".join(one.__name__.removeprefix("test_").replace("_", " ") for one in ONCE), flush=True)
+    results.run_each([test_install], options)
+    if not results.failed:  # the others need it
+        results.run_each(tests, options)
+    if results.failed and options.logs:
+        with open(os.path.join(options.logs, "service-journal"), "w", encoding="utf-8") as file:
+            file.write(call("journalctl", "--no-pager", "--boot"))
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
+    harness.add_options(parser)
+    parser.add_argument("--package", required=True, help="the .deb")
+    parser.add_argument("--whole", action="store_true", help="every test on every kernel")
+    parser.add_argument("--only", default="*", help="patterns of test names, with commas")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("service", parse, test))
