@@ -140,6 +140,13 @@ TEST_CASE("short of room", "[reason]")
     others.push_back(closed(4, 15'000, 900, 5));
     CHECK(reason_among(others, raced, five_seconds) == Reason::early_purge);
     CHECK(reason_among(others, raced, std::nullopt) == Reason::unknown);
+    // Half the timer, or more: a timer as well, perhaps, that is looked at once in a while.
+    CHECK(reason_among(others, closed(1, 20'000, 2499, 2, true), five_seconds) == Reason::early_purge);
+    CHECK(reason_among(others, closed(1, 20'000, 2500, 2, true), five_seconds) == Reason::unknown);
+    others[1] = closed(3, 12'000, 2500, 4);
+    CHECK(reason_among(others, raced, five_seconds) == Reason::unknown);
+    others[1] = closed(3, 12'000, 2499, 4);
+    CHECK(reason_among(others, raced, five_seconds) == Reason::early_purge);
     others.front() = closed(2, 9'999, 1500, 3); // too long ago
     CHECK(reason_among(others, raced, five_seconds) == Reason::unknown);
 }

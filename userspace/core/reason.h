@@ -23,7 +23,7 @@ enum class Reason {
                    ///< that was idle looks the same
     request_limit, ///< its connections end after the same number of requests
     unannounced,   ///< it closes right behind its answers, and does not say so in them
-    early_purge,   ///< well before its timer, as others lately: short of workers or connections
+    early_purge,   ///< after less than half its timer, as others lately: short of workers or connections
 };
 
 std::string_view to_string(Reason reason);
