@@ -167,7 +167,8 @@ constexpr std::array causes{
         .remedy = "A listen queue that overflows (a server that does not accept for a while: a blocked event loop, a "
                   "backlog that is too short), a firewall that drops, or a host that is gone. Look at the upstream's "
                   "ListenOverflows and ListenDrops (nstat -az), at its queue while it lasts (ss -ltn: Recv-Q above "
-                  "Send-Q), and at the route.",
+                  "Send-Q), and at the route. Where other servers do the same work, let the proxy try the next one at "
+                  "once (HAProxy: option redispatch 1; nginx: several servers in the upstream block).",
     },
     CauseText{
         .cause = Cause::connect_unreachable,

@@ -31,7 +31,8 @@ std::uint64_t affected_by(const Judged& judged)
 /// The lower, the more an instance tells.
 auto telling(const Verdict& verdict, const Outcome& outcome)
 {
-    return std::tuple(verdict.certainty, verdict.incomplete, !outcome.client.has_value());
+    return std::tuple(verdict.certainty, verdict.incomplete, !outcome.client.has_value(),
+                      verdict.reason.value_or(Reason::unknown) == Reason::unknown);
 }
 
 const PoolNow* pool_in(const PoolsNow* now, const UpstreamKey& where)

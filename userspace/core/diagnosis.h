@@ -62,8 +62,8 @@ struct Finding {
     };
     std::map<Cause, Together> together;
 
-    /// The most telling one: the most certain; of these one that is complete, whose client's answer is known; of these
-    /// the first.
+    /// The most telling one: the most certain; of these one that is complete, whose client's answer is known, and the
+    /// reason of its close; of these the first.
     struct Instance {
         event e;
         event last;

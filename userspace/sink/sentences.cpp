@@ -20,6 +20,8 @@ namespace finrace {
 
 namespace {
 
+constexpr std::uint64_t ns_per_ms = 1'000'000;
+
 std::string endpoint(const UpstreamKey& key)
 {
     return endpoint_text(key.address.data(), key.port, key.family);
@@ -456,7 +458,7 @@ std::string why_text(const Finding& finding)
         known += count;
     }
     if (!parts.empty() && known < finding.verdicts)
-        parts.push_back(fmt::format("{} not known", finding.verdicts - known));
+        parts.push_back(fmt::format("{} not known when it came", finding.verdicts - known));
     if (!parts.empty())
         text += fmt::format(". Why the upstream closed: {}", fmt::join(parts, ", "));
     return text + ".";
@@ -523,32 +525,24 @@ std::string_view explained_by(const Present& limit, const Finding& finding)
 
 } // namespace
 
-std::vector<std::string> hints(const Diagnosis& diagnosis, const Watched& watched, const Finding& finding)
+namespace {
+
+/// What is special about it here.
+std::vector<std::string> own_hints(const Diagnosis& diagnosis, const Watched& watched, const Finding& finding)
 {
     std::vector<std::string> all;
-    // The text on a race is about timers.
-    if (!is_race(finding.cause) || (finding.is_of_timer() && pool_to_set(diagnosis, finding) == nullptr))
-        all.emplace_back(text_of(finding.cause).remedy);
-    for (const auto& [reason, count] : finding.reasons)
-        if (const ReasonText* text = text_of_reason(to_string(reason)); text != nullptr && reason != Reason::idle_timer)
-            all.push_back(fmt::format("{}: {}", to_string(reason), text->remedy));
-    for (const auto& [cause, together] : finding.together)
-        all.push_back(
-            fmt::format("{} died within 100 ms of one of these as {}: count both as one failure. A process that ends "
-                        "closes the connections whose requests it has read (upstream_closed) and resets those whose "
-                        "requests lie unread (upstream_reset) or that it was answering (response_cut).",
-                        together.times == 1 ? "Once, a request to this upstream"
-                                            : fmt::format("{} times, requests to this upstream", together.times),
-                        to_string(cause)));
     const Pool* pool = diagnosis.pool(finding.where);
     if (pool == nullptr || finding.server_side)
         return all;
     const End& server = pool->ends.upstream;
-    if (const auto listens = server.listens; finding.cause == Cause::connect_refused && listens)
-        all.push_back(*listens ? fmt::format("{} listens there now: it was away for a while, or came late.",
-                                             server.software != nullptr ? server.software->software : "Somebody")
-                               : "Nobody listens there now.");
     const bool ends_requests = is_by_upstream(finding.cause);
+    if (ends_requests && server.software != nullptr) {
+        if (!server.software->dies_of.empty())
+            all.push_back(fmt::format("{} stands there: {}.", server.software->software, server.software->dies_of));
+        for (const Present& limit : server.worker_limit)
+            all.push_back(fmt::format("{}'s {}: {}{}.", server.software->software, worker_limit_flag,
+                                      present_text(limit), explained_by(limit, finding)));
+    }
     if (!server.recycling.empty() &&
         (ends_requests || finding.cause == Cause::connect_refused || finding.reasons.count(Reason::restart) != 0))
         all.push_back(fmt::format("{} ends a process after so many requests, {}: until another one accepts, requests "
@@ -559,21 +553,54 @@ std::vector<std::string> hints(const Diagnosis& diagnosis, const Watched& watche
             fmt::format("Up to {} of them died within 100 ms of each other: that is a process that ended with "
                         "all that it had under way, rather than {} handlers.",
                         finding.most_at_once, finding.most_at_once));
+    if (const auto listens = server.listens; finding.cause == Cause::connect_refused && listens)
+        all.push_back(*listens ? fmt::format("{} listens there now: it was away for a while, or came late.",
+                                             server.software != nullptr ? server.software->software : "Somebody")
+                               : "Nobody listens there now.");
     if (server.listens.value_or(false) && watched.turned_away > 0 &&
         (finding.cause == Cause::connect_timeout || finding.cause == Cause::accept_stalled))
         all.push_back(
             fmt::format("{} listens on this host, and meanwhile {} here were turned away because a listener's "
                         "accept queue was full (ListenOverflows): it does not accept for a while (a blocked "
-                        "event loop, no free worker), or its backlog is too short.",
+                        "event loop, no free worker), or its backlog is too short. A longer backlog lets clients "
+                        "wait instead of fail, no more, if it is the former.",
                         server.software != nullptr ? server.software->software : "The upstream",
                         counted(watched.turned_away, "connection")));
-    if (!ends_requests || server.software == nullptr)
-        return all;
-    if (!server.software->dies_of.empty())
-        all.push_back(fmt::format("{} stands there: {}.", server.software->software, server.software->dies_of));
-    for (const Present& limit : server.worker_limit)
-        all.push_back(fmt::format("{}'s {}: {}{}.", server.software->software, worker_limit_flag, present_text(limit),
-                                  explained_by(limit, finding)));
+    return all;
+}
+
+/// What died with it of another cause.
+std::vector<std::string> together_hints(const Diagnosis& diagnosis, const Finding& finding)
+{
+    std::vector<std::string> all;
+    for (const Finding* other : diagnosis.findings()) {
+        const auto together = finding.together.find(other->cause);
+        if (other->where != finding.where || together == finding.together.end())
+            continue;
+        all.push_back(fmt::format(
+            "{} died within 100 ms of one of these as {}: they are one failure, of {} in all. A process that ends "
+            "closes the connections whose requests it has read (upstream_closed) and resets those whose requests lie "
+            "unread (upstream_reset) or that it was answering (response_cut).",
+            together->second.times == 1 ? "Once, a request to this upstream"
+                                        : fmt::format("{} times, requests to this upstream", together->second.times),
+            to_string(other->cause), counted(finding.affected + other->affected, "request")));
+    }
+    return all;
+}
+
+} // namespace
+
+std::vector<std::string> hints(const Diagnosis& diagnosis, const Watched& watched, const Finding& finding)
+{
+    std::vector<std::string> all = own_hints(diagnosis, watched, finding);
+    for (const auto& [reason, count] : finding.reasons)
+        if (const ReasonText* text = text_of_reason(to_string(reason)); text != nullptr && reason != Reason::idle_timer)
+            all.push_back(fmt::format("{}: {}", to_string(reason), text->remedy));
+    // The text on a race is about timers.
+    if (!is_race(finding.cause) || (finding.is_of_timer() && pool_to_set(diagnosis, finding) == nullptr))
+        all.emplace_back(text_of(finding.cause).remedy);
+    for (std::string& one : together_hints(diagnosis, finding))
+        all.push_back(std::move(one));
     return all;
 }
 
@@ -588,12 +615,14 @@ std::string times_text(const Finding& finding)
     if (finding.verdicts == times.size())
         return fmt::format("At {}. The most telling one:", fmt::join(times, ", "));
     const auto apart = finding.gaps.timeout();
-    return fmt::format("At {}, and {} more until {}{}. The most telling one:", fmt::join(times, ", "),
-                       finding.verdicts - times.size(), real.time_of_day(finding.last_ns),
-                       finding.bursts < 2 ? ""
-                       : apart
-                           ? fmt::format(", in {} bursts, {} apart as a rule", finding.bursts, duration_text(apart->ms))
-                           : fmt::format(", in {} bursts", finding.bursts));
+    return fmt::format(
+        "At {}, and {} more until {}{}. The most telling one:", fmt::join(times, ", "), finding.verdicts - times.size(),
+        real.time_of_day(finding.last_ns),
+        finding.bursts < 2 ? ""
+        : finding.bursts == 2
+            ? fmt::format(", in 2 bursts, {} apart", duration_text((finding.burst_ns - finding.first_ns) / ns_per_ms))
+        : apart ? fmt::format(", in {} bursts, {} apart as a rule", finding.bursts, duration_text(apart->ms))
+                : fmt::format(", in {} bursts", finding.bursts));
 }
 
 Sighting sighting_of(const Diagnosis& diagnosis, const Finding& finding)
