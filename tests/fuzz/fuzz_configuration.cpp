@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // libFuzzer: files and command lines that anybody on the host may have written, through the readers that run as root.
-// The first byte chooses the reader; the rest is a command line, an empty line, and the files, parted by a byte 1.
+// The first byte chooses the reader; the rest is a command line, an empty line, and the files, parted by a byte 1. 255
+// chooses finrace's own: the rest is its file.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -8,6 +9,10 @@
 #include <string_view>
 #include <vector>
 
+#include <CLI/CLI.hpp>
+
+#include "cli/config_file.h"
+#include "cli/options.h"
 #include "source/configuration.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
@@ -16,6 +21,7 @@ namespace {
 
 /// For speed: the readers have a bound of their own.
 constexpr unsigned most_opened = 50;
+constexpr std::uint8_t own_file = 255;
 
 std::vector<std::string> split(std::string_view text, char at)
 {
@@ -28,6 +34,21 @@ std::vector<std::string> split(std::string_view text, char at)
     return parts;
 }
 
+/// What is wrong has a place, always.
+void read_own(std::string_view text)
+{
+    using namespace finrace;
+    Action action;
+    CLI::App program("finrace");
+    add_run(program, action);
+    try {
+        take_config_text(*program.get_subcommand("run"), "f", text);
+    } catch (const UsageError& error) {
+        if (!std::string_view(error.what()).starts_with("f:"))
+            std::abort();
+    }
+}
+
 } // namespace
 
 int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size)
@@ -36,6 +57,10 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size)
     if (size == 0)
         return 0;
     const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
+    if (data[0] == own_file) {
+        read_own(text);
+        return 0;
+    }
     const std::size_t head = std::min(text.find("\n\n"), text.size());
     ProcessFacts process{.pid = 1,
                          .name = {},

@@ -16,6 +16,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "cli/config_file.h"
 #include "cli/confinement.h"
 #include "cli/live_loop.h"
 #include "cli/options.h"
@@ -45,6 +46,7 @@ struct RunOptions {
     RecordOptions record{};
     std::vector<std::string> replayed{};
     bool unconfined = false;
+    ConfigFile config{};
 };
 
 class Reporter final : public Listener {
@@ -321,6 +323,17 @@ int run(RunOptions options)
     return exit_success;
 }
 
+int configured_run(CLI::App& command, RunOptions& options)
+{
+    if (options.config.path)
+        take_config(command, *options.config.path);
+    if (!options.config.only_checked)
+        return run(options);
+    check_combination(options.watch);
+    fmt::print("{} is good\n", options.config.path.value_or(""));
+    return exit_success;
+}
+
 } // namespace
 
 void add_run(CLI::App& program, Action& action)
@@ -342,21 +355,25 @@ void add_run(CLI::App& program, Action& action)
                       "one record for the end of every connection, healthy and accepted ones too");
     add_record_options(*command, "--record", options->record);
     add_confinement_option(*command, options->unconfined);
+    add_config_options(*command, options->config);
     command
         ->add_option("--replay", options->replayed,
                      "judge what was recorded (finrace record, --record, or tcpdump) instead; - is standard input")
         ->type_name("FILE...")
-        ->excludes("--for", "--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes", "--unconfined");
+        ->excludes("--for", "--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes", "--unconfined",
+                   "--config");
     command->footer(
         "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
         "SIGHUP and SIGUSR1 open the --output file anew, for log rotation; without one SIGHUP ends it.\n"
         "\n"
         "Examples:\n"
         "  finrace run --output /var/log/finrace.jsonl\n"
+        "  finrace run --config /etc/finrace/finrace.toml --check-config\n"
         "  finrace run --upstream 10.0.0.0/8:8000 --process nginx --interval 1m\n"
         "  finrace run | jq -r 'select(.event.name == \"finrace.verdict\") |\n"
         "    [.timestamp, .network.peer.address, .finrace.cause, .finrace.message] | @tsv'");
-    command->callback([options, &action] { action = [options] { return run(*options); }; });
+    command->callback(
+        [options, command, &action] { action = [options, command] { return configured_run(*command, *options); }; });
 }
 
 } // namespace finrace

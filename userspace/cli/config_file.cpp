@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "cli/config_file.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <toml++/toml.h>
+
+#include "cli/parse.h"
+#include "source/descriptor.h"
+
+namespace finrace {
+
+namespace {
+
+constexpr std::size_t largest_file = 1U << 20U;
+
+/// What is for the command line alone: what reads the file, and what makes a run no service.
+constexpr std::string_view not_keys[] = {"help", "config", "check-config", "replay"};
+
+std::string key_of(const CLI::Option& option)
+{
+    if (option.get_lnames().empty())
+        return {};
+    std::string key = option.get_lnames().front();
+    if (std::find(std::begin(not_keys), std::end(not_keys), key) != std::end(not_keys))
+        return {};
+    std::replace(key.begin(), key.end(), '-', '_');
+    return key;
+}
+
+std::string kind_of(const CLI::Option& option)
+{
+    if (option.get_expected_max() == 0)
+        return "true or false";
+    const std::string one = fmt::format("\"{}\"", option.get_type_name());
+    return option.get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll
+               ? fmt::format("{}, or [{}, ...]", one, one)
+               : one;
+}
+
+std::string place_of(const std::string& path, const toml::source_region& source)
+{
+    return fmt::format("{}:{}", path, source.begin.line);
+}
+
+/// The texts that a flag would have. Nothing if the value is of no kind that it takes.
+std::vector<std::string> texts_of(const CLI::Option& option, const toml::node& value)
+{
+    const auto text_of = [](const toml::node& one) -> std::vector<std::string> {
+        if (const auto* text = one.as_string())
+            return {text->get()};
+        if (const auto* number = one.as_integer())
+            return {std::to_string(number->get())};
+        return {};
+    };
+    if (option.get_expected_max() == 0) {
+        const auto* flag = value.as_boolean();
+        return flag != nullptr ? std::vector<std::string>{flag->get() ? "true" : "false"} : std::vector<std::string>();
+    }
+    const auto* all = value.as_array();
+    if (all == nullptr)
+        return text_of(value);
+    if (option.get_multi_option_policy() != CLI::MultiOptionPolicy::TakeAll)
+        return {};
+    std::vector<std::string> texts;
+    for (const toml::node& one : *all) {
+        const auto text = text_of(one);
+        if (text.empty())
+            return {};
+        texts.push_back(text.front());
+    }
+    return texts;
+}
+
+std::string read_config(const std::string& path)
+{
+    const auto refuse = [&path](int error) {
+        throw UsageError(fmt::format("--config {}: {}", path, std::strerror(error)));
+    };
+    const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY));
+    if (!file)
+        refuse(errno);
+    std::string text(largest_file + 1, '\0');
+    std::size_t size = 0;
+    while (size < text.size()) {
+        const ssize_t got = ::read(file.get(), text.data() + size, text.size() - size);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            refuse(errno);
+        if (got == 0)
+            break;
+        size += static_cast<std::size_t>(got);
+    }
+    if (size > largest_file)
+        refuse(EFBIG);
+    text.resize(size);
+    return text;
+}
+
+} // namespace
+
+void add_config_options(CLI::App& command, ConfigFile& config)
+{
+    CLI::Option* file =
+        command
+            .add_option("--config", config.path,
+                        "a TOML file that says what these flags say: a key for each, with _ for -; flags win")
+            ->type_name("FILE");
+    command.add_flag("--check-config", config.only_checked, "say whether that file is good, and end")->needs(file);
+}
+
+void take_config_text(CLI::App& command, const std::string& path, std::string_view text)
+{
+    toml::table file;
+    try {
+        file = toml::parse(text, path);
+    } catch (const toml::parse_error& error) {
+        throw UsageError(fmt::format("{}: {}", place_of(path, error.source()), error.description()));
+    }
+    std::vector<std::string> known;
+    for (const CLI::Option* option : command.get_options())
+        if (std::string key = key_of(*option); !key.empty())
+            known.push_back(std::move(key));
+    std::vector<std::pair<toml::key, const toml::node*>> in_order;
+    for (const auto& [key, value] : file)
+        in_order.emplace_back(key, &value);
+    std::sort(in_order.begin(), in_order.end(),
+              [](const auto& one, const auto& other) { return one.first.source().begin < other.first.source().begin; });
+    for (const auto& [key, node] : in_order) {
+        const toml::node& value = *node;
+        const std::string where = fmt::format("{}: {}", place_of(path, key.source()), key.str());
+        const auto options = command.get_options(
+            [&key = key](const CLI::Option* option) { return key_of(*option) == key.str() && !key.str().empty(); });
+        if (options.empty())
+            throw UsageError(fmt::format("{} is no key; accepted: {}", where, fmt::join(known, ", ")));
+        CLI::Option* option = options.front();
+        const std::vector<std::string> texts = texts_of(*option, value);
+        if (texts.empty() && !(value.is_array() && value.as_array()->empty()))
+            throw UsageError(fmt::format("{} takes no such value; accepted: {}", where, kind_of(*option)));
+        if (option->count() > 0 || texts.empty())
+            continue;
+        for (const std::string& one : texts)
+            option->add_result(one);
+        try {
+            option->run_callback();
+        } catch (const CLI::ParseError& error) {
+            // CLI11 puts the flag's name before what is wrong with it.
+            const std::string name = option->get_name() + ": ";
+            std::string said = error.what();
+            if (said.starts_with(name))
+                said.erase(0, name.size());
+            throw UsageError(fmt::format("{}: {}", where, said));
+        }
+    }
+}
+
+void take_config(CLI::App& command, const std::string& path)
+{
+    take_config_text(command, path, read_config(path));
+}
+
+} // namespace finrace

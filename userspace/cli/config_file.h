@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// --config FILE: what a command's flags say, in a TOML file. A key is a flag's name with _ for -; the command line
+// wins.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <CLI/CLI.hpp>
+
+namespace finrace {
+
+/// --config and --check-config.
+struct ConfigFile {
+    std::optional<std::string> path;
+    bool only_checked = false;
+};
+void add_config_options(CLI::App& command, ConfigFile& config);
+
+/// Gives the command's options what the file (TOML 1.0.0) says, but for those that the command line has. Throws
+/// UsageError, which names file, line and key, and what is accepted.
+void take_config(CLI::App& command, const std::string& path);
+/// The same of a file's text.
+void take_config_text(CLI::App& command, const std::string& path, std::string_view text);
+
+} // namespace finrace
