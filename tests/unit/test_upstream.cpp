@@ -259,6 +259,23 @@ TEST_CASE("closes at one instant teach as much as one", "[upstream]")
         CHECK(learner.timeout()->ms == 5000);
         CHECK(learner.timeout()->samples == 5);
     }
+    SECTION("of each instant the shortest and the longest are kept, whenever they come")
+    {
+        // gunicorn's threads look once a second, and close what has rested longest first.
+        IdleTimeoutLearner learner;
+        const auto look = [&](std::uint64_t number) {
+            for (const std::uint32_t idle_ms : {2690U, 2691U, 2692U, 2693U, number % 2 == 0 ? 2390U : 2090U, 2710U})
+                learner.learn(idle_ms, start_ns + number * 4000 * ns_per_ms);
+        };
+        for (std::uint64_t number = 0; number < 9; ++number)
+            look(number);
+        CHECK(learner.samples() == 36);
+        CHECK(!learner.timeout()); // by the longest alone it would be a timer of 2.7 s
+        look(9);
+        REQUIRE(learner.timeout());
+        CHECK(learner.timeout()->lowest_ms == 2090);
+        CHECK(learner.timeout()->highest_ms == 2710);
+    }
     SECTION("an upstream that closes all the time keeps its instants apart")
     {
         IdleTimeoutLearner learner;

@@ -66,8 +66,10 @@ void IdleTimeoutLearner::learn(std::uint32_t idle_ms, std::uint64_t closed_ns)
         instant_began_ns_ = closed_ns;
         of_instant_ = 0;
     }
-    if (of_instant_ == most_of_instant)
+    if (of_instant_ == most_of_instant) {
+        widen_instant(idle_ms);
         return;
+    }
     ++of_instant_;
     const Sample sample{.idle_ms = idle_ms, .instant = instant_};
     if (samples_.size() < capacity) {
@@ -76,6 +78,28 @@ void IdleTimeoutLearner::learn(std::uint32_t idle_ms, std::uint64_t closed_ns)
         samples_[next_] = sample;
         next_ = (next_ + 1) % capacity;
     }
+    known_.reset();
+}
+
+void IdleTimeoutLearner::widen_instant(std::uint32_t idle_ms)
+{
+    // A server that looks for them once in a while closes those that have rested longest first.
+    Sample* shortest = nullptr;
+    Sample* longest = nullptr;
+    for (Sample& sample : samples_) {
+        if (sample.instant != instant_)
+            continue;
+        if (shortest == nullptr || sample.idle_ms < shortest->idle_ms)
+            shortest = &sample;
+        if (longest == nullptr || sample.idle_ms >= longest->idle_ms)
+            longest = &sample;
+    }
+    if (idle_ms < shortest->idle_ms)
+        shortest->idle_ms = idle_ms;
+    else if (idle_ms > longest->idle_ms)
+        longest->idle_ms = idle_ms;
+    else
+        return;
     known_.reset();
 }
 
@@ -123,7 +147,13 @@ std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
             }
             within.remove(sorted[first]);
         }
-        if (most >= samples && most * 100 >= all.count() * share_percent &&
+        // What had rested much shorter or longer when it was closed at the same instant speaks against a timer.
+        InstantsOf mixed;
+        for (const Sample& sample : sorted)
+            if (!cluster.empty() &&
+                (sample.idle_ms < cluster.front().idle_ms || sample.idle_ms > cluster.back().idle_ms))
+                mixed.add(sample);
+        if (most >= samples && (all.count() - mixed.count()) * 100 >= all.count() * share_percent &&
             (may_have_hole || widest_hole(cluster) * 2 <= cluster.back().idle_ms - cluster.front().idle_ms)) {
             result = IdleTimeout{
                 .ms = cluster[cluster.size() / 2].idle_ms,

@@ -35,8 +35,9 @@ struct IdleTimeout {
     [[nodiscard]] bool reaches(std::uint64_t rested_ms, std::uint64_t rtt_ms) const;
 };
 
-/// Learns one upstream's idle timeout from idle times at close. Keeps the newest 128, few of one instant: a process
-/// that ends closes many connections at once, and those that one burst has used had rested alike.
+/// Learns one upstream's idle timeout from idle times at close. Keeps the newest 128, few of one instant, the shortest
+/// and the longest among them: a process that ends closes many connections at once, and those that one burst has used
+/// had rested alike.
 class IdleTimeoutLearner {
 public:
     /// Samples come about in the order of `closed_ns`.
@@ -51,6 +52,9 @@ public:
 private:
     static constexpr std::size_t capacity = 128;
     static constexpr unsigned most_of_instant = 4;
+
+    /// Of the newest instant, which has all that are kept.
+    void widen_instant(std::uint32_t idle_ms);
 
     struct Sample {
         std::uint32_t idle_ms;
