@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 sys.dont_write_bytecode = True
 import harness  # noqa: E402
@@ -1302,6 +1302,32 @@ def test_full_disk(options):
         unmount(folder)
 
 
+def test_full_disk_at_start(options):
+    """A disk that is full, behind a torn line, is no reason not to start: a daemon that died there would stay away."""
+    folder = os.path.join(options.folder, "full")
+    os.makedirs(folder)
+    mount("tmpfs", folder, "tmpfs", "size=64k")
+    try:
+        path = os.path.join(folder, "records.jsonl")
+        with open(path, "wb", buffering=0) as file, suppress(OSError):
+            while file.write(b"torn"):
+                pass
+        with network() as net, Finrace(options, interval="100ms", output=path) as finrace:
+            wait_for(lambda: any("cannot write records" in text for text in finrace.said), "word of the full disk")
+            mount("tmpfs", folder, "tmpfs", "size=64m", remount=True)
+            wait_for(lambda: any("written again" in text for text in finrace.said), "word of the room")
+            accident = unanswered(net, listen(net))
+            finrace.stop()
+            with open(path, "rb") as file:
+                torn, *lines, rest = file.read().split(b"\n")
+            must(set(torn) == set(b"torn") and rest == b"", f"{torn[-20:]} ... {rest}")
+            finrace.lines = [(0.0, line) for line in lines]
+            harness.check_schema(finrace)
+            must([one.ends for one in finrace.verdicts(net)] == [accident], f"verdicts {finrace.verdicts(net)}")
+    finally:
+        unmount(folder)
+
+
 def mount(source, target, kind, data, remount=False):
     flags = 32 if remount else 0  # MS_REMOUNT
     checked(libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode()), f"mount {target}")
@@ -1565,7 +1591,8 @@ TESTS = [
     test_told_to_end_in_a_flood, test_log_rotation, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names,
     test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
-    test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_churn_at_start, test_start_stop,
+    test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,
+    test_churn_at_start, test_start_stop,
     test_many_connections,
 ]
 

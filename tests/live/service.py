@@ -264,6 +264,7 @@ def test_stop(options):
     call("systemctl", "stop", UNIT, limit=SLOW)
     must((shown("ActiveState"), shown("Result"), shown("ExecMainStatus")) == ("inactive", "success", "0"), shown("Result"))
     must_be_gone(held)
+    must(records("finrace.health")[-1]["finrace"]["health"]["last"], "no last summary")
     call("systemctl", "start", UNIT, limit=SLOW)
 
 

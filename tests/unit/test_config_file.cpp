@@ -95,7 +95,9 @@ TEST_CASE("what is wrong in a configuration file is named with its place", "[con
         refuses(std::string("upstream = ") + value,
                 "f.toml:1: upstream takes no such value; accepted: \"ADDR[/LEN][:PORT]|:PORT\", or "
                 "[\"ADDR[/LEN][:PORT]|:PORT\", ...]");
-    refuses("output = ['a', 'b']", "f.toml:1: output takes no such value; accepted: \"FILE\"");
+    for (const char* value : {"['a', 'b']", "['a']", "[]"})
+        refuses(std::string("output = ") + value, "f.toml:1: output takes no such value; accepted: \"FILE\"");
+    refuses("connections = []", "f.toml:1: connections takes no such value; accepted: true or false");
     refuses("connections = 'yes'", "f.toml:1: connections takes no such value; accepted: true or false");
     CHECK_THROWS_WITH(taken("output = 'a'\noutput = 'b'\n"), Catch::StartsWith("f.toml:2: "));
     CHECK_THROWS_WITH(taken("output = "), Catch::StartsWith("f.toml:1: "));

@@ -884,8 +884,8 @@ TEST_CASE("what dies of two causes at one instant is one failure", "[diagnosis]"
     CHECK(together()["upstream_closed"]["upstream_reset"] == 1);
     CHECK(together()["upstream_reset"]["upstream_closed"] == 1);
     CHECK(says(report_text(diagnosis, watched(), Paint(false), 400),
-               "Once, a request to this upstream died within 100 ms of one of these as upstream_reset: they are one "
-               "failure, of 6 requests in all."));
+               "Once, a request to this upstream died within 100 ms of one of these as upstream_reset: such are one "
+               "failure, not two."));
     dies(Cause::response_cut, 5000);
     dies(Cause::upstream_reset, 0);
     dies(Cause::upstream_closed, 0);
@@ -894,7 +894,7 @@ TEST_CASE("what dies of two causes at one instant is one failure", "[diagnosis]"
     CHECK(together()["upstream_closed"]["response_cut"] == 1);
     CHECK(
         says(report_text(diagnosis, watched(), Paint(false), 400),
-             "2 times, requests to this upstream died within 100 ms of one of these as upstream_reset: they are one "));
+             "2 times, requests to this upstream died within 100 ms of one of these as upstream_reset: such are one "));
 }
 
 TEST_CASE("what most races say of the upstream's close is told of its pool", "[diagnosis]")

@@ -22,7 +22,7 @@ namespace finrace {
 
 namespace {
 
-constexpr std::size_t largest_file = 1U << 20U;
+constexpr std::size_t largest_file = 1U << 16U;
 
 /// What is for the command line alone: what reads the file, and what makes a run no service.
 constexpr std::string_view not_keys[] = {"help", "config", "check-config", "replay"};
@@ -146,7 +146,9 @@ void take_config_text(CLI::App& command, const std::string& path, std::string_vi
             throw UsageError(fmt::format("{} is no key; accepted: {}", where, fmt::join(known, ", ")));
         CLI::Option* option = options.front();
         const std::vector<std::string> texts = texts_of(*option, value);
-        if (texts.empty() && !(value.is_array() && value.as_array()->empty()))
+        const bool none = value.is_array() && value.as_array()->empty() &&
+                          option->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
+        if (texts.empty() && !none)
             throw UsageError(fmt::format("{} takes no such value; accepted: {}", where, kind_of(*option)));
         if (option->count() > 0 || texts.empty())
             continue;

@@ -166,10 +166,11 @@ private:
             return (is_here ? pools.first : pools.second)[where];
         };
         for (const OpenSocket& one : open_sockets(live_->accounting(), true)) {
-            if (one.sampled.busy && one.sampled.exchange == 0)
+            const bool rests = one.sampled.used && !one.sampled.busy; // what nothing was asked of is no pool
+            if (!rests && one.sampled.exchange == 0)
                 continue;
             PoolNow& pool = pool_of(one.sampled.upstream, one.pid, one.process);
-            if (!one.sampled.busy) {
+            if (rests) {
                 ++pool.resting;
                 pool.longest_rest_ms = std::max(pool.longest_rest_ms, one.sampled.rested_ms);
                 if (pool.owner.pid == 0)

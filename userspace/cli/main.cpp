@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <new>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -83,6 +84,9 @@ int main(int argc, char** argv)
     }
     try {
         return written_out(action());
+    } catch (const std::bad_alloc&) {
+        say("out of memory");
+        return exit_failed;
     } catch (const std::exception& error) { // SetupError, UsageError, OutputError: their text says it all
         say(error.what());
         return exit_unusable;

@@ -18,6 +18,7 @@ namespace finrace {
 
 constexpr int exit_success = 0;
 constexpr int exit_unusable = 2; ///< a usage or environment error
+constexpr int exit_failed = 70;  ///< nobody's mistake: another try may do (EX_SOFTWARE, sysexits.h)
 
 /// What a command does once its flags are read; returns the exit status.
 using Action = std::function<int()>;

@@ -75,9 +75,14 @@ void add_record_options(CLI::App& command, const std::string& flag, RecordOption
                });
     command.add_option("--keep", options.keep, "so many older files: FILE.1, FILE.2, ...; default 4")
         ->type_name("COUNT")
-        ->check(CLI::Range(0, 10'000).description("")) // else it becomes a part of the type's name
-        ->needs(flag);
-    command.get_option("--rotate")->needs(flag);
+        ->check(CLI::Range(0, 10'000).description("")); // else it becomes a part of the type's name
+}
+
+void check_record_options(const CLI::App& command, const std::string& flag)
+{
+    for (const char* other : {"--rotate", "--keep"})
+        if (command.count(other) > 0 && command.count(flag) == 0)
+            throw UsageError(fmt::format("{} says how to keep what {} records: give both, or none", other, flag));
 }
 
 void say_missing(const Recorder& recorder)

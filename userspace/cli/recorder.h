@@ -26,6 +26,8 @@ struct RecordOptions {
 
 /// --rotate and --keep, and the flag that names the file.
 void add_record_options(CLI::App& command, const std::string& flag, RecordOptions& options);
+/// What no single one of them can tell. Throws UsageError.
+void check_record_options(const CLI::App& command, const std::string& flag);
 
 /// At the end: what the recording lacks, if anything.
 class Recorder;

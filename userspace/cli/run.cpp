@@ -123,7 +123,7 @@ public:
     {
         struct stat status {};
         if (options_.output == "-")
-            return false;
+            return manager_ != nullptr && manager_->is_there(); // a service ends by SIGTERM
         if (manager_ != nullptr)
             manager_->reloading();
         if (::fstat(stream_.descriptor(), &status) != 0 || !S_ISCHR(status.st_mode)) // nobody rotates a device
@@ -327,6 +327,7 @@ int configured_run(CLI::App& command, RunOptions& options)
 {
     if (options.config.path)
         take_config(command, *options.config.path);
+    check_record_options(command, "--record");
     if (!options.config.only_checked)
         return run(options);
     check_combination(options.watch);

@@ -18,6 +18,7 @@ public:
     /// Throws UsageError if $NOTIFY_SOCKET is no address that can be reached.
     ServiceManager();
 
+    [[nodiscard]] bool is_there() const { return static_cast<bool>(socket_); }
     void ready(const std::string& status) { tell_surely("READY=1\nSTATUS=" + status); }
     void status(const std::string& status) { tell("STATUS=" + status); }
     /// To be called at each turn of the loop: a watchdog that hears nothing for so long ends the process.

@@ -26,7 +26,7 @@ constexpr std::array reasons{
     ReasonText{
         .reason = Reason::idle_timer,
         .title = "it had rested for as long as this upstream lets connections idle",
-        .evidence = "Its rest fits the idle timeout that the upstream's harmless closes have taught.",
+        .evidence = "Its rest fits the idle timeout that the upstream's other closes have taught.",
         .remedy = "Let the proxy close first, or raise the upstream's idle timeout: finrace explain keepalive_race.",
     },
     ReasonText{
@@ -201,7 +201,8 @@ Reason CloseHistory::reason(const event& e, const std::optional<IdleTimeout>& ti
             ++counted;
             limited += other.served == close.served ? 1 : 0;
         }
-        if (is_early(other) && other.at_ns + lately_ns >= close.at_ns)
+        if (is_early(other) && other.rested_ms > behind_answer_ms && !other.took_a_request &&
+            other.at_ns + lately_ns >= close.at_ns)
             ++early;
     }
     // Connections that were opened together reach their timer together as well; and a server that looks for them once a

@@ -24,6 +24,7 @@ struct SampledConnection {
     std::uint32_t exchange = 0;  ///< with an id: requests so far
     bool busy = false;           ///< a request has been sent, and no answer to it has begun
     std::uint64_t rested_ms = 0; ///< of one that is not: since its last byte came in, or it was opened
+    bool used = false;           ///< bytes have come in
 };
 
 class Traffic {

@@ -570,21 +570,17 @@ std::vector<std::string> own_hints(const Diagnosis& diagnosis, const Watched& wa
 }
 
 /// What died with it of another cause.
-std::vector<std::string> together_hints(const Diagnosis& diagnosis, const Finding& finding)
+std::vector<std::string> together_hints(const Finding& finding)
 {
     std::vector<std::string> all;
-    for (const Finding* other : diagnosis.findings()) {
-        const auto together = finding.together.find(other->cause);
-        if (other->where != finding.where || together == finding.together.end())
-            continue;
+    for (const auto& [cause, together] : finding.together)
         all.push_back(fmt::format(
-            "{} died within 100 ms of one of these as {}: they are one failure, of {} in all. A process that ends "
-            "closes the connections whose requests it has read (upstream_closed) and resets those whose requests lie "
+            "{} died within 100 ms of one of these as {}: such are one failure, not two. A process that ends closes "
+            "the connections whose requests it has read (upstream_closed) and resets those whose requests lie "
             "unread (upstream_reset) or that it was answering (response_cut).",
-            together->second.times == 1 ? "Once, a request to this upstream"
-                                        : fmt::format("{} times, requests to this upstream", together->second.times),
-            to_string(other->cause), counted(finding.affected + other->affected, "request")));
-    }
+            together.times == 1 ? "Once, a request to this upstream"
+                                : fmt::format("{} times, requests to this upstream", together.times),
+            to_string(cause)));
     return all;
 }
 
@@ -599,7 +595,7 @@ std::vector<std::string> hints(const Diagnosis& diagnosis, const Watched& watche
     // The text on a race is about timers.
     if (!is_race(finding.cause) || (finding.is_of_timer() && pool_to_set(diagnosis, finding) == nullptr))
         all.emplace_back(text_of(finding.cause).remedy);
-    for (std::string& one : together_hints(diagnosis, finding))
+    for (std::string& one : together_hints(finding))
         all.push_back(std::move(one));
     return all;
 }
@@ -710,7 +706,8 @@ std::string closes_first_text(const Pool& pool)
 {
     const std::string races = counted(pool.races, "race");
     for (const auto& [reason, count] : pool.race_reasons)
-        if (const ReasonText* text = text_of_reason(to_string(reason)); text != nullptr && 2 * count > pool.races)
+        if (const ReasonText* text = text_of_reason(to_string(reason));
+            text != nullptr && reason != Reason::idle_timer && 2 * count > pool.races)
             return fmt::format("The upstream closes first, as {} show, and by no idle timer that has shown: {}.", races,
                                text->title);
     return fmt::format("The upstream closes first, as {} show; after how long a rest has not shown.", races);

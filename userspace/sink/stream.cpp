@@ -58,10 +58,10 @@ Stream::~Stream()
         ::close(fd_);
 }
 
-Stream Stream::to_file(const std::string& path, std::size_t backlog)
+Stream Stream::to_file(const std::string& path, std::size_t backlog, mode_t mode)
 {
     // O_NONBLOCK: a FIFO without a reader is refused instead of waited for.
-    const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0600);
+    const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, mode);
     if (fd < 0)
         throw OutputError(errno == ENXIO ? fmt::format("nobody reads from {}: start the pipe's reader first", path)
                                          : fmt::format("cannot open {} for appending: {}", path, std::strerror(errno)));
@@ -71,8 +71,11 @@ Stream Stream::to_file(const std::string& path, std::size_t backlog)
     const bool known = ::fstat(fd, &status) == 0;
     stream.pipe_ = known && S_ISFIFO(status.st_mode);
     if (known && S_ISREG(status.st_mode) && status.st_size > 0 && ends_within_a_line(path, status.st_size) &&
-        ::write(fd, "\n", 1) != 1)
-        throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(errno)));
+        ::write(fd, "\n", 1) != 1) {
+        if (errno != ENOSPC && errno != EDQUOT)
+            throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(errno)));
+        stream.backlog_.push_back('\n'); // a full disk is no reason not to start: what was torn ends once there is room
+    }
     return stream;
 }
 
@@ -101,7 +104,9 @@ Stream Stream::to_descriptor(int fd, std::size_t backlog)
 void Stream::reopen(const std::string& path, bool discard)
 {
     flush(); // before: the path may still be the same file, and its last line a part of one
-    Stream fresh = to_file(path, limit_);
+    struct stat before {};
+    const bool is_file = ::fstat(fd_, &before) == 0 && S_ISREG(before.st_mode);
+    Stream fresh = to_file(path, limit_, is_file ? before.st_mode & 0666U : owner_alone);
     if (discard) {
         drop_waiting();
         within_line_ = false;

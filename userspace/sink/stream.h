@@ -21,8 +21,10 @@ class Stream {
 public:
     static constexpr std::size_t default_backlog = 8U << 20U;
 
-    /// Appends to the file, which is created for its owner alone. Throws OutputError.
-    static Stream to_file(const std::string& path, std::size_t backlog = default_backlog);
+    static constexpr mode_t owner_alone = 0600;
+
+    /// Appends to the file, which is created if it is not there. Throws OutputError.
+    static Stream to_file(const std::string& path, std::size_t backlog = default_backlog, mode_t mode = owner_alone);
     /// Writes to what `fd` refers to, which stays open and keeps its own blocking mode. Throws OutputError.
     static Stream to_descriptor(int fd, std::size_t backlog = default_backlog);
 

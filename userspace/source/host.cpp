@@ -310,6 +310,7 @@ std::vector<OpenSocket> open_sockets(int accounting, bool with_owners)
             // request from the answer of the same tick before it.
             one.sampled.busy = followed ? connection_awaits_response(&c, socket.bytes_received) != 0
                                         : socket.last_send_ns != 0 && !is_answered(socket);
+            one.sampled.used = socket.last_receive_ns != 0;
             const std::uint64_t since_ns = socket.last_receive_ns != 0 ? socket.last_receive_ns : c.opened_ns;
             if (!one.sampled.busy && since_ns != 0 && now_ns > since_ns)
                 one.sampled.rested_ms = (now_ns - since_ns) / ns_per_ms;
