@@ -1269,25 +1269,42 @@ def test_reader_that_never_comes_back(options):
             must(finrace.process.returncode == 0, lambda: f"exit {finrace.process.returncode}: {finrace.words()}")
 
 
-def test_full_disk(options):
-    """No room on the disk: it says so, goes on, and writes all that waits once there is room, with no line torn."""
+@contextmanager
+def small_disk(options):
+    """A folder on a disk of its own, of 64 kB."""
     folder = os.path.join(options.folder, "disk")
-    os.makedirs(folder)
+    os.makedirs(folder, exist_ok=True)
     mount("tmpfs", folder, "tmpfs", "size=64k")
     try:
+        yield folder
+    finally:
+        unmount(folder)
+
+
+def wait_full(finrace):
+    wait_for(lambda: any("cannot write records" in text for text in finrace.said), "word of the full disk")
+    must(any("No space left" in text for text in finrace.said), finrace.words)
+
+
+def make_room(finrace, folder):
+    mount("tmpfs", folder, "tmpfs", "size=64m", remount=True)
+    wait_for(lambda: any("written again" in text for text in finrace.said), "word of the room")
+
+
+def test_full_disk(options):
+    """No room on the disk: it says so, goes on, and writes all that waits once there is room, with no line torn."""
+    with small_disk(options) as folder:
         path = os.path.join(folder, "records.jsonl")
         with network() as net:
             listener = listen(net)
             with Finrace(options, "--connections", interval="100ms", output=path) as finrace:
                 for _ in range(100):
                     healthy(net, listener)
-                wait_for(lambda: any("cannot write records" in text for text in finrace.said), "word of the full disk")
-                must(any("No space left" in text for text in finrace.said), finrace.words)
+                wait_full(finrace)
                 accident = unanswered(net, listener)
                 time.sleep(0.5)
                 must(finrace.alive(), lambda: f"ended: {finrace.words()}")
-                mount("tmpfs", folder, "tmpfs", "size=64m", remount=True)
-                wait_for(lambda: any("written again" in text for text in finrace.said), "word of the room")
+                make_room(finrace, folder)
                 finrace.stop()
             with open(path, "rb") as file:
                 *finrace.lines, finrace.rest = [(0.0, line) for line in file.read().split(b"\n")]
@@ -1298,24 +1315,18 @@ def test_full_disk(options):
             must(finrace.health().at("finrace.output.dropped") == 0, "records were dropped")
         done = run_finrace(options, ["run", "--backend", options.backend, "--output", os.path.join(folder, "no", "file")])
         must(done.returncode == 2 and os.path.join(folder, "no") in done.stderr, f"{done.returncode}: {done.stderr}")
-    finally:
-        unmount(folder)
 
 
 def test_full_disk_at_start(options):
     """A disk that is full, behind a torn line, is no reason not to start: a daemon that died there would stay away."""
-    folder = os.path.join(options.folder, "full")
-    os.makedirs(folder)
-    mount("tmpfs", folder, "tmpfs", "size=64k")
-    try:
+    with small_disk(options) as folder:
         path = os.path.join(folder, "records.jsonl")
         with open(path, "wb", buffering=0) as file, suppress(OSError):
             while file.write(b"torn"):
                 pass
         with network() as net, Finrace(options, interval="100ms", output=path) as finrace:
-            wait_for(lambda: any("cannot write records" in text for text in finrace.said), "word of the full disk")
-            mount("tmpfs", folder, "tmpfs", "size=64m", remount=True)
-            wait_for(lambda: any("written again" in text for text in finrace.said), "word of the room")
+            wait_full(finrace)
+            make_room(finrace, folder)
             accident = unanswered(net, listen(net))
             finrace.stop()
             with open(path, "rb") as file:
@@ -1324,8 +1335,6 @@ def test_full_disk_at_start(options):
             finrace.lines = [(0.0, line) for line in lines]
             harness.check_schema(finrace)
             must([one.ends for one in finrace.verdicts(net)] == [accident], f"verdicts {finrace.verdicts(net)}")
-    finally:
-        unmount(folder)
 
 
 def mount(source, target, kind, data, remount=False):

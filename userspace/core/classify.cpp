@@ -809,12 +809,12 @@ bool is_reused(const connection& c)
 
 bool is_race(Cause cause)
 {
-    return cause == Cause::keepalive_race || cause == Cause::stale_response || cause == Cause::stale_reuse;
+    return std::find(race_causes.begin(), race_causes.end(), cause) != race_causes.end();
 }
 
 bool is_by_upstream(Cause cause)
 {
-    return cause == Cause::upstream_closed || cause == Cause::upstream_reset || cause == Cause::response_cut;
+    return std::find(upstream_ends.begin(), upstream_ends.end(), cause) != upstream_ends.end();
 }
 
 std::uint64_t races_of(const UpstreamCounts& counts)

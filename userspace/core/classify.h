@@ -3,6 +3,7 @@
 // out. What the evidence does not carry gets no name.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -45,9 +46,11 @@ struct Classification {
 /// is known of it, where the event depends on it.
 Classification classify(const event& e, const Upstream& upstream, const Outcome& outcome = {});
 
-/// Whether a verdict is that a request met the upstream's idle close.
+/// A request met the upstream's idle close.
+inline constexpr std::array race_causes{Cause::keepalive_race, Cause::stale_response, Cause::stale_reuse};
 bool is_race(Cause cause);
-/// Whether it is that the upstream ended a request that it had taken.
+/// The upstream ended a request that it had taken.
+inline constexpr std::array upstream_ends{Cause::upstream_closed, Cause::upstream_reset, Cause::response_cut};
 bool is_by_upstream(Cause cause);
 /// Of an upstream's verdicts those that are races.
 std::uint64_t races_of(const UpstreamCounts& counts);

@@ -225,7 +225,7 @@ void Diagnosis::note_together(Finding& finding, std::uint64_t at_ns)
             ++together.times;
         together.last_ns = at_ns;
     };
-    for (const Cause cause : {Cause::upstream_closed, Cause::upstream_reset, Cause::response_cut}) {
+    for (const Cause cause : upstream_ends) {
         const auto other = findings_.find({finding.where, cause});
         if (cause == finding.cause || other == findings_.end() || other->second.last_ns + one_instant_ns < at_ns ||
             at_ns + one_instant_ns < other->second.last_ns)
@@ -286,7 +286,7 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
             if (const auto opener = openers_.find(*key); run.process.empty() && opener != openers_.end())
                 run.process = opener->second;
             run.ends = ends_of(*key, owner);
-            for (const Cause cause : {Cause::keepalive_race, Cause::stale_response, Cause::stale_reuse})
+            for (const Cause cause : race_causes)
                 if (const auto found = findings_.find({*key, cause}); found != findings_.end())
                     for (const auto& [reason, count] : found->second.reasons)
                         run.race_reasons[reason] += count;
