@@ -365,7 +365,8 @@ void add_run(CLI::App& program, Action& action)
                    "--config");
     command->footer(
         "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
-        "SIGHUP and SIGUSR1 open the --output file anew, for log rotation; without one SIGHUP ends it.\n"
+        "SIGHUP and SIGUSR1 open the --output file anew, for log rotation; without one SIGHUP ends it,\n"
+        "but not as a service.\n"
         "\n"
         "Examples:\n"
         "  finrace run --output /var/log/finrace.jsonl\n"

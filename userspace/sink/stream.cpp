@@ -107,6 +107,8 @@ void Stream::reopen(const std::string& path, bool discard)
     struct stat before {};
     const bool is_file = ::fstat(fd_, &before) == 0 && S_ISREG(before.st_mode);
     Stream fresh = to_file(path, limit_, is_file ? before.st_mode & 0666U : owner_alone);
+    if (!fresh.backlog_.empty()) // a torn line there, whose end finds no room
+        throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(ENOSPC)));
     if (discard) {
         drop_waiting();
         within_line_ = false;
