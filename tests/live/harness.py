@@ -702,6 +702,12 @@ def prepare(options, name):
     options.folder = tempfile.mkdtemp(prefix=f"finrace-{name}-")
 
 
+def leave_mounts():
+    """From now on this process's mounts are its own."""
+    checked(libc.unshare(CLONE_NEWNS), "unshare")
+    checked(libc.mount(None, b"/", None, 1 << 18 | 1 << 14, None), "mount --make-rprivate /")  # MS_PRIVATE, MS_REC
+
+
 def neither_file_nor_folder(folder, names):
     """Of these names in a folder: a server's sockets and pipes, which can't be copied."""
     return [name for name in names if not os.path.isfile(os.path.join(folder, name)) and not os.path.isdir(os.path.join(folder, name))]

@@ -41,6 +41,7 @@ SLOW_ON = ("fentry", "6.12")
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node"}
 PROVEN_ON = ("fentry", "6.1")
 PEERS_ON = ("fentry", "5.10")
+OUTPUTS_BY = "fentry"  # they know nothing of how the kernel is watched
 VIEWED_ON = {("fentry", "6.12"), ("kprobe", "6.1")}  # where a connection's accounting can be sampled, and where not
 LIMIT = 600  # seconds, of each command
 
@@ -83,6 +84,7 @@ def smp(options, name):
         f"{HERE}/robustness.py", *BACKENDS[name], *tools(options, line=False), "--small",
         "--only", SLOW_ODDITIES if slow else ODDITIES,
     ], True
+    yield "outputs", [f"{HERE}/outputs.py", *BACKENDS[name], *tools(options, line=False), "--small"], name == OUTPUTS_BY
 
 
 def tools(options, line=True):

@@ -720,6 +720,52 @@ def test_log_rotation(options):
             finrace.wait_end()
 
 
+def test_reload(options):
+    """SIGHUP reads the configuration file anew, from within its own root: what can change does, and it says what takes a restart."""
+    folder = os.path.join(options.folder, "configuration")
+    os.makedirs(folder)
+    path = os.path.join(folder, "finrace.toml")
+
+    def configure(*lines):
+        with open(path + ".new", "w", encoding="ascii") as file:
+            file.write("\n".join(lines) + "\n")
+        os.rename(path + ".new", path)
+
+    with network() as net:
+        listener = listen(net)
+        configure('upstream = "192.0.2.1"', 'ring_bytes = "4M"')
+        with Finrace(options, "--config", path, interval="100ms") as finrace:
+            def reload(*words):
+                before = len(finrace.said)
+                finrace.send(signal.SIGHUP)
+                for text in words:
+                    wait_for(lambda text=text: any(text in said for said in finrace.said[before:]), lambda text=text: f"{text}: {finrace.words()}")
+
+            unanswered(net, listener)
+            configure("upstream = []", f'upstream_name = "{net.prefix}0/24=billing"', 'ring_bytes = "8M"', 'interval = "1h"')
+            reload("taken anew: upstream, upstream_name", "until a restart: ring_bytes")
+            due = unanswered(net, listener)
+            wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == [due], "the verdict, which the filter lets through by now")
+            must(finrace.verdicts(net)[0].at("peer.service") == "billing", f"{finrace.verdicts(net)}")
+            finrace.next_health()  # --interval wins over the file's
+
+            configure("upstream = []", "nonsense = 1")
+            reload(f"{path}:2: nonsense is no key", "all goes on as before")
+            configure('mask_addresses = "all"', 'hash_addresses = "all"')
+            reload("give one of them", "all goes on as before")
+            os.unlink(path)
+            reload("No such file", "all goes on as before")
+            configure('mask_addresses = "all"')
+            reload("taken anew: mask_addresses, upstream_name")
+            unanswered(net, listener)
+            masked = finrace.wait_verdicts(net, 2)[1]
+            must({masked.at("network.peer.address"), masked.at("network.local.address")} == {net.prefix + "0"} and
+                 masked.at("peer.service") is None, f"{masked}")
+            finrace.stop()
+            harness.check_schema(finrace)
+            must(not any("warning" in text for text in finrace.said), finrace.words)
+
+
 def test_recording(options):
     """A recording, in parts and whole, tells what the run told; of one that is cut or damaged, all that is whole."""
     path = os.path.join(options.folder, "recorded")
@@ -1602,7 +1648,7 @@ def test_no_cgroup_root(options):
 
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
-    test_told_to_end_in_a_flood, test_log_rotation, test_recording, test_page, test_filter_that_nothing_matches,
+    test_told_to_end_in_a_flood, test_log_rotation, test_reload, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names,
     test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,
@@ -1613,8 +1659,7 @@ TESTS = [
 
 def test(options, results):
     print(f"robustness: backend {options.backend_name}, {options.many} connections at once, {options.starts} starts", flush=True)
-    checked(libc.unshare(harness.CLONE_NEWNS), "unshare")
-    checked(libc.mount(None, b"/", None, 1 << 18 | 1 << 14, None), "mount --make-rprivate /")  # MS_PRIVATE, MS_REC
+    harness.leave_mounts()
     run_send_calls(options, results)
     tests = TESTS
     if options.sanitized:

@@ -9,11 +9,13 @@ import grp
 import json
 import os
 import pwd
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
@@ -150,6 +152,25 @@ def test_reload(options):
     must_see()
 
 
+def test_reload_configuration(_options):
+    """`systemctl reload` takes what has changed in /etc/finrace/finrace.toml, without another process."""
+    pid = main_pid()
+    with open(CONFIGURATION, encoding="utf-8") as file:
+        good = file.read()
+    with network() as net:
+        with open(CONFIGURATION, "w", encoding="utf-8") as file:
+            file.write(good + f'upstream_name = "{net.prefix}0/24=billing"\n')
+        call("systemctl", "reload", UNIT)
+        port = lose_a_request(net)
+        wait_verdict(port)
+    named = next(one for one in records("finrace.verdict") if one["network"]["local"]["port"] == port)
+    must(named.get("peer") == {"service": "billing"} and main_pid() == pid, f"{named}")
+    wait_for(lambda: "taken anew: upstream_name" in journal(), journal)
+    with open(CONFIGURATION, "w", encoding="utf-8") as file:
+        file.write(good)
+    call("systemctl", "reload", UNIT)
+
+
 def test_logrotate(options):
     """The installed rules, by real logrotate, while requests die: each has its verdict, in the old file or the new one."""
     ports = set()
@@ -257,6 +278,54 @@ def test_usage_error(options):
     must(shown("ActiveState") == "active", "it does not start again")
 
 
+def test_journal(_options):
+    """Into the journal and to /dev/log beside its log; a journal that is restarted in between loses none."""
+    with open(CONFIGURATION, encoding="utf-8") as file:
+        good = file.read()
+    with open(CONFIGURATION, "w", encoding="utf-8") as file:
+        file.write(re.sub(r"(?m)^output = .*$", f'output = ["{LOG}", "journald", "syslog"]', good))
+    configured()
+
+    def told(*match):
+        text = call("journalctl", "--no-pager", "--output=json", "--all", *match)
+        return [json.loads(line) for line in text.splitlines()]
+
+    def ports():
+        return sorted(int(entry["NETWORK_LOCAL_PORT"]) for entry in told("FINRACE_CAUSE=upstream_closed"))
+
+    def syslog_ports():
+        found = (re.search(r"finrace \d+ verdict - (\{.*\})", entry["MESSAGE"]) for entry in told("_TRANSPORT=syslog"))
+        return sorted(json.loads(match[1])["network"]["local"]["port"] for match in found if match)
+
+    with network() as net:
+        due = [lose_a_request(net)]
+        wait_for(lambda: ports() == due == syslog_ports(), lambda: f"{due} in the journal: {ports()}, {syslog_ports()}")
+        call("systemctl", "restart", "systemd-journald.service", limit=SLOW)
+        due = sorted(due + [lose_a_request(net) for _ in range(3)])
+        wait_for(lambda: ports() == due == syslog_ports(), lambda: f"{due} in the journal: {ports()}, {syslog_ports()}")
+        wait_for(lambda: set(due) <= ports_of(), "the same in the log")
+    entry = told("FINRACE_CAUSE=upstream_closed")[0]
+    must(entry["MESSAGE"].startswith("upstream_closed: ") and entry["PRIORITY"] == "4" and entry["_SYSTEMD_UNIT"] == UNIT, f"{entry}")
+    with open(CONFIGURATION, "w", encoding="utf-8") as file:
+        file.write(good)
+    configured()
+
+
+def test_metrics(_options):
+    """Served to this host, by the confined service."""
+    with open(CONFIGURATION, encoding="utf-8") as file:
+        good = file.read()
+    with open(CONFIGURATION, "w", encoding="utf-8") as file:
+        file.write(good.replace("#metrics = 9735", "metrics = 9735"))
+    configured()
+    with urllib.request.urlopen("http://127.0.0.1:9735/metrics", timeout=LIMIT) as answer:
+        text = answer.read().decode("utf-8")
+    must("\nfinrace_races_total 0\n" in text and "\nprocess_resident_memory_bytes " in text, text)
+    with open(CONFIGURATION, "w", encoding="utf-8") as file:
+        file.write(good)
+    configured()
+
+
 def test_stop(options):
     """A last summary, nothing left in the kernel, and no failure."""
     must_see()
@@ -284,8 +353,8 @@ def test_remove(options):
 WHOLE_ON = (6, 1)
 EVERYWHERE = [test_verdict, test_killed, test_stop]
 TESTS = [
-    test_verdict, test_upgrade, test_reload, test_logrotate, test_watchdog, test_killed, test_other_users, test_linked_log,
-    test_exposure, test_usage_error, test_stop, test_remove,
+    test_verdict, test_upgrade, test_reload, test_reload_configuration, test_logrotate, test_watchdog, test_killed, test_other_users, test_linked_log,
+    test_exposure, test_usage_error, test_journal, test_metrics, test_stop, test_remove,
 ]
 
 

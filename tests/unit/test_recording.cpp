@@ -15,9 +15,11 @@
 #include <fmt/format.h>
 #include <zlib.h>
 
+#include "folder.h"
 #include "source/recording.h"
 
 using namespace finrace;
+using namespace finrace::test;
 
 namespace {
 
@@ -61,24 +63,6 @@ bool same(const event& one, const event& other)
 {
     return std::memcmp(&one, &other, sizeof(one)) == 0;
 }
-
-class RecordingFile {
-public:
-    RecordingFile() { REQUIRE(::mkdtemp(folder_.data()) != nullptr); }
-    ~RecordingFile() { std::filesystem::remove_all(folder_); }
-    RecordingFile(const RecordingFile&) = delete;
-    RecordingFile& operator=(const RecordingFile&) = delete;
-
-    std::string holding(const std::string& bytes)
-    {
-        const std::string path = folder_ + "/recording";
-        std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-        return path;
-    }
-
-private:
-    std::string folder_ = std::filesystem::temp_directory_path() / "finrace-recording-XXXXXX";
-};
 
 std::string text_of(const std::vector<RecordingEntry>& entries)
 {
@@ -220,13 +204,13 @@ TEST_CASE("an event that no source makes is damage", "[recording]")
 
 TEST_CASE("a file cut anywhere gives all lines that are whole", "[recording]")
 {
-    RecordingFile file;
+    const Folder folder;
     const std::vector<RecordingEntry> entries{some_header(),   RecordedClock{1}, some_event(1),
                                               RecordedTick{2}, some_event(0xff), RecordedEnd{true}};
     const std::string text = text_of(entries);
     const std::size_t header_bytes = text.find('\n') + 1;
     for (std::size_t length = header_bytes; length <= text.size(); ++length) {
-        RecordingReader reader(file.holding(text.substr(0, length)));
+        RecordingReader reader(folder.holding("recording", text.substr(0, length)));
         const auto found = all_of(reader);
         const auto lines = static_cast<std::size_t>(
             std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(length), '\n'));
@@ -235,30 +219,30 @@ TEST_CASE("a file cut anywhere gives all lines that are whole", "[recording]")
         CHECK(reader.cut_short() == (text[length - 1] != '\n'));
     }
     for (std::size_t length = 0; length < header_bytes; ++length)
-        CHECK_THROWS_AS(RecordingReader(file.holding(text.substr(0, length))), RecordingError);
+        CHECK_THROWS_AS(RecordingReader(folder.holding("recording", text.substr(0, length))), RecordingError);
 }
 
 TEST_CASE("damage costs its own lines, and is counted", "[recording]")
 {
-    RecordingFile file;
+    const Folder folder;
     const std::string before = text_of({some_header(), some_event(1)});
     const std::string after = text_of({some_event(2), RecordedEnd{true}});
     SECTION("noise between")
     {
-        RecordingReader reader(file.holding(before + "noise\n\n\x01\x02\n" + after));
+        RecordingReader reader(folder.holding("recording", before + "noise\n\n\x01\x02\n" + after));
         CHECK(all_of(reader).size() == 4);
         CHECK(reader.damaged_lines() == 2); // an empty line is what a crash leaves
     }
     SECTION("a line without an end in sight")
     {
-        RecordingReader reader(file.holding(before + std::string(3U << 20U, 'x') + "\n" + after));
+        RecordingReader reader(folder.holding("recording", before + std::string(3U << 20U, 'x') + "\n" + after));
         CHECK(all_of(reader).size() == 4);
         CHECK(reader.damaged_lines() == 1);
         CHECK_FALSE(reader.cut_short());
     }
     SECTION("nothing else follows it")
     {
-        RecordingReader reader(file.holding(before + std::string(3U << 20U, 'x')));
+        RecordingReader reader(folder.holding("recording", before + std::string(3U << 20U, 'x')));
         CHECK(all_of(reader).size() == 2);
         CHECK(reader.cut_short());
     }
@@ -266,10 +250,10 @@ TEST_CASE("damage costs its own lines, and is counted", "[recording]")
 
 TEST_CASE("what is no recording, or another version of one, is refused with a reason", "[recording]")
 {
-    RecordingFile file;
+    const Folder folder;
     const auto reason = [&](const std::string& bytes) -> std::string {
         try {
-            RecordingReader reader(file.holding(bytes));
+            RecordingReader reader(folder.holding("recording", bytes));
             all_of(reader);
         } catch (const RecordingError& error) {
             return error.what();
@@ -305,14 +289,14 @@ TEST_CASE("what is no recording, or another version of one, is refused with a re
 TEST_CASE("a header that is damaged costs what follows it, up to the next; its second copy makes up for it",
           "[recording]")
 {
-    RecordingFile file;
+    const Folder folder;
     std::string broken = text_of({some_header()});
     broken[broken.size() / 2] ^= 1;
     const std::string good = text_of({some_header()});
     const std::string other = text_of({some_header("two")});
     const std::string told = text_of({some_event(1), RecordedTick{1}});
     const auto entries = [&](const std::string& text, std::uint64_t damaged) {
-        RecordingReader reader(file.holding(text));
+        RecordingReader reader(folder.holding("recording", text));
         const std::size_t count = all_of(reader).size();
         CHECK(reader.damaged_lines() == damaged);
         return count;
@@ -321,12 +305,13 @@ TEST_CASE("a header that is damaged costs what follows it, up to the next; its s
     CHECK(entries(good + broken + told, 1) == 3);
     CHECK(entries(broken + told + good + told, 3) == 3);
     CHECK(entries(good + told + broken + told + other + told, 3) == 6);
-    CHECK_THROWS_WITH(RecordingReader(file.holding(broken + told)), Catch::Contains("its header is damaged"));
+    CHECK_THROWS_WITH(RecordingReader(folder.holding("recording", broken + told)),
+                      Catch::Contains("its header is damaged"));
 }
 
 TEST_CASE("noise never breaks the reader", "[recording]")
 {
-    RecordingFile file;
+    const Folder folder;
     std::mt19937 random(11);
     const std::string whole =
         text_of({some_header(), some_event(3), RecordedTick{1}, some_event(4), RecordedEnd{true}});
@@ -335,7 +320,7 @@ TEST_CASE("noise never breaks the reader", "[recording]")
         for (unsigned change = 0; change < 1 + random() % 8; ++change)
             text[random() % text.size()] = static_cast<char>(random());
         try {
-            RecordingReader reader(file.holding(text));
+            RecordingReader reader(folder.holding("recording", text));
             CHECK(all_of(reader).size() <= 5);
         } catch (const RecordingError&) { // its first line
         }

@@ -19,6 +19,7 @@
 #include "cli/passed_over.h"
 #include "cli/recorder.h"
 #include "cli/replay.h"
+#include "folder.h"
 #include "sink/history.h"
 #include "sink/json.h"
 #include "test_sink_events.h"
@@ -27,24 +28,6 @@ using namespace finrace;
 using namespace finrace::test;
 
 namespace {
-
-class Folder {
-public:
-    Folder() { REQUIRE(::mkdtemp(path_.data()) != nullptr); }
-    ~Folder() { std::filesystem::remove_all(path_); }
-    Folder(const Folder&) = delete;
-    Folder& operator=(const Folder&) = delete;
-
-    [[nodiscard]] std::string at(const std::string& name) const { return path_ + "/" + name; }
-    [[nodiscard]] std::string holding(const std::string& name, const std::string& bytes) const
-    {
-        std::ofstream(at(name), std::ios::binary | std::ios::trunc) << bytes;
-        return at(name);
-    }
-
-private:
-    std::string path_ = std::filesystem::temp_directory_path() / "finrace-replay-XXXXXX";
-};
 
 RecordingHeader header(const std::string& run, std::uint32_t part = 1, std::int64_t written_ns = 1)
 {

@@ -38,7 +38,7 @@ Health healthy()
     health.connections_adopted = 2;
     health.connections_ended = 7;
     health.events = 40;
-    health.records_written = 5;
+    health.outputs = {{.name = "-", .written = 5}};
     health.upstreams = 1;
     health.verdicts = {{Cause::keepalive_race, 3}};
     return health;
@@ -349,7 +349,7 @@ TEST_CASE("losses make a run's health incomplete")
     health.losses.by_place[LOSS_TABLE_FULL] = 1;
     CHECK(health_record(origin, 0, health)["finrace"]["health"]["complete"] == false);
     health = healthy();
-    health.records_dropped = 4;
+    health.outputs[0].dropped = 4;
     const Json dropped = health_record(origin, 0, health);
     CHECK(dropped["finrace"]["health"]["complete"] == false);
     CHECK(dropped["finrace"]["output"]["dropped"] == 4);

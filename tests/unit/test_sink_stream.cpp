@@ -16,9 +16,11 @@
 
 #include <catch2/catch.hpp>
 
+#include "folder.h"
 #include "sink/stream.h"
 
 using namespace finrace;
+using namespace finrace::test;
 
 namespace {
 
@@ -48,15 +50,6 @@ struct Pipe {
         text.resize(count > 0 ? static_cast<std::size_t>(count) : 0);
         return text;
     }
-};
-
-struct TemporaryDirectory {
-    std::string path = std::filesystem::temp_directory_path() / "finrace-stream-XXXXXX";
-
-    TemporaryDirectory() { REQUIRE(::mkdtemp(path.data()) != nullptr); }
-    ~TemporaryDirectory() { std::filesystem::remove_all(path); }
-    TemporaryDirectory(const TemporaryDirectory&) = delete;
-    TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
 };
 
 std::string content(const std::string& path)
@@ -161,8 +154,8 @@ TEST_CASE("a full disk: the problem is told, the lines wait and are counted if t
 
 TEST_CASE("opened anew: lines go on in the new file, whole ones alone")
 {
-    const TemporaryDirectory directory;
-    const std::string path = directory.path + "/records";
+    const Folder directory;
+    const std::string path = directory.at("records");
     Stream stream = Stream::to_file(path);
     const int descriptor = stream.descriptor();
     stream.write("before");
@@ -209,8 +202,8 @@ TEST_CASE("opened anew: lines go on in the new file, whole ones alone")
 
 TEST_CASE("a file is created for its owner, appended to, and its torn last line is ended")
 {
-    const TemporaryDirectory directory;
-    const std::string path = directory.path + "/records";
+    const Folder directory;
+    const std::string path = directory.at("records");
     {
         Stream stream = Stream::to_file(path);
         stream.write("one");
@@ -231,10 +224,10 @@ TEST_CASE("a file is created for its owner, appended to, and its torn last line 
 
 TEST_CASE("outputs that cannot be opened say why")
 {
-    const TemporaryDirectory directory;
+    const Folder directory;
     CHECK_THROWS_WITH(Stream::to_file(directory.path), Catch::Contains("Is a directory"));
-    CHECK_THROWS_WITH(Stream::to_file(directory.path + "/no/such"), Catch::Contains("No such file"));
-    const std::string fifo = directory.path + "/fifo";
+    CHECK_THROWS_WITH(Stream::to_file(directory.at("no/such")), Catch::Contains("No such file"));
+    const std::string fifo = directory.at("fifo");
     REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
     CHECK_THROWS_WITH(Stream::to_file(fifo), Catch::Contains("nobody reads"));
     CHECK_THROWS_AS(Stream::to_descriptor(9999), OutputError);

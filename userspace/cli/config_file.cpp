@@ -2,21 +2,16 @@
 #include "cli/config_file.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <string_view>
 #include <utility>
 #include <vector>
-
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <toml++/toml.h>
 
+#include "cli/options.h"
 #include "cli/parse.h"
-#include "source/descriptor.h"
 
 namespace finrace {
 
@@ -82,32 +77,6 @@ std::vector<std::string> texts_of(const CLI::Option& option, const toml::node& v
     return texts;
 }
 
-std::string read_config(const std::string& path)
-{
-    const auto refuse = [&path](int error) {
-        throw UsageError(fmt::format("--config {}: {}", path, std::strerror(error)));
-    };
-    const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY));
-    if (!file)
-        refuse(errno);
-    std::string text(largest_file + 1, '\0');
-    std::size_t size = 0;
-    while (size < text.size()) {
-        const ssize_t got = ::read(file.get(), text.data() + size, text.size() - size);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            refuse(errno);
-        if (got == 0)
-            break;
-        size += static_cast<std::size_t>(got);
-    }
-    if (size > largest_file)
-        refuse(EFBIG);
-    text.resize(size);
-    return text;
-}
-
 } // namespace
 
 void add_config_options(CLI::App& command, ConfigFile& config)
@@ -118,6 +87,27 @@ void add_config_options(CLI::App& command, ConfigFile& config)
                         "a TOML file that says what these flags say: a key for each, with _ for -; flags win")
             ->type_name("FILE");
     command.add_flag("--check-config", config.only_checked, "say whether that file is good, and end")->needs(file);
+}
+
+Settings settings_of(const CLI::App& command)
+{
+    Settings settings;
+    for (const CLI::Option* option : command.get_options())
+        if (const std::string key = key_of(*option); !key.empty())
+            settings[key] = option->results();
+    return settings;
+}
+
+void take_settings(CLI::App& command, const Settings& settings)
+{
+    for (CLI::Option* option : command.get_options({})) {
+        const auto found = settings.find(key_of(*option));
+        if (found == settings.end() || found->second.empty())
+            continue;
+        for (const std::string& text : found->second)
+            option->add_result(text);
+        option->run_callback();
+    }
 }
 
 void take_config_text(CLI::App& command, const std::string& path, std::string_view text)
@@ -169,7 +159,7 @@ void take_config_text(CLI::App& command, const std::string& path, std::string_vi
 
 void take_config(CLI::App& command, const std::string& path)
 {
-    take_config_text(command, path, read_config(path));
+    take_config_text(command, path, read_small_file(path, largest_file, "--config"));
 }
 
 } // namespace finrace

@@ -3,9 +3,11 @@
 // wins.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -17,6 +19,12 @@ struct ConfigFile {
     bool only_checked = false;
 };
 void add_config_options(CLI::App& command, ConfigFile& config);
+
+/// By key, the texts that each option has been given; none for one that has not.
+using Settings = std::map<std::string, std::vector<std::string>>;
+Settings settings_of(const CLI::App& command);
+/// The same again, to a command with the same options.
+void take_settings(CLI::App& command, const Settings& settings);
 
 /// Gives the command's options what the file (TOML 1.0.0) says, but for those that the command line has. Throws
 /// UsageError, which names file, line and key, and what is accepted.

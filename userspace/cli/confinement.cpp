@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -94,7 +95,8 @@ void mount_processes(const std::string& at)
             "mount(/proc, read-only)");
 }
 
-void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>& opened)
+void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>& opened,
+                const std::set<fs::path>& writable)
 {
     // Sorted, an outer folder comes before one in it, which is then there: nothing is made in what is not ours.
     auto folder = opened.begin();
@@ -107,8 +109,8 @@ void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>
         if (!within)
             fs::create_directories(at, error);
         struct statvfs flags {};
-        const unsigned long read_only =
-            ::fstatvfs(folder->get(), &flags) == 0 && (flags.f_flag & ST_RDONLY) != 0 ? MS_RDONLY : 0;
+        const bool is_read_only = ::fstatvfs(folder->get(), &flags) == 0 && (flags.f_flag & ST_RDONLY) != 0;
+        const unsigned long read_only = is_read_only || !writable.contains(*path) ? MS_RDONLY : 0;
         const std::string source = fmt::format("/proc/self/fd/{}", (folder++)->get());
         require(::mount(source.c_str(), at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(an output's folder)");
         require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | harmless | read_only, nullptr) == 0,
@@ -127,9 +129,11 @@ void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>
 }
 
 /// A root of its own in a mount namespace of its own. Throws Refused, and then all is as before.
-void leave_files(const std::vector<std::string>& files)
+void leave_files(const std::vector<std::string>& files, const std::vector<std::string>& others)
 {
-    const std::set<fs::path> folders = folders_of(files);
+    const std::set<fs::path> writable = folders_of(files);
+    std::set<fs::path> folders = folders_of(others);
+    folders.insert(writable.begin(), writable.end());
     std::vector<struct stat> before;
     std::transform(files.begin(), files.end(), std::back_inserter(before), status_of);
     const Descriptor back(::open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
@@ -144,7 +148,7 @@ void leave_files(const std::vector<std::string>& files)
             require(static_cast<bool>(opened.back()), "open(an output's folder)");
         }
         require(::mount("finrace", covered, "tmpfs", harmless, "mode=0755,size=1m") == 0, "mount(tmpfs)");
-        build_root(folders, opened);
+        build_root(folders, opened, writable);
         for (std::size_t i = 0; i < files.size(); ++i) {
             const struct stat now = status_of(files[i]);
             if (now.st_dev != before[i].st_dev || now.st_ino != before[i].st_ino)
@@ -159,7 +163,7 @@ void leave_files(const std::vector<std::string>& files)
 
 /// What the folders that are left allow, as files: so a link of /proc/PID to another process's files leads nowhere, nor
 /// does any other of ptrace(2)'s ways into it. Linux 5.13 (Landlock), where the kernel has been told to have it.
-void leave_other_processes(const std::set<fs::path>& folders)
+void leave_other_processes(const std::set<fs::path>& written, const std::set<fs::path>& read)
 {
     constexpr std::uint64_t all = (LANDLOCK_ACCESS_FS_MAKE_SYM << 1U) - 1; // of its first version
     constexpr std::uint64_t reading = LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR;
@@ -178,14 +182,17 @@ void leave_other_processes(const std::set<fs::path>& folders)
                 "landlock_add_rule()");
     };
     allow("/proc", reading);
-    for (const fs::path& folder : folders)
+    for (const fs::path& folder : read)
+        allow(folder, reading);
+    for (const fs::path& folder : written)
         allow(folder, writing);
     require(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "prctl(PR_SET_NO_NEW_PRIVS)");
     require(::syscall(SYS_landlock_restrict_self, rules.get(), 0) == 0, "landlock_restrict_self()");
 }
 
 /// CAP_BPF where the kernel lets nobody else use bpf() (kernel.unprivileged_bpf_disabled, before 5.19), for the
-/// counters; CAP_DAC_OVERRIDE where files are opened anew, which whoever rotates them may have made another user's.
+/// counters; CAP_DAC_OVERRIDE where files are opened anew, which whoever rotates them may have made another user's, and
+/// where sockets are, which are their server's.
 /// Throws Refused.
 void leave_capabilities(bool reopens, const std::function<bool()>& counts)
 {
@@ -230,6 +237,15 @@ std::vector<std::string> permitted_capabilities()
     return names;
 }
 
+/// What lies in a folder, and is not written to: what is read, and the sockets that have a path.
+std::vector<std::string> not_written(const Needed& needed)
+{
+    std::vector<std::string> names = needed.read;
+    std::copy_if(needed.sockets.begin(), needed.sockets.end(), std::back_inserter(names),
+                 [](const std::string& name) { return name.starts_with('/'); });
+    return names;
+}
+
 /// What reading the ring, judging, writing and rotating files take; and what the C library does for it, on the way to
 /// abort() too.
 constexpr const char* needed_calls[] = {
@@ -254,7 +270,7 @@ constexpr const char* needed_calls[] = {
 using Filter = std::unique_ptr<void, decltype(&seccomp_release)>;
 
 /// EPERM for everything else. Throws Refused.
-void leave_system_calls()
+void leave_system_calls(bool connects, bool serves)
 {
     const Filter filter(seccomp_init(SCMP_ACT_ERRNO(EPERM)), &seccomp_release);
     require(filter != nullptr, "seccomp_init()");
@@ -277,6 +293,13 @@ void leave_system_calls()
         allow("fcntl", equals(1, command));
     allow("tgkill", equals(0, static_cast<scmp_datum_t>(::getpid())));
     allow("sendto", equals(4, 0)); // to whom the socket is connected, and to nobody else
+    if (connects) {
+        allow("socket", equals(0, AF_UNIX));
+        allow("connect");
+    }
+    if (serves)
+        for (const char* name : {"accept4", "recvfrom", "sendmsg", "setsockopt", "shutdown"})
+            allow(name);
     for (const char* name : {"mmap", "mprotect"})
         allow(name, scmp_arg_cmp{.arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = PROT_EXEC, .datum_b = 0});
     for (const scmp_datum_t command : {BPF_MAP_LOOKUP_ELEM, BPF_OBJ_GET_INFO_BY_FD})
@@ -289,9 +312,8 @@ void leave_system_calls()
 
 } // namespace
 
-Confinement confine(std::vector<std::string> outputs, const std::function<bool()>& counts)
+Confinement confine(const Needed& needed, const std::function<bool()>& counts)
 {
-    std::erase(outputs, "-");
     Confinement confinement;
     const auto attempt = [](const std::string& otherwise, const auto& leave) {
         try {
@@ -303,12 +325,14 @@ Confinement confine(std::vector<std::string> outputs, const std::function<bool()
         }
     };
     confinement.files = attempt("files outside its outputs stay in its reach", [&] {
-        leave_files(outputs);
-        leave_other_processes(folders_of(outputs));
+        leave_files(needed.files, not_written(needed));
+        leave_other_processes(folders_of(needed.files), folders_of(needed.read));
     });
-    attempt("capabilities are kept that it does not need", [&] { leave_capabilities(!outputs.empty(), counts); });
+    const bool opens = !needed.files.empty() || !needed.sockets.empty();
+    attempt("capabilities are kept that it does not need", [&] { leave_capabilities(opens, counts); });
     confinement.capabilities = permitted_capabilities();
-    confinement.system_calls = attempt("all system calls stay in its reach", [] { leave_system_calls(); });
+    confinement.system_calls = attempt("all system calls stay in its reach",
+                                       [&] { leave_system_calls(!needed.sockets.empty(), needed.serves); });
     return confinement;
 }
 

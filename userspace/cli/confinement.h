@@ -13,11 +13,18 @@
 
 namespace finrace {
 
-/// Gives all of it up, for good. `outputs`: the files, as absolute_path() tells them, that will be opened anew; - is
-/// standard output, and is not. `counts`: whether the kernel's counters can be read with the capabilities of that
-/// moment. Nothing of it fails: where the kernel or a container refuses a step, that is said, and the others are taken
-/// all the same. The process must have one thread; what is mounted later is not seen by it.
-Confinement confine(std::vector<std::string> outputs, const std::function<bool()>& counts);
+/// What will still be needed once all else is given up.
+struct Needed {
+    std::vector<std::string> files;   ///< to be opened anew, as absolute_path() tells them
+    std::vector<std::string> sockets; ///< to be connected to: paths from the root on, or @ and an abstract name
+    std::vector<std::string> read;    ///< files to be read anew
+    bool serves = false;              ///< whether it answers whoever connects to a socket that is open
+};
+
+/// Gives all of it up, for good, but for what is `needed`. `counts`: whether the kernel's counters can be read with the
+/// capabilities of that moment. Nothing of it fails: where the kernel or a container refuses a step, that is said, and
+/// the others are taken all the same. The process must have one thread; what is mounted later is not seen by it.
+Confinement confine(const Needed& needed, const std::function<bool()>& counts);
 
 /// --unconfined.
 void add_confinement_option(CLI::App& command, bool& unconfined);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <vector>
 
 #include "cli/filter.h"
 #include "core/classify.h"
@@ -33,9 +34,9 @@ public:
     virtual bool on_tick() = 0;
     /// The source ends, or its run: nothing more of it comes.
     virtual void on_end() {}
-    /// To be watched: its reader's leaving, and room for what waits; -1 for none.
-    [[nodiscard]] virtual int output_descriptor() const { return -1; }
-    virtual void on_reader_left() {}
+    /// To be watched: their readers' leaving, and room for what waits.
+    [[nodiscard]] virtual std::vector<int> output_descriptors() const { return {}; }
+    virtual void on_reader_left(int /*descriptor*/) {}
     /// SIGHUP. Returns false if that is the end.
     virtual bool on_hangup() { return false; }
 };
@@ -47,6 +48,8 @@ public:
 
     /// To whom what is found goes, from now on.
     void listen(Listener& listener) { listener_ = &listener; }
+    /// What it lets through from now on.
+    void filter(Filter filter) { filter_ = std::move(filter); }
     /// Whether the judgement needs this event: the filter lets it through, or it tells of what others did. Counts it.
     bool admits(const event& e);
     /// One that was admitted.

@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
@@ -164,11 +165,12 @@ void LiveLoop::run(Listener& listener)
     watch(epoll, signals_.get(), EPOLLIN, "signals");
     watch(epoll, timer.get(), EPOLLIN, "the timer");
     if (input_ >= 0)
-        watch(epoll, input_, EPOLLIN, "keys");
-    const int output = listener.output_descriptor();
+        watch(epoll, input_, EPOLLIN, "input");
     const int recording = recorder_ != nullptr ? recorder_->descriptor() : -1;
     const auto watch_outputs = [&] {
-        for (const int fd : {output, recording}) {
+        std::vector<int> outputs = listener.output_descriptors();
+        outputs.push_back(recording);
+        for (const int fd : outputs) {
             epoll_event wanted{};
             wanted.events = EPOLLOUT | EPOLLET;
             wanted.data.fd = fd;
@@ -181,7 +183,7 @@ void LiveLoop::run(Listener& listener)
 
     bool more = false;
     for (bool running = true; running;) {
-        std::array<epoll_event, 6> ready{};
+        std::array<epoll_event, 16> ready{};
         const int count = ::epoll_wait(epoll.get(), ready.data(), static_cast<int>(ready.size()), more ? 0 : -1);
         if (count < 0 && errno != EINTR)
             throw SetupError(fmt::format("epoll_wait() failed: {}", std::strerror(errno)));
@@ -189,17 +191,17 @@ void LiveLoop::run(Listener& listener)
             const int fd = ready[static_cast<std::size_t>(i)].data.fd;
             if (fd == signals_.get()) {
                 running = goes_on_after_signal(listener);
-                watch_outputs(); // what was opened anew is not watched any more
             } else if (fd == timer.get()) {
                 std::uint64_t expirations = 0;
                 [[maybe_unused]] const ssize_t got = ::read(timer.get(), &expirations, sizeof(expirations));
+                watch_outputs(); // what was opened or connected anew is not watched any more
             } else if (fd == input_) {
                 on_input_();
             } else if ((ready[static_cast<std::size_t>(i)].events & (EPOLLERR | EPOLLHUP)) != 0) {
-                if (fd == output)
-                    listener.on_reader_left();
-                else if (fd == recording)
+                if (fd == recording)
                     recorder_->reader_left();
+                else
+                    listener.on_reader_left(fd);
             }
         }
         more = take_in();

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "cli/intake.h"
 #include "cli/options.h"
@@ -28,6 +29,9 @@ public:
     /// It ends by itself after so long, if there is a limit.
     void end_after(std::optional<std::chrono::nanoseconds> duration) { duration_ = duration; }
 
+    /// What is let through from now on.
+    void filter(Filter filter) { intake_->filter(std::move(filter)); }
+
     /// Until a signal comes or the listener ends it. What was waiting in the ring is handed on before it returns.
     void run(Listener& listener) override;
 
@@ -37,8 +41,9 @@ public:
     [[nodiscard]] const SourceFacts& facts() const override { return facts_; }
     [[nodiscard]] SourceCounts counts() const override { return source_->counts(); }
     [[nodiscard]] const ProcessNames& names() const override;
-    [[nodiscard]] bool counts_losses() const { return source_->counts_losses(); } ///< LiveSource's
-    [[nodiscard]] int accounting() const { return source_->accounting(); }        ///< LiveSource's
+    [[nodiscard]] bool counts_losses() const { return source_->counts_losses(); }                   ///< LiveSource's
+    [[nodiscard]] int accounting() const { return source_->accounting(); }                          ///< LiveSource's
+    [[nodiscard]] std::vector<ProgramRuns> program_runs() const { return source_->program_runs(); } ///< LiveSource's
 
 private:
     bool take_in();

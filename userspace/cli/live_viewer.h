@@ -33,8 +33,8 @@ public:
     void on_event(const event& e) override;
     void on_verdict(const Judged& judged) override;
     bool on_tick() override;
-    [[nodiscard]] int output_descriptor() const override { return stream_.descriptor(); }
-    void on_reader_left() override { stream_.reader_left(); }
+    [[nodiscard]] std::vector<int> output_descriptors() const override { return {stream_.descriptor()}; }
+    void on_reader_left(int /*descriptor*/) override { stream_.reader_left(); }
 
     /// Shows what is left, and gives the terminal back. Returns what there is to say of what was not shown, in
     /// sentences.

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/options.h"
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <utility>
 
+#include <fcntl.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include "source/descriptor.h"
 
 namespace finrace {
 
@@ -15,18 +20,6 @@ namespace {
 constexpr std::uint64_t smallest_ring = 4096;
 constexpr std::uint64_t largest_ring = 1U << 30U;
 constexpr std::chrono::nanoseconds shortest_duration = std::chrono::seconds(1);
-
-template <typename Value>
-Value choose(const std::vector<std::pair<std::string, Value>>& choices, const std::string& text)
-{
-    std::vector<std::string> names;
-    for (const auto& [name, value] : choices) {
-        if (name == text)
-            return value;
-        names.push_back(name);
-    }
-    throw UsageError(fmt::format("'{}' is not known; accepted: {}", text, fmt::join(names, ", ")));
-}
 
 } // namespace
 
@@ -123,6 +116,32 @@ void check_combination(const WatchOptions& options)
         throw UsageError("--attach: backend cgroup has one way to attach only; leave it out, or take --backend trace");
     if (options.live.backend == Backend::cgroup && options.filter.side == Side::server)
         throw UsageError("--side server: backend cgroup doesn't tell what servers do; take --backend trace");
+}
+
+std::string read_small_file(const std::string& path, std::size_t most_bytes, std::string_view flag)
+{
+    const auto refuse = [&](int error) {
+        throw UsageError(fmt::format("{} {}: {}", flag, path, std::strerror(error)));
+    };
+    const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY));
+    if (!file)
+        refuse(errno);
+    std::string text(most_bytes + 1, '\0');
+    std::size_t size = 0;
+    while (size < text.size()) {
+        const ssize_t got = ::read(file.get(), text.data() + size, text.size() - size);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            refuse(errno);
+        if (got == 0)
+            break;
+        size += static_cast<std::size_t>(got);
+    }
+    if (size > most_bytes)
+        refuse(EFBIG);
+    text.resize(size);
+    return text;
 }
 
 void say(const std::string& message)

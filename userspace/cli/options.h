@@ -59,6 +59,9 @@ CLI::Option* add_parsed(CLI::App& command, const std::string& name, const std::s
 CLI::Option* add_duration(CLI::App& command, std::optional<std::chrono::nanoseconds>& duration,
                           const std::string& otherwise);
 
+/// All that a file holds, which is no more than `most_bytes`. Throws UsageError, which names the flag that named it.
+std::string read_small_file(const std::string& path, std::size_t most_bytes, std::string_view flag);
+
 /// Talk: to standard error.
 void say(const std::string& message);
 

@@ -10,6 +10,11 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 namespace finrace {
 
@@ -43,5 +48,18 @@ struct ProcessPattern {
     std::string name; ///< with no pid
 };
 ProcessPattern parse_process_pattern(std::string_view text);
+
+/// One of some words. Throws UsageError.
+template <typename Value>
+Value choose(const std::vector<std::pair<std::string, Value>>& choices, const std::string& text)
+{
+    std::vector<std::string> names;
+    for (const auto& [name, value] : choices) {
+        if (name == text)
+            return value;
+        names.push_back(name);
+    }
+    throw UsageError(fmt::format("'{}' is not known; accepted: {}", text, fmt::join(names, ", ")));
+}
 
 } // namespace finrace

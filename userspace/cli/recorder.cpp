@@ -85,6 +85,11 @@ void check_record_options(const CLI::App& command, const std::string& flag)
             throw UsageError(fmt::format("{} says how to keep what {} records: give both, or none", other, flag));
 }
 
+std::vector<std::string> Recorder::files() const
+{
+    return writes_to_file() ? std::vector<std::string>{options_.path} : std::vector<std::string>();
+}
+
 void say_missing(const Recorder& recorder)
 {
     if (recorder.closed_by_reader())

@@ -54,6 +54,8 @@ public:
     /// Of what was to be recorded, so many lines are missing.
     [[nodiscard]] std::uint64_t dropped() const { return refused_ + stream_.dropped(); }
     [[nodiscard]] const std::string& path() const { return options_.path; }
+    /// What will be opened anew.
+    [[nodiscard]] std::vector<std::string> files() const;
     [[nodiscard]] int descriptor() const { return stream_.descriptor(); }
     [[nodiscard]] bool closed_by_reader() const { return stream_.closed_by_reader(); }
     void reader_left() { stream_.reader_left(); }

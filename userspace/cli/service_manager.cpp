@@ -3,7 +3,6 @@
 
 #include <cerrno>
 #include <charconv>
-#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -11,12 +10,12 @@
 #include <utility>
 
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
 #include "cli/parse.h"
+#include "sink/unix_socket.h"
 #include "source/sockets.h"
 
 namespace finrace {
@@ -45,16 +44,11 @@ std::optional<std::uint64_t> take_number(const char* name)
 /// A path, or with @ in front a name in the abstract name space: unix(7).
 Descriptor connect_to(const std::string& address)
 {
-    sockaddr_un where{.sun_family = AF_UNIX, .sun_path = {}};
-    if (address.empty() || address.size() >= sizeof(where.sun_path) || (address[0] != '/' && address[0] != '@'))
+    if (!unix_address(address))
         throw UsageError(fmt::format("NOTIFY_SOCKET={}: accepted: a path, or @ and a name, of {} bytes at most",
-                                     address, sizeof(where.sun_path) - 1));
-    address.copy(where.sun_path, address.size());
-    if (address[0] == '@')
-        where.sun_path[0] = '\0';
+                                     address, longest_unix_name));
     Descriptor opened(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + address.size());
-    if (!opened || ::connect(opened.get(), reinterpret_cast<const sockaddr*>(&where), size) != 0)
+    if (!opened || !connect_unix(opened.get(), address))
         throw UsageError(fmt::format("NOTIFY_SOCKET={}: {}; unset it, or start finrace from the service manager that "
                                      "listens there",
                                      address, std::strerror(errno)));

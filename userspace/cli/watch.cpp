@@ -46,8 +46,8 @@ public:
         return !stream_.closed_by_reader();
     }
 
-    [[nodiscard]] int output_descriptor() const override { return stream_.descriptor(); }
-    void on_reader_left() override { stream_.reader_left(); }
+    [[nodiscard]] std::vector<int> output_descriptors() const override { return {stream_.descriptor()}; }
+    void on_reader_left(int /*descriptor*/) override { stream_.reader_left(); }
 
     void finish()
     {

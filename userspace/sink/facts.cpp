@@ -66,8 +66,13 @@ std::string address_text(const std::uint8_t* address, unsigned family)
 
 std::string endpoint_text(const std::uint8_t* address, std::uint16_t port, unsigned family)
 {
-    const std::string text = address_text(address, family);
-    return family == 6 ? fmt::format("[{}]:{}", text, port) : fmt::format("{}:{}", text, port);
+    return with_port(address_text(address, family), port);
+}
+
+std::string with_port(std::string_view address, std::uint64_t port)
+{
+    return address.find(':') != std::string_view::npos ? fmt::format("[{}]:{}", address, port)
+                                                       : fmt::format("{}:{}", address, port);
 }
 
 std::string_view protocol_name(const connection& c)

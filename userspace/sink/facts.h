@@ -23,6 +23,7 @@ std::string error_name(int error);           ///< an errno: "ECONNREFUSED"
 std::string address_text(const std::uint8_t* address, unsigned family);
 /// "10.0.0.1:80" or "[2001:db8::1]:80".
 std::string endpoint_text(const std::uint8_t* address, std::uint16_t port, unsigned family);
+std::string with_port(std::string_view address, std::uint64_t port); ///< of an address's text
 
 /// "http/1", "tls" or "http/2": by the first bytes that the connection's client sent. Empty if not known.
 std::string_view protocol_name(const connection& c);

@@ -369,7 +369,20 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
     Json& finrace = record["finrace"];
     finrace["schema"] = record_schema;
 
-    std::uint64_t lost = health.records_dropped;
+    OutputState sum;
+    Json outputs = Json::array();
+    for (const OutputState& output : health.outputs) {
+        sum.written += output.written;
+        sum.dropped += output.dropped;
+        sum.bytes_waiting += output.bytes_waiting;
+        Json& one = outputs.emplace_back(Json{{"name", output.name},
+                                              {"written", output.written},
+                                              {"dropped", output.dropped},
+                                              {"bytes_waiting", output.bytes_waiting}});
+        if (output.problem != 0)
+            one["problem"] = error_name(output.problem);
+    }
+    std::uint64_t lost = sum.dropped;
     Json by_place = Json::object();
     for (unsigned place = 0; place < LOSS_PLACES; ++place) {
         by_place[std::string(loss_name(place))] = health.losses.by_place[place];
@@ -410,9 +423,8 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
                                     {"system_calls", health.confinement->system_calls},
                                     {"capabilities", health.confinement->capabilities}};
 
-    finrace["output"] = {{"written", health.records_written},
-                         {"dropped", health.records_dropped},
-                         {"bytes_waiting", health.bytes_waiting}};
+    finrace["output"] = {{"written", sum.written}, {"dropped", sum.dropped}, {"bytes_waiting", sum.bytes_waiting}};
+    finrace["outputs"] = std::move(outputs);
     finrace["lost_events"] = health.losses.by_place[LOSS_RING_FULL];
     return record;
 }

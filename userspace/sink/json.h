@@ -66,6 +66,15 @@ struct Confinement {
     std::vector<std::string> capabilities; ///< permitted still: CAP_BPF, ...
 };
 
+/// How an output stands.
+struct OutputState {
+    std::string name{}; ///< as it was asked for
+    std::uint64_t written = 0;
+    std::uint64_t dropped = 0;
+    std::uint64_t bytes_waiting = 0;
+    int problem = 0; ///< an errno, while it takes nothing
+};
+
 /// What a run can say about itself.
 struct Health {
     std::string version;
@@ -80,9 +89,7 @@ struct Health {
     std::uint64_t events = 0;
     std::uint64_t outcome_events = 0; ///< of these, what tells how exchanges went on that had failed
     loss_counters losses{};
-    std::uint64_t records_written = 0;
-    std::uint64_t records_dropped = 0;
-    std::uint64_t bytes_waiting = 0;
+    std::vector<OutputState> outputs{};
     std::vector<MissingHook> missing_hooks;
     std::size_t upstreams = 0;
     std::map<Cause, std::uint64_t> verdicts;

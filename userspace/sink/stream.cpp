@@ -15,6 +15,8 @@
 
 #include <fmt/format.h>
 
+#include "sink/unix_socket.h"
+
 namespace finrace {
 
 namespace {
@@ -44,8 +46,8 @@ Stream::Stream(int fd, std::size_t limit) : fd_(fd), limit_(limit) {}
 
 Stream::Stream(Stream&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), owned_(std::exchange(other.owned_, false)), socket_(other.socket_),
-      pipe_(other.pipe_), may_block_(other.may_block_), closed_by_reader_(other.closed_by_reader_),
-      within_line_(other.within_line_), problem_(other.problem_), limit_(other.limit_),
+      pipe_(other.pipe_), may_block_(other.may_block_), reader_left_(other.reader_left_),
+      within_line_(other.within_line_), problem_(other.problem_), limit_(other.limit_), name_(std::move(other.name_)),
       backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)), written_(other.written_),
       dropped_(other.dropped_)
 {
@@ -101,6 +103,46 @@ Stream Stream::to_descriptor(int fd, std::size_t backlog)
     return stream;
 }
 
+Stream Stream::to_socket(std::string name, std::size_t backlog)
+{
+    // Never connected: its number is what every later connection gets.
+    const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        throw OutputError(fmt::format("cannot write to {}: {}", name, std::strerror(errno)));
+    Stream stream(fd, backlog);
+    stream.owned_ = true;
+    stream.socket_ = true;
+    stream.name_ = std::move(name);
+    stream.reader_left_ = true;
+    stream.connect();
+    return stream;
+}
+
+void Stream::connect()
+{
+    const int fresh = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fresh >= 0 && connect_unix(fresh, name_) && ::dup3(fresh, fd_, O_CLOEXEC) >= 0) {
+        reader_left_ = false;
+        problem_ = 0;
+        drop_torn_line();
+    } else {
+        problem_ = errno;
+    }
+    if (fresh >= 0)
+        ::close(fresh);
+}
+
+/// What follows is for a reader who has not seen its beginning.
+void Stream::drop_torn_line()
+{
+    if (!within_line_)
+        return;
+    const std::size_t end = backlog_.find('\n', sent_);
+    sent_ = end == std::string::npos ? backlog_.size() : end + 1;
+    within_line_ = false;
+    ++dropped_;
+}
+
 void Stream::reopen(const std::string& path, bool discard)
 {
     flush(); // before: the path may still be the same file, and its last line a part of one
@@ -113,16 +155,12 @@ void Stream::reopen(const std::string& path, bool discard)
         drop_waiting();
         within_line_ = false;
     }
-    if (within_line_) { // the disk was full: the new file begins with a whole line
-        const std::size_t end = backlog_.find('\n', sent_);
-        sent_ = end == std::string::npos ? backlog_.size() : end + 1;
-        within_line_ = false;
-        ++dropped_;
-    }
+    drop_torn_line(); // the disk was full
     // The number stays: to everybody else it is the same output.
     if (::dup3(fresh.fd_, fd_, O_CLOEXEC) < 0)
         throw OutputError(fmt::format("cannot go on in {}: {}", path, std::strerror(errno)));
     pipe_ = fresh.pipe_;
+    reader_left_ = false;
     flush();
 }
 
@@ -147,8 +185,13 @@ void Stream::write_text(std::string_view text)
 
 void Stream::flush()
 {
+    bool may_connect = !name_.empty();
+    if (reader_left_ && std::exchange(may_connect, false))
+        connect();
+    if (reader_left_)
+        return;
     problem_ = 0;
-    while (waiting() > 0 && !closed_by_reader_) {
+    while (waiting() > 0 && !reader_left_) {
         const char* data = backlog_.data() + sent_;
         std::size_t size = waiting();
         if (may_block_) {
@@ -162,9 +205,14 @@ void Stream::flush()
         if (count < 0) {
             if (errno == EINTR)
                 continue;
-            if (errno == EPIPE || errno == ECONNRESET)
-                closed_by_reader_ = true;
-            else if (errno != EAGAIN && errno != EWOULDBLOCK)
+            if (errno == EPIPE || errno == ECONNRESET) {
+                reader_left_ = true;
+                if (!std::exchange(may_connect, false))
+                    break;
+                connect(); // another may be there by now
+                continue;
+            }
+            if (errno != EAGAIN && errno != EWOULDBLOCK)
                 problem_ = errno;
             break;
         }
@@ -188,7 +236,7 @@ void Stream::drain(std::chrono::milliseconds limit)
         flush();
         const auto left =
             std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-        if (waiting() == 0 || closed_by_reader_ || problem_ != 0 || left.count() <= 0)
+        if (waiting() == 0 || reader_left_ || problem_ != 0 || left.count() <= 0)
             break;
         pollfd ready{.fd = fd_, .events = POLLOUT, .revents = 0};
         ::poll(&ready, 1, static_cast<int>(std::min<std::int64_t>(left.count(), 100)));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // Lines to a file, pipe, socket or terminal, for a daemon that has to outlive all of them: it never waits.
 // What cannot be written now waits in a bounded backlog; beyond that, new lines are dropped and counted. A line
-// once begun is always finished before another, so a reader never sees a torn one.
+// once begun is always finished before another, so a reader never sees a torn one but as the last before it leaves.
 #pragma once
 
 #include <chrono>
@@ -27,6 +27,9 @@ public:
     static Stream to_file(const std::string& path, std::size_t backlog = default_backlog, mode_t mode = owner_alone);
     /// Writes to what `fd` refers to, which stays open and keeps its own blocking mode. Throws OutputError.
     static Stream to_descriptor(int fd, std::size_t backlog = default_backlog);
+    /// Writes to whoever listens on a UNIX stream socket, by now or later, and to the next one once that one has gone.
+    /// `name`: as unix_address() takes it. Throws OutputError.
+    static Stream to_socket(std::string name, std::size_t backlog = default_backlog);
 
     ~Stream();
     Stream(Stream&& other) noexcept;
@@ -50,10 +53,10 @@ public:
     /// For epoll: readiness to write, and the reader's leaving. Regular files know neither.
     [[nodiscard]] int descriptor() const { return fd_; }
     /// Whether write() would take a line of so many bytes.
-    [[nodiscard]] bool takes(std::size_t bytes) const { return !closed_by_reader_ && waiting() + bytes + 1 <= limit_; }
-    /// The reader has gone away: nothing that is written will be read.
-    [[nodiscard]] bool closed_by_reader() const { return closed_by_reader_; }
-    void reader_left() { closed_by_reader_ = true; }
+    [[nodiscard]] bool takes(std::size_t bytes) const { return !closed_by_reader() && waiting() + bytes + 1 <= limit_; }
+    /// The reader has gone away for good: nothing that is written will be read.
+    [[nodiscard]] bool closed_by_reader() const { return reader_left_ && name_.empty(); }
+    void reader_left() { reader_left_ = true; }
 
     [[nodiscard]] std::uint64_t written() const { return written_; }
     [[nodiscard]] std::uint64_t dropped() const { return dropped_; }
@@ -64,16 +67,19 @@ public:
 private:
     Stream(int fd, std::size_t limit);
     void drop_waiting();
+    void drop_torn_line();
+    void connect();
 
     int fd_;
     bool owned_ = false;
     bool socket_ = false;
-    bool pipe_ = false;      ///< takes whole lines of PIPE_BUF bytes at once or not at all
-    bool may_block_ = false; ///< could not be opened anew: ask poll() before each small write
-    bool closed_by_reader_ = false;
+    bool pipe_ = false;        ///< takes whole lines of PIPE_BUF bytes at once or not at all
+    bool may_block_ = false;   ///< could not be opened anew: ask poll() before each small write
+    bool reader_left_ = false; ///< or has not come yet
     bool within_line_ = false; ///< only a part of a line is out
     int problem_ = 0;
     std::size_t limit_;
+    std::string name_{}; ///< of the socket to connect to; else empty
     std::string backlog_;
     std::size_t sent_ = 0; ///< bytes at the backlog's front that are out already
     std::uint64_t written_ = 0;

@@ -291,7 +291,12 @@ struct LiveSource::Implementation {
     const std::function<void(const event&)>* handle = nullptr;
     int allowance = 0; ///< events until consume() returns
     int losses_fd = -1;
-    std::vector<int> programs; ///< descriptors, the object's own, of those that may be skipped
+    struct Program {
+        std::string name;
+        int fd; ///< the object's own
+        bool may_be_skipped = false;
+    };
+    std::vector<Program> programs; ///< those that stay attached
     std::vector<Link> links;
     std::unique_ptr<ring_buffer, RingDeleter> ring; // destroyed before the maps that it reads
 };
@@ -410,8 +415,10 @@ struct TraceSource : LiveSource::Implementation {
                 adopt(bpf_link__fd(link.get()));
             else if (link) {
                 links.push_back(std::move(link));
-                if (std::strcmp(row->name, "trace_state_nested") != 0) // where it is skipped, trace_state ran
-                    programs.push_back(bpf_program__fd(owner.program(row->name)));
+                programs.push_back({.name = row->name,
+                                    .fd = bpf_program__fd(owner.program(row->name)),
+                                    // Where this one is skipped, trace_state ran.
+                                    .may_be_skipped = std::strcmp(row->name, "trace_state_nested") != 0});
             }
         }
     }
@@ -490,8 +497,10 @@ struct CgroupSource : LiveSource::Implementation {
                 throw SetupError(fmt::format("backend cgroup: {} does not attach to {} ({}): {}", row.hook, root,
                                              row.purpose, error_text(error)));
             add_hook(row, "", link ? "" : error_text(error));
-            if (link)
+            if (link) {
                 links.push_back(std::move(link));
+                programs.push_back({.name = row.name, .fd = bpf_program__fd(program)});
+            }
         }
         adopt(options);
     }
@@ -676,6 +685,16 @@ std::vector<loss_counters> losses_by_cpu(const LiveSource::Implementation& imple
     return each;
 }
 
+/// All zeros if the kernel does not tell.
+bpf_prog_info info_of(int program)
+{
+    bpf_prog_info info{};
+    std::uint32_t size = sizeof(info);
+    if (bpf_obj_get_info_by_fd(program, &info, &size) != 0)
+        return {};
+    return info;
+}
+
 loss_counters sum_losses(const LiveSource::Implementation& implementation)
 {
     loss_counters sum{};
@@ -686,12 +705,9 @@ loss_counters sum_losses(const LiveSource::Implementation& implementation)
             sum.by_kind[i] += one.by_kind[i];
     }
     std::uint64_t skipped = 0;
-    for (const int program : implementation.programs) {
-        bpf_prog_info info{};
-        std::uint32_t size = sizeof(info);
-        if (bpf_obj_get_info_by_fd(program, &info, &size) == 0)
-            skipped += info.recursion_misses;
-    }
+    for (const auto& program : implementation.programs)
+        if (program.may_be_skipped)
+            skipped += info_of(program.fd).recursion_misses;
     sum.by_place[LOSS_PROGRAM_SKIPPED] = skipped - std::min(skipped, implementation.stood_in());
     return sum;
 }
@@ -721,6 +737,16 @@ SourceCounts LiveSource::counts() const
 bool LiveSource::counts_losses() const
 {
     return !losses_by_cpu(*implementation_).empty();
+}
+
+std::vector<ProgramRuns> LiveSource::program_runs() const
+{
+    std::vector<ProgramRuns> all;
+    for (const auto& program : implementation_->programs) {
+        const bpf_prog_info info = info_of(program.fd);
+        all.push_back({.name = program.name, .runs = info.run_cnt, .ns = info.run_time_ns});
+    }
+    return all;
 }
 
 const std::vector<Hook>& LiveSource::hooks() const

@@ -57,6 +57,8 @@ public:
     /// Whether the kernel hands out its loss counters with this process's present capabilities; counts() has zeros if
     /// not.
     [[nodiscard]] bool counts_losses() const;
+    /// Of those that stay attached.
+    [[nodiscard]] std::vector<ProgramRuns> program_runs() const;
     [[nodiscard]] const std::vector<Hook>& hooks() const; ///< attached or not
     /// Things that went wrong without stopping anything (a namespace that can't be entered), for people.
     [[nodiscard]] const std::vector<std::string>& warnings() const;

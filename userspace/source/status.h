@@ -33,6 +33,13 @@ struct SourceFacts {
     [[nodiscard]] std::string backend_text() const { return attach.empty() ? backend : backend + " by " + attach; }
 };
 
+/// How much a BPF program has run, as far as the kernel counts it (kernel.bpf_stats_enabled).
+struct ProgramRuns {
+    std::string name;
+    std::uint64_t runs = 0;
+    std::uint64_t ns = 0;
+};
+
 /// What a source has counted so far.
 struct SourceCounts {
     std::uint64_t connections_begun = 0; ///< opened, accepted and adopted, as far as followed

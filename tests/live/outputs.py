@@ -1,0 +1,410 @@
+#!/usr/bin/python3
+"""Where records go: several outputs at once, whose readers come, go, stand still and find no room, and a real syslog daemon.
+
+No output may keep another waiting, none may lose a record without counting it, and each says when it is well again. finrace is
+confined as in production, so that what comes back is found from within its own root.
+"""
+
+import argparse
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import harness  # noqa: E402
+from harness import LIMIT, Finrace, listen, must, need, network, wait_for  # noqa: E402
+from robustness import call_in, healthy, make_room, run_finrace, small_disk, unanswered, wait_full  # noqa: E402
+
+SYSLOG = re.compile(rb"<(\d+)>1 (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z) (\S+) finrace (\d+) (\w+) - (\{.*\})", re.DOTALL)
+
+
+def fields_of(entry):
+    """Of an entry in the journal's protocol; a list for each name."""
+    fields = {}
+    while entry:
+        name, mark, entry = re.match(rb"([A-Z][A-Z0-9_]{0,63})([=\n])(.*)", entry, re.DOTALL).groups()
+        if mark == b"=":
+            value, _, entry = entry.partition(b"\n")
+        else:
+            size = int.from_bytes(entry[:8], "little")
+            value, entry = entry[8:8 + size], entry[8 + size:]
+            must(entry[:1] == b"\n", f"no end after {name}")
+            entry = entry[1:]
+        fields.setdefault(name.decode(), []).append(value.decode())
+    return fields
+
+
+class Collector:
+    """What listens at the end of an output, in a thread: `kind` is that of --output."""
+
+    def __init__(self, folder, kind):
+        self.kind = kind
+        self.path = os.path.join(folder, f"{kind}.sock")
+        self.output = f"{kind}:{self.path}"
+        self.raw = []
+        self.stopping = threading.Event()
+        self.holds = threading.Event()  # takes nothing while it is set
+        self.thread = None
+
+    def start(self):
+        stream = self.kind == "unix-stream"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+        listener.bind(self.path)
+        listener.settimeout(0.02)
+        if stream:
+            listener.listen()
+        self.stopping.clear()
+        self.thread = threading.Thread(target=self.work, args=(listener, stream), daemon=True)
+        self.thread.start()
+
+    def work(self, listener, stream):
+        source, rest = (None, b"") if stream else (listener, b"")
+        while not self.stopping.is_set():
+            try:
+                if source is None:
+                    source = listener.accept()[0]
+                    source.settimeout(0.02)
+                    rest = b""
+                if self.holds.is_set():
+                    time.sleep(0.02)
+                    continue
+                data = source.recv(1 << 18)
+            except TimeoutError:
+                continue
+            if not stream:
+                self.raw.append(data)
+            elif data:
+                *lines, rest = (rest + data).split(b"\n")
+                self.raw += lines
+            else:
+                source = None
+        if stream and source is not None:
+            source.close()
+        listener.close()
+
+    def stop(self):
+        self.stopping.set()
+        self.thread.join(LIMIT)
+        os.unlink(self.path)
+
+    def records(self):
+        """Those that came as JSON."""
+        if self.kind == "syslog":
+            return [harness.parse_line(SYSLOG.fullmatch(one)[6]) for one in list(self.raw)]
+        return [harness.parse_line(one) for one in list(self.raw)]
+
+    def ports(self, net):
+        """The clients' ports of the verdicts on this network's connections."""
+        if self.kind == "journald":
+            return [int(one["NETWORK_LOCAL_PORT"][0]) for one in map(fields_of, list(self.raw))
+                    if "FINRACE_CAUSE" in one and one["NETWORK_LOCAL_ADDRESS"][0].startswith(net.prefix)]
+        return [one.at("network.local.port") for one in self.records() if one.name == "finrace.verdict" and net.owns(one)]
+
+
+def has_said(finrace, *words):
+    return any(all(word in text for word in words) for text in finrace.said)
+
+
+def test_all_at_once(options):
+    """Five outputs: each gets every verdict once, whoever of the others is away; and says when it takes records again."""
+    collectors = [Collector(options.folder, kind) for kind in ("unix-stream", "unix-dgram", "syslog", "journald")]
+    flags = [flag for one in collectors for flag in ("--output", one.output)]
+    with network() as net:
+        listener = listen(net)
+        # Nobody listens yet: no reason not to start.
+        with Finrace(options, *flags, interval="100ms") as finrace:
+            due = []
+
+            def lose(count):
+                due.extend(unanswered(net, listener)[1] for _ in range(count))
+                wait_for(lambda: {one.ends[1] for one in finrace.verdicts(net)} >= set(due), "the file's verdicts")
+
+            lose(2)
+            for one in collectors:
+                wait_for(lambda one=one: has_said(finrace, f"to {one.output}: No such file"), f"word of {one.output}")
+            states = finrace.next_health().at("finrace.outputs")
+            must({state["name"]: state.get("problem") for state in states} ==
+                 {finrace.path: None, **{one.output: "ENOENT" for one in collectors}}, f"{states}")
+            for one in collectors:
+                one.start()
+            for turn in range(3):
+                for one in collectors:
+                    wait_for(lambda one=one: sorted(one.ports(net)) == sorted(due), lambda one=one: f"{due} at {one.output}: {one.ports(net)}")
+                    wait_for(lambda one=one: has_said(finrace, f"written again to {one.output}"), f"word of {one.output}, again")
+                lose(1)
+                away = collectors[turn::2]
+                for one in away:
+                    wait_for(lambda one=one: len(one.ports(net)) == len(due), f"all that was on its way to {one.output}")
+                    one.stop()
+                lose(3)
+                finrace.next_health()  # those that stay get it; of the others' first records one told that they are away
+                for one in away:
+                    one.start()
+            for one in collectors:
+                wait_for(lambda one=one: sorted(one.ports(net)) == sorted(due), lambda one=one: f"{due} at {one.output}: {one.ports(net)}")
+            # A record that lies in a stream socket as its reader goes is lost to all: so none is sent before all are read.
+            finrace.stop()
+            wait_for(lambda: all(any(b"last" in raw and b"true" in raw for raw in one.raw) or one.kind == "journald"
+                                 for one in collectors), "the last summary")
+            for one in collectors:
+                one.stop()
+                found = one.ports(net)
+                must(sorted(found) == sorted(due), f"{one.output}: {len(found)} verdicts of {len(due)}")
+                if one.kind != "journald":
+                    lines = [SYSLOG.fullmatch(raw)[6] if one.kind == "syslog" else raw for raw in one.raw]
+                    found = harness.check_records.complaints(lines)
+                    must(not found, lambda: f"{one.output}: {found[0]}")
+            last = finrace.health()
+            must(last.at("finrace.output.dropped") == 0 and last.at("finrace.health.complete"), f"dropped: {last}")
+            must(last.at("finrace.output.written") >= 5 * len(due), f"{last.at('finrace.output')}")
+            verdict = next(fields for fields in map(fields_of, collectors[3].raw) if "FINRACE_CAUSE" in fields)
+            must(verdict["MESSAGE"][0].startswith("upstream_closed: ") and verdict["PRIORITY"] == ["4"] and
+                 verdict["FINRACE_CONNECTION_EXCHANGE"] == ["1"], f"{verdict}")
+            head = SYSLOG.fullmatch(next(raw for raw in collectors[2].raw if b"finrace.verdict" in raw))
+            must(head[1] == b"28" and int(head[4]) == finrace.process.pid and head[5] == b"verdict", f"{head.groups()[:5]}")
+
+
+def test_one_stands_still(options):
+    """A reader that takes nothing costs its own output records, which are counted and told, and the others nothing."""
+    folder = os.path.join(options.folder, "stuck")
+    os.makedirs(folder)
+    stuck = Collector(folder, "unix-stream")
+    stuck.holds.set()
+    stuck.start()
+    count = 6000 if not options.small else 600  # of which one is over the 8 MiB that finrace keeps
+    with network() as net:
+        listener = listen(net)
+        with Finrace(options, "--connections", "--output", stuck.output, interval="100ms") as finrace:
+            for number in range(count):
+                healthy(net, listener)
+                if number % 1000 == 999:  # the ring holds their events, however slow it is
+                    finrace.wait_settled()
+            finrace.wait_connections(net, 2 * count)  # both ends of each
+            if not options.small:
+                wait_for(lambda: has_said(finrace, f"records for {stuck.output} are dropped"), "word of it")
+            stuck.holds.clear()
+            if not options.small:
+                wait_for(lambda: has_said(finrace, f"{stuck.output} takes records again"), "word that it is well")
+            finrace.stop()
+            wait_for(lambda: any(b'"last":true' in raw for raw in stuck.raw[-20:]), "the last summary")
+            stuck.stop()
+            states = {state["name"]: state for state in finrace.health().at("finrace.outputs")}
+            missing = len(finrace.lines) - len(stuck.raw)
+            told = states[stuck.output]["dropped"]
+            must(states[finrace.path]["dropped"] == 0 and missing == told, f"{missing} are missing there, {told} were dropped")
+            must(options.small or told > 0, "nothing was dropped: this test has proved nothing")
+            taken = set(stuck.raw)
+            must([line for _, line in finrace.lines if line in taken] == stuck.raw, "other lines, or in another order")
+            if told:
+                again = next(text for text in finrace.said if "takes records again" in text)
+                must(f"{told} were dropped" in again, again)
+            print(f"          {len(stuck.raw)} of {len(finrace.lines)} records taken, {told} dropped")
+
+
+def test_full_disk_beside(options):
+    """One output's disk is full: the others get what comes at once, and it gets the same once there is room."""
+    with small_disk(options) as folder, network() as net:
+        path = os.path.join(folder, "records.jsonl")
+        listener = listen(net)
+        with Finrace(options, "--connections", "--output", path, interval="100ms") as finrace:
+            for _ in range(100):
+                healthy(net, listener)
+            wait_full(finrace)
+            accident = unanswered(net, listener)
+            wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == [accident], "the verdict in the other file")
+            must(finrace.next_health().at("finrace.outputs")[1].get("problem") == errno.errorcode[errno.ENOSPC], "no word of it")
+            make_room(finrace, folder)
+            finrace.stop()
+            with open(path, "rb") as file:
+                *lines, rest = file.read().split(b"\n")
+            must(rest == b"" and lines == [line for _, line in finrace.lines], f"{len(lines)} of {len(finrace.lines)} lines")
+
+
+def test_reader_leaves(options):
+    """The reader of one leaves for good: that is told, and the others go on; once all have left, it ends."""
+    fifo = os.path.join(options.folder, "fifo")
+    os.mkfifo(fifo)
+    with network() as net:
+        listener = listen(net)
+        fifo_reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        with Finrace(options, "--output", fifo, interval="100ms") as finrace:
+            os.close(fifo_reader)
+            wait_for(lambda: has_said(finrace, f"nobody reads {fifo} any more"), finrace.words)
+            due = [unanswered(net, listener)]
+            wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == due, "the verdict")
+            must(finrace.next_health().at("finrace.outputs")[1]["dropped"] > 0, "what nobody reads is not counted")
+            fifo_reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+            finrace.send(signal.SIGHUP)
+            wait_for(lambda: has_said(finrace, f"{fifo} is opened anew"), finrace.words)
+            due.append(unanswered(net, listener))
+            seen = b""
+
+            def read_along():
+                nonlocal seen
+                with suppress(BlockingIOError):
+                    seen += os.read(fifo_reader, 1 << 20)
+                return b"finrace.verdict" in seen
+
+            wait_for(read_along, "the verdict at the new reader")
+            finrace.stop()
+            os.close(fifo_reader)
+        reader, writer = os.pipe()
+        fifo_reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        with Finrace(options, "--output", "-", "--output", fifo, interval="100ms", output=writer) as finrace:
+            os.close(writer)
+            os.close(fifo_reader)
+            wait_for(lambda: has_said(finrace, f"nobody reads {fifo} any more"), finrace.words)
+            must(finrace.alive(), "it ended though one of its readers was there")
+            os.close(reader)
+            finrace.wait_end()
+
+
+def test_confined(options):
+    """With a socket among its outputs it may connect to UNIX sockets again, in their folders alone; and to nothing else."""
+    folder, elsewhere = (os.path.join(options.folder, name) for name in ("listened", "elsewhere"))
+    os.makedirs(folder)
+    os.makedirs(elsewhere)
+    collector, other = Collector(folder, "unix-stream"), Collector(elsewhere, "unix-stream")
+    collector.start()
+    other.start()
+
+    def address(path):  # struct sockaddr_un, as gdb takes a string
+        return '"\\001\\000' + path + '"', 3 + len(path)
+
+    with network() as net, Finrace(options, interval="100ms", output=collector.output) as finrace:
+        wait_for(lambda: collector.raw, "a record")
+        granted = ["(int)socket(1, 2, 0)"]
+        filtered = ["(int)socket(2, 1, 0)", "(int)socket(10, 2, 0)", "(int)socket(16, 3, 0)", "(int)socket(17, 3, 0)"]
+        values = call_in(finrace, granted + filtered)
+        wrong = [f"{call} = {value}, errno {error}" for index, (call, (value, error)) in enumerate(zip(granted + filtered, values))
+                 if (value < 0 if index < len(granted) else value != -1 or error != errno.EPERM)]
+        must(not wrong, "; ".join(wrong))
+        number = values[0][0]
+        text, size = address(other.path)
+        # By its number: gdb takes what a prototype would make a struct sockaddr * for an address in that process.
+        call = {"x86_64": 42, "aarch64": 203}[os.uname().machine]
+        (value, error), = call_in(finrace, [f"(int)syscall({call}, {number}, {text}, {size})"])
+        must(value == -1 and error == errno.ENOENT, f"another socket: {value}, errno {error}")
+        text, size = address(collector.path)
+        (value, error), = call_in(finrace, [f"(int)syscall({call}, {number}, {text}, {size})"])
+        must(value == -1 and error == errno.EPROTOTYPE, f"its own, by a datagram: {value}, errno {error}")
+        must(not has_said(finrace, "warning"), finrace.words)
+        due = unanswered(net, listen(net))
+        wait_for(lambda: collector.ports(net) == [due[1]], "the verdict")
+        finrace.stop()
+    collector.stop()
+    other.stop()
+
+
+def test_rsyslog(options):
+    """A real rsyslog reads it as RFC 5424, and what was said while it was away comes after."""
+    program = need("rsyslogd", "rsyslog")
+    folder = os.path.join(options.folder, "rsyslog")
+    os.makedirs(folder)
+    path, log, configuration = (os.path.join(folder, name) for name in ("log", "messages", "rsyslog.conf"))
+    with open(configuration, "w", encoding="ascii") as file:
+        file.write(f'''
+global(workDirectory="{folder}" maxMessageSize="64k")
+module(load="imuxsock" SysSock.Use="off")
+input(type="imuxsock" Socket="{path}" UseSpecialParser="off" IgnoreTimestamp="off")
+template(name="parts" type="string" string="%syslogfacility-text% %syslogseverity-text% %hostname% %app-name% %procid% %msgid% %timestamp:::date-rfc3339% %msg%\\n")
+action(type="omfile" file="{log}" template="parts")
+''')
+
+    def start():
+        process = subprocess.Popen([program, "-n", "-f", configuration, "-i", os.path.join(folder, "pid")], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=Finrace.enter_host)
+        wait_for(lambda: os.path.exists(path) or process.poll() is not None, "rsyslog's socket")
+        must(process.poll() is None, lambda: f"rsyslogd: {process.stderr.read()[-2000:]}")
+        return process
+
+    def told():
+        if not os.path.exists(log):
+            return []
+        with open(log, encoding="utf-8") as file:
+            return [line.split(" ", 7) for line in file.read().split("\n")[:-1]]
+
+    def ports():
+        verdicts = [harness.Record(json.loads(parts[7])) for parts in told() if parts[5] == "verdict"]
+        return sorted(one.at("network.local.port") for one in verdicts if net.owns(one))
+
+    daemon = start()
+    with network() as net:
+        listener = listen(net)
+        with Finrace(options, interval="100ms", output=f"syslog:{path}") as finrace:
+            due = [unanswered(net, listener)[1]]
+            wait_for(lambda: ports() == sorted(due), lambda: f"{due}: {told()}")
+            daemon.send_signal(signal.SIGTERM)
+            daemon.wait(LIMIT)
+            due += [unanswered(net, listener)[1] for _ in range(3)]
+            wait_for(lambda: has_said(finrace, "cannot write records"), "word that it is away")
+            daemon = start()
+            wait_for(lambda: ports() == sorted(due), lambda: f"{due}: {told()}")
+            finrace.stop()
+            verdict = next(parts for parts in told() if parts[5] == "verdict")
+            must(verdict[:2] == ["daemon", "warning"] and verdict[3:5] == ["finrace", str(finrace.process.pid)], f"{verdict}")
+            record = json.loads(verdict[7])
+            must(record["host"]["name"] == verdict[2] and record["timestamp"][:26] == verdict[6][:26], f"{verdict}")
+    daemon.kill()
+    daemon.wait(LIMIT)
+
+
+REFUSALS = [
+    (["unix-stream"], ["'unix-stream'", "unix-stream:PATH"]),
+    (["unix-dgram:relative/path"], ["relative/path"]),
+    (["syslog:/no/such/folder/log"], ["/no/such/folder"]),
+    (["journald:/etc/passwd"], ["/etc/passwd", "no socket"]),
+    ([""], ["''", "journald"]),
+    (["-", "-"], ["--output -", "the same"]),
+    (["unix-stream:/tmp/a", "unix-stream:/tmp/a"], ["unix-stream:/tmp/a", "the same"]),
+]
+
+
+def test_refusals(options):
+    """Exit 2, what was named, and what is accepted."""
+    for outputs, words in REFUSALS:
+        flags = [flag for one in outputs for flag in ("--output", one)]
+        done = run_finrace(options, ["run", *options.backend_flags, *flags])
+        must(done.returncode == 2 and not done.stdout and all(word in done.stderr for word in words),
+             f"{outputs}: exit {done.returncode}: {done.stderr}")
+
+
+TESTS = [
+    test_refusals, test_all_at_once, test_one_stands_still, test_full_disk_beside, test_reader_leaves, test_confined, test_rsyslog,
+]
+
+
+def test(options, results):
+    print(f"outputs: backend {options.backend_name}", flush=True)
+    harness.leave_mounts()
+    tests = TESTS
+    if options.sanitized:
+        print("  confinement is tested without sanitizers: LeakSanitizer needs what it takes away", flush=True)
+        tests = [one for one in TESTS if one is not test_confined]
+    results.run_each(tests, options)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
+    harness.add_options(parser)
+    parser.add_argument("--small", action="store_true", help="fewer connections, for a slow machine")
+    parser.add_argument("--sanitized", action="store_true", help="the binary has sanitizers")
+    parser.add_argument("--only", default="*", help="patterns of test names, with commas")
+    options = parser.parse_args()
+    options.unconfined = ["--unconfined"] if options.sanitized else []
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("outputs", parse, test))

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "cli/reporter.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <sstream>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/process_names.h"
+#include "core/classify.h"
+#include "sink/facts.h"
+#include "source/descriptor.h"
+
+namespace finrace {
+
+namespace {
+
+std::chrono::nanoseconds duration_of(const timeval& time)
+{
+    return std::chrono::seconds(time.tv_sec) + std::chrono::microseconds(time.tv_usec);
+}
+
+ProcessUse use_of_this_process(double started_s)
+{
+    rusage used{};
+    ::getrusage(RUSAGE_SELF, &used);
+    // Pages: in all, resident, ... (proc(5)).
+    std::istringstream pages(read_whole("/proc/self/statm"));
+    std::uint64_t all = 0;
+    std::uint64_t resident = 0;
+    pages >> all >> resident;
+    return {.processor = duration_of(used.ru_utime) + duration_of(used.ru_stime),
+            .resident_bytes = resident * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)),
+            .started_s = started_s};
+}
+
+std::optional<UpstreamKey> upstream_of(const event& e)
+{
+    return is_client(e) ? std::optional(UpstreamKey::of(e)) : std::nullopt;
+}
+
+} // namespace
+
+Reporter::Reporter(RunOptions options, Outputs& outputs, const Feed& feed)
+    : options_(std::move(options)), disguise_(options_.addresses.disguise()), outputs_(outputs), feed_(feed)
+{
+    begin();
+}
+
+void Reporter::serve(ServiceManager& manager, const std::optional<Confinement>& confinement)
+{
+    manager_ = &manager;
+    confinement_ = confinement;
+    manager_->ready(state());
+}
+
+int Reporter::serve_metrics(const LiveLoop& loop, const AddressPattern& address)
+{
+    const auto label_of = [this](const UpstreamKey& key) {
+        return UpstreamLabel{.address = disguise_.of_upstream(address_text(key.address.data(), key.family)),
+                             .name = std::string(options_.addresses.names.of(key))};
+    };
+    const auto since_epoch = std::chrono::system_clock::now().time_since_epoch();
+    meter_.emplace(Meter{.loop = loop,
+                         .traffic = Traffic(loop.now_ns()),
+                         .metrics = Metrics(label_of),
+                         .started_s = std::chrono::duration<double>(since_epoch).count()});
+    return server_.emplace(address, [this] { return metrics(); }).descriptor();
+}
+
+void Reporter::change(const RunOptions& fresh)
+{
+    disguise_ = fresh.addresses.disguise();
+    options_.addresses = fresh.addresses;
+    options_.interval = fresh.interval;
+    next_summary_ns_ = std::min(next_summary_ns_, feed_.now_ns() + interval_ns());
+}
+
+void Reporter::on_event(const event& e)
+{
+    if (meter_)
+        meter_->traffic.follow(e);
+    if (options_.connections) {
+        histories_.add(e);
+        if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
+            put(connection_record(origin(), e, histories_.take(e.connection.id), name_of(e.connection)),
+                upstream_of(e));
+    }
+    if (outputs_.is_due())
+        flush();
+}
+
+void Reporter::on_verdict(const Judged& judged)
+{
+    const Verdict& verdict = *judged.classification.verdict;
+    const std::string name = name_of(judged.e.connection);
+    if (meter_)
+        meter_->metrics.count(judged);
+    put(judged.benched != nullptr
+            ? benched_record(origin(), judged.e, *judged.benched, verdict, name, judged.outcome)
+            : verdict_record(origin(), judged.e, verdict, judged.upstream, name, judged.outcome, judged.server_end),
+        upstream_of(judged.e));
+    flush(); // the rest of the batch must not keep it waiting
+}
+
+bool Reporter::on_tick()
+{
+    if (started_ns_ == 0)
+        begin();
+    if (const std::uint64_t now_ns = feed_.now_ns(); now_ns >= next_summary_ns_) {
+        summarise(false);
+        next_summary_ns_ += (1 + (now_ns - next_summary_ns_) / interval_ns()) * interval_ns();
+    }
+    flush();
+    outputs_.say_news();
+    if (server_)
+        server_->serve(); // lets go of who is silent
+    if (manager_ != nullptr)
+        manager_->alive();
+    return !outputs_.ended();
+}
+
+void Reporter::on_end()
+{
+    if (manager_ != nullptr)
+        manager_->stopping();
+    if (started_ns_ == 0)
+        begin();
+    if (!outputs_.ended())
+        summarise(true);
+    started_ns_ = 0;
+    histories_ = StateHistories();
+    told_.clear();
+}
+
+bool Reporter::on_hangup()
+{
+    if (!outputs_.can_open_anew() && !reload_)
+        return manager_ != nullptr && manager_->is_there(); // a service ends by SIGTERM
+    if (manager_ != nullptr)
+        manager_->reloading();
+    outputs_.open_anew();
+    if (reload_)
+        reload_();
+    if (manager_ != nullptr)
+        manager_->reloaded();
+    return true;
+}
+
+void Reporter::summarise(bool last)
+{
+    const std::uint64_t now_ns = feed_.now_ns();
+    std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told;
+    feed_.intake().upstreams().for_each([&](const UpstreamKey* key, const Upstream& upstream) {
+        const UpstreamKey where = key != nullptr ? *key : UpstreamKey{};
+        const auto before = told_.find(where);
+        if (last || before == told_.end() || before->second != upstream.counts)
+            put(upstream_record(origin(), now_ns, key, upstream), key != nullptr ? std::optional(*key) : std::nullopt);
+        told.emplace(where, upstream.counts);
+    });
+    told_ = std::move(told);
+    put(health_record(origin(), now_ns, health(last)));
+    if (manager_ != nullptr)
+        manager_->status(state());
+}
+
+/// In a line, for `systemctl status`.
+std::string Reporter::state() const
+{
+    const SourceCounts counts = feed_.counts();
+    std::uint64_t written = 0;
+    std::uint64_t dropped = 0;
+    for (const OutputState& output : outputs_.states()) {
+        written += output.written;
+        dropped += output.dropped;
+    }
+    return fmt::format("backend {}: {} connections, {} verdicts, {} lost; {} records written, {} dropped",
+                       feed_.facts().backend_text(), counts.connections_begun, feed_.intake().verdicts_in_all(),
+                       counts.lost(), written, dropped);
+}
+
+/// A recording's run begins with its first tick.
+void Reporter::begin()
+{
+    started_ns_ = feed_.now_ns();
+    next_summary_ns_ = started_ns_ + interval_ns();
+}
+
+std::uint64_t Reporter::interval_ns() const
+{
+    return static_cast<std::uint64_t>(options_.interval.count());
+}
+
+/// The kernel's events don't wait for a slow reader; a recording does.
+void Reporter::flush()
+{
+    if (options_.replayed.empty())
+        outputs_.flush();
+    else
+        outputs_.drain(slowest_reader);
+}
+
+std::string Reporter::name_of(const connection& c) const
+{
+    return process_name(c, feed_.names());
+}
+
+Origin Reporter::origin() const
+{
+    return {.host_name = feed_.facts().host_name, .clock = feed_.clock()};
+}
+
+void Reporter::put(Json record, const std::optional<UpstreamKey>& upstream)
+{
+    if (const std::string_view name = upstream ? options_.addresses.names.of(*upstream) : std::string_view();
+        !name.empty())
+        record["peer"]["service"] = name;
+    disguise_.apply(record);
+    outputs_.put(record);
+}
+
+Health Reporter::health(bool last) const
+{
+    const SourceFacts& facts = feed_.facts();
+    const SourceCounts counts = feed_.counts();
+    const Intake& intake = feed_.intake();
+    Health health{
+        .version = FINRACE_VERSION,
+        .backend = facts.backend,
+        .attach = facts.attach,
+        .interval = options_.interval,
+        .uptime = std::chrono::nanoseconds(feed_.now_ns() - started_ns_),
+        .last = last,
+        .connections_begun = counts.connections_begun,
+        .connections_adopted = counts.connections_adopted,
+        .connections_ended = intake.connections_ended(counts.losses),
+        .events = intake.events(),
+        .outcome_events = intake.outcome_events(),
+        .losses = counts.losses,
+        .outputs = outputs_.states(),
+        .missing_hooks = {},
+        .upstreams = intake.upstreams().size(),
+        .verdicts = intake.verdicts(),
+        .unclassified = intake.unclassified(),
+        .confinement = confinement_,
+    };
+    for (const Hook& hook : facts.missing)
+        health.missing_hooks.push_back({.name = hook.name, .purpose = hook.purpose, .problem = hook.problem});
+    return health;
+}
+
+std::string Reporter::metrics()
+{
+    // No sample of the sockets is taken: the events alone tell which connections are open.
+    meter_->traffic.take({}, meter_->loop.now_ns(), false);
+    const auto open = [this](const UpstreamKey& key) {
+        OpenConnections connections = meter_->traffic.of(key).open;
+        connections.rests_known = false;
+        return connections;
+    };
+    std::vector<ProgramUse> programs;
+    for (const ProgramRuns& program : meter_->loop.program_runs())
+        programs.push_back({.name = program.name, .runs = program.runs, .time = std::chrono::nanoseconds(program.ns)});
+    return meter_->metrics.text({.health = health(false),
+                                 .upstreams = meter_->loop.intake().upstreams(),
+                                 .open = open,
+                                 .programs = std::move(programs),
+                                 .process = use_of_this_process(meter_->started_s)});
+}
+
+} // namespace finrace

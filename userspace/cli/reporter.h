@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// What a run tells: records for whatever is found, summaries of itself, and metrics for whoever asks.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cli/intake.h"
+#include "cli/live_loop.h"
+#include "cli/metrics_server.h"
+#include "cli/outputs.h"
+#include "cli/run_options.h"
+#include "cli/service_manager.h"
+#include "core/traffic.h"
+#include "sink/disguise.h"
+#include "sink/history.h"
+#include "sink/json.h"
+#include "sink/metrics.h"
+
+namespace finrace {
+
+class Reporter final : public Listener {
+public:
+    /// A replay waits so long for whoever reads its records.
+    static constexpr std::chrono::milliseconds slowest_reader = std::chrono::hours(24);
+
+    /// `outputs` and `feed` must outlive it. Throws UsageError.
+    Reporter(RunOptions options, Outputs& outputs, const Feed& feed);
+
+    /// What a daemon has besides: whom it tells how it is, and what is left to it.
+    void serve(ServiceManager& manager, const std::optional<Confinement>& confinement);
+    /// From now on it answers whoever asks for metrics. Returns a descriptor that is readable when somebody does:
+    /// answer() then. Throws UsageError.
+    int serve_metrics(const LiveLoop& loop, const AddressPattern& address);
+    void answer() { server_->serve(); }
+    /// On SIGHUP it calls this as well.
+    void reload_by(std::function<void()> reload) { reload_ = std::move(reload); }
+    /// Takes what of these can change while it runs. Throws UsageError.
+    void change(const RunOptions& fresh);
+
+    void on_event(const event& e) override;
+    void on_verdict(const Judged& judged) override;
+    bool on_tick() override;
+    void on_end() override;
+    [[nodiscard]] std::vector<int> output_descriptors() const override { return outputs_.descriptors(); }
+    void on_reader_left(int descriptor) override { outputs_.reader_left(descriptor); }
+    /// Logs were rotated, or the configuration has changed.
+    bool on_hangup() override;
+
+private:
+    /// What the metrics tell besides what the records do.
+    struct Meter {
+        const LiveLoop& loop;
+        Traffic traffic;
+        Metrics metrics;
+        double started_s; ///< since the epoch
+    };
+
+    void summarise(bool last);
+    [[nodiscard]] std::string state() const;
+    void begin();
+    [[nodiscard]] std::uint64_t interval_ns() const;
+    void flush();
+    [[nodiscard]] Origin origin() const;
+    [[nodiscard]] std::string name_of(const connection& c) const;
+    void put(Json record, const std::optional<UpstreamKey>& upstream = std::nullopt);
+    [[nodiscard]] Health health(bool last) const;
+    [[nodiscard]] std::string metrics();
+
+    RunOptions options_;
+    Disguise disguise_;
+    Outputs& outputs_;
+    const Feed& feed_;
+    std::uint64_t started_ns_ = 0;
+    std::uint64_t next_summary_ns_ = 0;
+    StateHistories histories_;
+    std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told_; ///< as the newest summary has them
+    ServiceManager* manager_ = nullptr;                                     ///< none in a replay
+    std::optional<Confinement> confinement_;
+    std::function<void()> reload_;
+    std::optional<Meter> meter_;
+    std::optional<MetricsServer> server_;
+};
+
+} // namespace finrace

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// What `finrace run` is told, by its flags and its configuration file; and what of it a running one takes anew.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/config_file.h"
+#include "cli/options.h"
+#include "cli/outputs.h"
+#include "cli/recorder.h"
+#include "cli/upstream_names.h"
+
+namespace finrace {
+
+struct RunOptions {
+    WatchOptions watch;
+    std::vector<OutputTarget> outputs{};
+    std::chrono::nanoseconds interval = std::chrono::seconds(10);
+    std::optional<std::chrono::nanoseconds> duration{};
+    bool connections = false;
+    RecordOptions record{};
+    std::optional<AddressPattern> metrics{};
+    AddressOptions addresses{};
+    std::vector<std::string> replayed{};
+    bool unconfined = false;
+    ConfigFile config{};
+};
+
+/// The flags. `options` must outlive the command.
+void add_run_options(CLI::App& command, RunOptions& options);
+/// What no single flag can tell. Throws UsageError.
+void check_run_options(const RunOptions& options);
+
+/// Reads a configuration file again, below what the command line says.
+class Reloader {
+public:
+    /// `command`: as its command line was read, with nothing of the file yet. Takes the file in. Throws UsageError.
+    Reloader(CLI::App& command, const std::string& path);
+
+    /// What is read anew, and from where: names from the root on.
+    void make_absolute(const std::string& key_path);
+    [[nodiscard]] std::vector<std::string> files() const;
+
+    struct Reloaded {
+        std::unique_ptr<RunOptions> options;
+        std::vector<std::string> taken; ///< keys that say something else than before, and can be changed
+        std::vector<std::string> left;  ///< and those that take a restart
+    };
+    /// `records`: the raw events are recorded, whose filter stays. Throws UsageError, and then all stays as it was.
+    Reloaded read(bool records);
+
+private:
+    std::string path_;
+    std::string key_path_;
+    Settings given_;  ///< on the command line
+    Settings in_use_; ///< with the file's
+};
+
+} // namespace finrace
