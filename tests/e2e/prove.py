@@ -53,6 +53,8 @@ SHORT_KEEP_ALIVE = 2
 LONGEST_SHORT = 10  # a timer that can't be told and is longer is not waited for with --timers short
 DELAY = 0.005
 BODY_LIMIT = 65536
+# uvicorn: send_400_response() of protocols/http/httptools_impl.py and h11_impl.py.
+SERVERS_WORDS = (b"Invalid HTTP request received.",)
 # Where a worker takes one request at a time, or few: enough for what runs at once here.
 WORKERS = {"gunicorn-sync": 8, "gunicorn-gthread": 4, "puma": 4, "php-fpm": 24}
 CROWD = 24  # clients at once where a timer is raced
@@ -355,6 +357,7 @@ class Stage:
         ask.status = int(lines[0].split(b" ")[1])
         headers = dict(line.partition(b":")[::2] for line in lines[1:])
         ask.application = b"x-app" in headers
+        ask.server = any(words in body for words in SERVERS_WORDS)
         if b"content-length" in headers:
             ask.whole = len(body) >= int(headers[b"content-length"])
         elif b"chunked" in headers.get(b"transfer-encoding", b""):

@@ -304,8 +304,9 @@ class TruthTest(Conversation):
             return self.get(path.rpartition(".")[2], default)
 
     def tally(self, *verdicts, status=502, application=False, began=None, backend="cgroup", said=(), left=0.0, violent=(),
-              calls_off=False, killing=None, purges=False):
-        ask = truth.Ask("second", "one", "POST", "/ok/second", 100.0, 110.0, status, application, True, left, port=50000)
+              calls_off=False, killing=None, purges=False, server=False):
+        ask = truth.Ask("second", "one", "POST", "/ok/second", 100.0, 110.0, status, application, True, left, port=50000,
+                        server=server)
         lines = [{"event": "begin", "id": "second", "time": began}] if began else []
         joined = truth.Truth([ask], self.script.connections(), lines, list(said), backend=backend, keep_alive=1.0,
                              logs_begin=True, late=0.0, patience=2.0, violent=violent, calls_off=calls_off,
@@ -384,6 +385,13 @@ class TruthTest(Conversation):
         self.exchanged().request(b"second").reply(HEAD % b"Content-Length: 2\r\n" + b"ok")
         self.assertEqual(self.found(status=200, application=True), {})
         self.assertEqual(self.found(self.record("upstream_closed"), status=200, application=True), {"on_success": 1})
+        # The upstream's server did not take it for a request, nor does the wire's reader.
+        self.assertEqual(self.found(status=400), {"unexplained": 1})
+        self.assertEqual(self.found(status=400, server=True), {})
+        self.setUp()
+        self.assertEqual(self.found(status=400), {"unexplained": 1})
+        self.assertEqual(self.found(status=400, server=True), {})
+        self.exchanged().request(b"second").reply(HEAD % b"Content-Length: 2\r\n" + b"ok")
         # The proxy failed what the wire calls answered.
         self.assertEqual(self.found(), {"unexplained": 1})
         said = [("second", Said(0, 504, "timeout", ""))]
