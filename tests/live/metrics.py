@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -118,7 +118,6 @@ def test_scrape(options):
                                ("finrace_upstream_exchanges_total", "exchanges"),
                                ("finrace_upstream_connections_closed_total", "connections.closed")):
                 must(value(found, name, upstream=upstream) == record.at(f"finrace.upstream.{path}"), f"{name}: {text}")
-            must(value(found, "finrace_upstream_connections_open", upstream=upstream) == 0, text)
             must(value(found, "finrace_lost_total") == 0 and value(found, "finrace_output_records_dropped_total") == 0, text)
             must(value(found, "finrace_output_records_written_total", output=finrace.path) > 5, text)
             resident = value(found, "process_resident_memory_bytes")
@@ -189,7 +188,7 @@ def test_hostile(options):
                         sock.shutdown(socket.SHUT_WR)
                         while sock.recv(1 << 16):
                             pass
-                    except (ConnectionError, TimeoutError):
+                    except OSError:
                         pass
             must(ask(net, port)[0] == 200, "it does not answer after nonsense")
 
@@ -198,6 +197,24 @@ def test_hostile(options):
             wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == due, "a verdict while others keep silent")
             wait_for(lambda: ask(net, port)[0] == 200, "an answer, once the silent ones are let go of")
             for sock in silent:
+                sock.close()
+
+            # Who says a little again and again is let go of as well.
+            trickling = [connect(net, port) for _ in range(40)]
+            stop = threading.Event()
+
+            def trickle():
+                while not stop.wait(1):
+                    for sock in trickling:
+                        with suppress(OSError):
+                            sock.send(b"G")
+
+            trickler = threading.Thread(target=trickle, daemon=True)
+            trickler.start()
+            wait_for(lambda: ask(net, port)[0] == 200, "an answer, once the trickling ones are let go of")
+            stop.set()
+            trickler.join(LIMIT)
+            for sock in trickling:
                 sock.close()
 
             # One that asks for much and reads nothing.
@@ -214,9 +231,12 @@ def test_hostile(options):
             def ask_on():
                 checked(libc.setns(harness._host_network, CLONE_NEWNET), "setns")  # of this thread alone
                 while not done.is_set():
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT) as response:
-                        response.read()
-                        answers.append(response.status)
+                    try:
+                        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT) as response:
+                            response.read()
+                            answers.append(response.status)
+                    except OSError as error:
+                        answers.append(str(error))
 
             askers = [threading.Thread(target=ask_on, daemon=True) for _ in range(2)]
             for asker in askers:
@@ -293,7 +313,7 @@ def test_prometheus(options):
         def is_up():
             try:
                 return query("up")
-            except OSError:
+            except (OSError, ValueError):  # not yet listening, or not yet ready
                 return False
 
         try:
@@ -319,15 +339,17 @@ def test_prometheus(options):
                     asked = re.findall(r"\b(?:finrace|process)_[a-z_]+", "\n".join(re.findall(r"expr: (.*)", file.read())))
                 panels = list(expressions())
                 must(len(panels) > 15, f"{len(panels)} expressions")
-                empty = set()
-                for title, expression in panels:
+                for _, expression in panels:
                     asked += re.findall(r"\b(?:finrace|process)_[a-z_]+", expression)
-                    if not query(expression):
-                        empty.add(title)
                 unknown = {re.sub(r"_bucket$", "", name) for name in asked} - known
                 must(not unknown, f"asked for, but not there: {unknown}")
-                must(empty <= {"The upstream's idle timeout, and how long connections rest", "Races to be expected in a day"},
-                     f"panels without data: {empty}")
+                unlearned = {"The upstream's idle timeout, and how long connections rest", "Races to be expected in a day"}
+
+                def empty():
+                    return {title for title, expression in panels if title not in unlearned and not query(expression)}
+
+                # A rate takes two scrapes of the series.
+                wait_for(lambda: not empty(), lambda: f"data for {empty()}", pause=0.5)
                 finrace.stop()
             wait_for(lambda: ("FinraceDown", "pending") in alerts(), lambda: f"word that it is gone: {alerts()}")
         finally:

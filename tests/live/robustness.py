@@ -21,6 +21,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -722,48 +723,144 @@ def test_log_rotation(options):
 
 def test_reload(options):
     """SIGHUP reads the configuration file anew, from within its own root: what can change does, and it says what takes a restart."""
-    folder = os.path.join(options.folder, "configuration")
-    os.makedirs(folder)
+    folder = tempfile.mkdtemp(prefix="finrace-configuration-")  # not below an output's
     path = os.path.join(folder, "finrace.toml")
 
-    def configure(*lines):
+    def configure(*lines, in_place=False):
+        text = "\n".join(lines) + "\n"
+        if in_place:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(text)
+            return
         with open(path + ".new", "w", encoding="ascii") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(text)
         os.rename(path + ".new", path)
+
+    def reload(finrace, *words):
+        before = len(finrace.said)
+        finrace.send(signal.SIGHUP)
+        for text in words:
+            wait_for(lambda: any(text in said for said in finrace.said[before:]), lambda: f"{text}: {finrace.words()}")
+
+    def filtered(finrace):
+        """An accident that the filter keeps back: judged by the time of the next summary."""
+        unanswered(net, listener)
+        finrace.next_health()
 
     with network() as net:
         listener = listen(net)
         configure('upstream = "192.0.2.1"', 'ring_bytes = "4M"')
         with Finrace(options, "--config", path, interval="100ms") as finrace:
-            def reload(*words):
-                before = len(finrace.said)
-                finrace.send(signal.SIGHUP)
-                for text in words:
-                    wait_for(lambda text=text: any(text in said for said in finrace.said[before:]), lambda text=text: f"{text}: {finrace.words()}")
-
-            unanswered(net, listener)
+            filtered(finrace)
             configure("upstream = []", f'upstream_name = "{net.prefix}0/24=billing"', 'ring_bytes = "8M"', 'interval = "1h"')
-            reload("taken anew: upstream, upstream_name", "until a restart: ring_bytes")
+            reload(finrace, "taken anew: upstream, upstream_name", "until a restart: ring_bytes")
             due = unanswered(net, listener)
             wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == [due], "the verdict, which the filter lets through by now")
             must(finrace.verdicts(net)[0].at("peer.service") == "billing", f"{finrace.verdicts(net)}")
             finrace.next_health()  # --interval wins over the file's
 
             configure("upstream = []", "nonsense = 1")
-            reload(f"{path}:2: nonsense is no key", "all goes on as before")
-            configure('mask_addresses = "all"', 'hash_addresses = "all"')
-            reload("give one of them", "all goes on as before")
+            reload(finrace, f"{path}:2: nonsense is no key", "all goes on as before")
             os.unlink(path)
-            reload("No such file", "all goes on as before")
-            configure('mask_addresses = "all"')
-            reload("taken anew: mask_addresses, upstream_name")
-            unanswered(net, listener)
-            masked = finrace.wait_verdicts(net, 2)[1]
-            must({masked.at("network.peer.address"), masked.at("network.local.address")} == {net.prefix + "0"} and
-                 masked.at("peer.service") is None, f"{masked}")
+            reload(finrace, "No such file", "all goes on as before")
+            os.mkfifo(path)
+            reload(finrace, "no regular file", "all goes on as before")
+            configure("metrics = 1", 'mask_addresses = "all"', "side = 'server'")
+            reload(finrace, "taken anew: upstream_name", "until a restart: mask_addresses, metrics, ring_bytes, side")
+            shown = unanswered(net, listener)
+            verdict = finrace.wait_verdicts(net, 2)[1]
+            must(verdict.ends == shown and verdict.at("peer.service") is None, f"what takes a restart was taken: {verdict}")
             finrace.stop()
             harness.check_schema(finrace)
             must(not any("warning" in text for text in finrace.said), finrace.words)
+
+        # A recording's header tells its filter, which stays; and a file that is a mount of its own, as a container's is, is read.
+        configure('upstream = "192.0.2.1"')
+        other = os.path.join(folder, "another.toml")
+        with open(other, "w", encoding="ascii") as file:
+            file.write("")
+        checked(libc.mount(path.encode(), other.encode(), None, 4096, None), "mount --bind")
+        with Finrace(options, "--config", other, "--record", os.path.join(options.folder, "reloaded.rec"), interval="100ms") as finrace:
+            configure("", f'upstream_name = "{net.prefix}0/24=billing"', in_place=True)
+            reload(finrace, "taken anew: upstream_name", "until a restart: upstream")
+            filtered(finrace)
+            must(not finrace.verdicts(net), f"the filter has changed: {finrace.verdicts(net)}")
+            finrace.stop()
+            must(not any("warning" in text for text in finrace.said), finrace.words)
+        unmount(other)
+    shutil.rmtree(folder)
+
+
+def cgroup_mount():
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            if after.startswith("cgroup2 "):
+                return before.split(" ")[4]
+    raise harness.EnvironmentProblem("cgroup v2 is mounted nowhere")
+
+
+def test_containers(options):
+    """Whose a connection is: the container, pod and unit of its owner, told of in the record and in its replay alike."""
+    container, pod = "".join(random.choices("0123456789abcdef", k=64)), "0c9a2d6e-41b7-4f6b-9d0e-6a2c3b1f5e77"
+    root = cgroup_mount()
+    slices = os.path.join(root, "kubepods.slice"), f"kubepods-pod{pod.replace('-', '_')}.slice", f"cri-containerd-{container}.scope"
+    groups = [os.path.join(*slices[:count]) for count in (1, 2, 3)] + [os.path.join(root, "finrace-test.service")]
+    logs = f"/var/log/pods/shop_billing-5d9c_{pod}"
+    recording = os.path.join(options.folder, "containers.rec")
+    made = [path for path in ("/var/log/pods", logs, *groups) if not os.path.exists(path)]
+    for path in made:
+        os.mkdir(path)
+
+    def lose_from(group):
+        """A request, from a process in that group."""
+        lock, ended = os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.read(lock[0], 1)
+                ends = unanswered(net, listener)
+                os.write(ended[1], str(ends[1]).encode())
+                time.sleep(LIMIT)
+            finally:
+                os._exit(0)
+        with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
+            file.write(str(pid))
+        os.write(lock[1], b"x")
+        port = int(os.read(ended[0], 16))
+        for fd in lock + ended:
+            os.close(fd)
+        children.append(pid)
+        return port
+
+    children = []
+    try:
+        with network() as net, Finrace(options, "--record", recording, interval="100ms") as finrace:
+            listener = listen(net)
+            ports = [lose_from(groups[2]), lose_from(groups[3])]
+            found = {one.at("network.local.port"): one for one in finrace.wait_verdicts(net, 2)}
+            contained, unit = (found[port] for port in ports)
+            must((contained.at("container.id"), contained.at("k8s.pod.uid"), contained.at("k8s.pod.name"),
+                  contained.at("k8s.namespace.name")) == (container, pod, "billing-5d9c", "shop"), f"{contained}")
+            must(contained.at("process.linux.cgroup") == groups[2].removeprefix(root), f"{contained}")
+            must(unit.at("finrace.systemd_unit") == "finrace-test.service" and unit.at("container.id") is None, f"{unit}")
+            finrace.stop()
+            harness.check_schema(finrace)
+            harness.check_replay(finrace, [recording])
+            must(not any("warning" in text for text in finrace.said), finrace.words)
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for path in reversed(made):
+            wait_for(lambda path=path: not remains(path), f"the end of {path}")
+
+
+def remains(folder):
+    """Removes it, once its processes are gone."""
+    with suppress(OSError):
+        os.rmdir(folder)
+    return os.path.exists(folder)
 
 
 def test_recording(options):
@@ -1648,7 +1745,7 @@ def test_no_cgroup_root(options):
 
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
-    test_told_to_end_in_a_flood, test_log_rotation, test_reload, test_recording, test_page, test_filter_that_nothing_matches,
+    test_told_to_end_in_a_flood, test_log_rotation, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names,
     test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,

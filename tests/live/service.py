@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
@@ -56,6 +57,20 @@ def configured(*lines):
     call("systemctl", "daemon-reload")
     call("systemctl", "reset-failed", UNIT)
     call("systemctl", "restart", UNIT, good=(0, 1), limit=SLOW)
+
+
+@contextmanager
+def changed_configuration(change):
+    """The file with another text, of which none is in use yet; yields the text before."""
+    with open(CONFIGURATION, encoding="utf-8") as file:
+        good = file.read()
+    try:
+        with open(CONFIGURATION, "w", encoding="utf-8") as file:
+            file.write(change(good))
+        yield good
+    finally:
+        with open(CONFIGURATION, "w", encoding="utf-8") as file:
+            file.write(good)
 
 
 def must_be_gone(objects):
@@ -155,20 +170,15 @@ def test_reload(options):
 def test_reload_configuration(_options):
     """`systemctl reload` takes what has changed in /etc/finrace/finrace.toml, without another process."""
     pid = main_pid()
-    with open(CONFIGURATION, encoding="utf-8") as file:
-        good = file.read()
     with network() as net:
-        with open(CONFIGURATION, "w", encoding="utf-8") as file:
-            file.write(good + f'upstream_name = "{net.prefix}0/24=billing"\n')
+        with changed_configuration(lambda text: text + f'upstream_name = "{net.prefix}0/24=billing"\n'):
+            call("systemctl", "reload", UNIT)
+            wait_for(lambda: "taken anew: upstream_name" in journal(), journal)
+            port = lose_a_request(net)
+            wait_verdict(port)
         call("systemctl", "reload", UNIT)
-        port = lose_a_request(net)
-        wait_verdict(port)
     named = next(one for one in records("finrace.verdict") if one["network"]["local"]["port"] == port)
     must(named.get("peer") == {"service": "billing"} and main_pid() == pid, f"{named}")
-    wait_for(lambda: "taken anew: upstream_name" in journal(), journal)
-    with open(CONFIGURATION, "w", encoding="utf-8") as file:
-        file.write(good)
-    call("systemctl", "reload", UNIT)
 
 
 def test_logrotate(options):
@@ -262,30 +272,19 @@ def test_exposure(_options):
     call("systemd-analyze", "security", f"--threshold={MOST_EXPOSURE}", UNIT)
 
 
-def test_usage_error(options):
+def test_usage_error(_options):
     """What the next start would meet as well is told, and not tried again and again."""
-    with open(CONFIGURATION, encoding="utf-8") as file:
-        good = file.read()
-    with open(CONFIGURATION, "w", encoding="utf-8") as file:
-        file.write(good + "upstream = 'nonsense'\n")
-    configured()
-    must((shown("ActiveState"), shown("ExecMainStatus"), shown("NRestarts")) == ("failed", "2", "0"), "it was tried again")
-    place = f"{CONFIGURATION}:{good.count(chr(10)) + 1}: upstream: 'nonsense'"
-    wait_for(lambda: place in journal(), lambda: f"'{place}' in {journal()}")
-    with open(CONFIGURATION, "w", encoding="utf-8") as file:
-        file.write(good)
+    with changed_configuration(lambda text: text + "upstream = 'nonsense'\n") as good:
+        configured()
+        must((shown("ActiveState"), shown("ExecMainStatus"), shown("NRestarts")) == ("failed", "2", "0"), "it was tried again")
+        place = f"{CONFIGURATION}:{good.count(chr(10)) + 1}: upstream: 'nonsense'"
+        wait_for(lambda: place in journal(), lambda: f"'{place}' in {journal()}")
     configured()
     must(shown("ActiveState") == "active", "it does not start again")
 
 
 def test_journal(_options):
     """Into the journal and to /dev/log beside its log; a journal that is restarted in between loses none."""
-    with open(CONFIGURATION, encoding="utf-8") as file:
-        good = file.read()
-    with open(CONFIGURATION, "w", encoding="utf-8") as file:
-        file.write(re.sub(r"(?m)^output = .*$", f'output = ["{LOG}", "journald", "syslog"]', good))
-    configured()
-
     def told(*match):
         text = call("journalctl", "--no-pager", "--output=json", "--all", *match)
         return [json.loads(line) for line in text.splitlines()]
@@ -297,33 +296,28 @@ def test_journal(_options):
         found = (re.search(r"finrace \d+ verdict - (\{.*\})", entry["MESSAGE"]) for entry in told("_TRANSPORT=syslog"))
         return sorted(json.loads(match[1])["network"]["local"]["port"] for match in found if match)
 
-    with network() as net:
+    outputs = f'output = ["{LOG}", "journald", "syslog"]'
+    with network() as net, changed_configuration(lambda text: re.sub(r"(?m)^output = .*$", outputs, text)):
+        configured()
         due = [lose_a_request(net)]
         wait_for(lambda: ports() == due == syslog_ports(), lambda: f"{due} in the journal: {ports()}, {syslog_ports()}")
         call("systemctl", "restart", "systemd-journald.service", limit=SLOW)
         due = sorted(due + [lose_a_request(net) for _ in range(3)])
         wait_for(lambda: ports() == due == syslog_ports(), lambda: f"{due} in the journal: {ports()}, {syslog_ports()}")
         wait_for(lambda: set(due) <= ports_of(), "the same in the log")
+    configured()
     entry = told("FINRACE_CAUSE=upstream_closed")[0]
     must(entry["MESSAGE"].startswith("upstream_closed: ") and entry["PRIORITY"] == "4" and entry["_SYSTEMD_UNIT"] == UNIT, f"{entry}")
-    with open(CONFIGURATION, "w", encoding="utf-8") as file:
-        file.write(good)
-    configured()
 
 
 def test_metrics(_options):
     """Served to this host, by the confined service."""
-    with open(CONFIGURATION, encoding="utf-8") as file:
-        good = file.read()
-    with open(CONFIGURATION, "w", encoding="utf-8") as file:
-        file.write(good.replace("#metrics = 9735", "metrics = 9735"))
+    with changed_configuration(lambda text: text.replace("#metrics = 9735", "metrics = 9735")):
+        configured()
+        with urllib.request.urlopen("http://127.0.0.1:9735/metrics", timeout=LIMIT) as answer:
+            text = answer.read().decode("utf-8")
     configured()
-    with urllib.request.urlopen("http://127.0.0.1:9735/metrics", timeout=LIMIT) as answer:
-        text = answer.read().decode("utf-8")
     must("\nfinrace_races_total 0\n" in text and "\nprocess_resident_memory_bytes " in text, text)
-    with open(CONFIGURATION, "w", encoding="utf-8") as file:
-        file.write(good)
-    configured()
 
 
 def test_stop(options):

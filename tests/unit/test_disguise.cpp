@@ -99,7 +99,7 @@ TEST_CASE("the first name whose pattern matches is the upstream's")
     CHECK(names.of(key_of(5, 8001)) == "rest = of it");
     CHECK(names.of({.address = {10, 0, 1, 1}, .port = 9000}) == "anywhere");
     CHECK(names.of({.address = {10, 0, 1, 1}, .port = 80}).empty());
-    for (const std::string text : {"", "10.0.0.1", "10.0.0.1=", "host=name", "=name", "10.0.0.1=a\nb"})
+    for (const std::string text : {"", "10.0.0.1", "10.0.0.1=", "host=name", "=name", "10.0.0.1=a\nb", "10.0.0.1=\xff"})
         CHECK_THROWS_AS(names.add(text), UsageError);
 }
 

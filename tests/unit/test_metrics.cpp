@@ -36,7 +36,6 @@ std::string text_of(Metrics& metrics, const Health& health, const Upstreams& ups
 {
     return metrics.text({.health = health,
                          .upstreams = upstreams,
-                         .open = [](const UpstreamKey&) { return OpenConnections{.count = 2}; },
                          .programs = {{.name = "trace_send", .runs = 4, .time = std::chrono::milliseconds(1500)}},
                          .process = {.processor = std::chrono::milliseconds(250), .resident_bytes = 1U << 20U}});
 }
@@ -139,7 +138,6 @@ TEST_CASE("an upstream's metrics: its counts, its timer, and the rests of its co
     CHECK(value_of(text, "finrace_races_total") == 3);
     CHECK(value_of(text, "finrace_upstream_races_total" + labels + "}") == 2);
     CHECK(value_of(text, "finrace_upstream_connections_opened_total" + labels + "}") == 9);
-    CHECK(value_of(text, "finrace_upstream_connections_open" + labels + "}") == 2);
     CHECK(value_of(text, "finrace_upstream_exchanges_total" + labels + "}") == 30);
     CHECK(value_of(text, "finrace_upstream_connections_reused_total" + labels + "}") == 4);
     CHECK(value_of(text, "finrace_upstream_idle_closes_total" + labels + R"(,by="peer"})") == 6);

@@ -18,6 +18,7 @@
 #include <linux/bpf.h>
 #include <linux/landlock.h>
 #include <linux/perf_event.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/mman.h>
@@ -66,9 +67,9 @@ std::set<fs::path> folders_of(const std::vector<std::string>& files)
         std::error_code ended;
         for (int links = 0; links <= most_links && !ended; ++links) {
             if (name.is_relative())
-                throw Refused{"an output has no absolute name", ENOENT};
+                throw Refused{"what it needs has no absolute name", ENOENT};
             if (name.parent_path() == "/")
-                throw Refused{"an output lies in / itself", EBUSY};
+                throw Refused{"what it needs lies in / itself", EBUSY};
             folders.insert(name.parent_path());
             if (const fs::path target = fs::read_symlink(name, ended); !ended)
                 name = absolute_path(name.parent_path() / target);
@@ -80,7 +81,7 @@ std::set<fs::path> folders_of(const std::vector<std::string>& files)
 struct stat status_of(const std::string& path)
 {
     struct stat status {};
-    require(::stat(path.c_str(), &status) == 0, "stat(an output)");
+    require(::stat(path.c_str(), &status) == 0, "stat(what it needs)");
     return status;
 }
 
@@ -95,9 +96,26 @@ void mount_processes(const std::string& at)
             "mount(/proc, read-only)");
 }
 
-void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>& opened,
-                const std::set<fs::path>& writable)
+/// A file that is a mount of its own (a container's configuration) is not in its folder, seen from below.
+void mount_file_of_its_own(const std::string& name, const Descriptor& file)
 {
+    const std::string at = covered + name;
+    struct stat there {};
+    struct stat wanted {};
+    if (::lstat(at.c_str(), &there) != 0 || !S_ISREG(there.st_mode) || ::fstat(file.get(), &wanted) != 0 ||
+        (there.st_dev == wanted.st_dev && there.st_ino == wanted.st_ino))
+        return;
+    const std::string source = fmt::format("/proc/self/fd/{}", file.get());
+    require(::mount(source.c_str(), at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(a file to be read)");
+    require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | harmless | MS_RDONLY, nullptr) == 0,
+            "mount(a file to be read, read-only)");
+}
+
+void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>& opened,
+                const std::set<fs::path>& writable, const std::vector<std::string>& read,
+                const std::vector<Descriptor>& opened_to_read)
+{
+
     // Sorted, an outer folder comes before one in it, which is then there: nothing is made in what is not ours.
     auto folder = opened.begin();
     for (auto path = folders.begin(); path != folders.end(); ++path) {
@@ -112,10 +130,12 @@ void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>
         const bool is_read_only = ::fstatvfs(folder->get(), &flags) == 0 && (flags.f_flag & ST_RDONLY) != 0;
         const unsigned long read_only = is_read_only || !writable.contains(*path) ? MS_RDONLY : 0;
         const std::string source = fmt::format("/proc/self/fd/{}", (folder++)->get());
-        require(::mount(source.c_str(), at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(an output's folder)");
+        require(::mount(source.c_str(), at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(a folder)");
         require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | harmless | read_only, nullptr) == 0,
-                "mount(an output's folder, nodev)");
+                "mount(a folder, nodev)");
     }
+    for (std::size_t i = 0; i < read.size(); ++i)
+        mount_file_of_its_own(read[i], opened_to_read[i]);
     const std::string processes = std::string(covered) + "/proc";
     require(::mkdir(processes.c_str(), 0555) == 0 || errno == EEXIST, "mkdir(proc)");
     mount_processes(processes);
@@ -129,11 +149,12 @@ void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>
 }
 
 /// A root of its own in a mount namespace of its own. Throws Refused, and then all is as before.
-void leave_files(const std::vector<std::string>& files, const std::vector<std::string>& others)
+void leave_files(const Needed& needed, std::set<fs::path> folders)
 {
-    const std::set<fs::path> writable = folders_of(files);
-    std::set<fs::path> folders = folders_of(others);
+    const std::set<fs::path> writable = folders_of(needed.files);
     folders.insert(writable.begin(), writable.end());
+    std::vector<std::string> files = needed.files;
+    files.insert(files.end(), needed.read.begin(), needed.read.end());
     std::vector<struct stat> before;
     std::transform(files.begin(), files.end(), std::back_inserter(before), status_of);
     const Descriptor back(::open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
@@ -145,14 +166,17 @@ void leave_files(const std::vector<std::string>& files, const std::vector<std::s
         std::vector<Descriptor> opened; // before one of them is covered
         for (const fs::path& path : folders) {
             opened.emplace_back(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-            require(static_cast<bool>(opened.back()), "open(an output's folder)");
+            require(static_cast<bool>(opened.back()), "open(a folder)");
         }
+        std::vector<Descriptor> opened_to_read;
+        for (const std::string& name : needed.read)
+            opened_to_read.emplace_back(::open(name.c_str(), O_PATH | O_CLOEXEC));
         require(::mount("finrace", covered, "tmpfs", harmless, "mode=0755,size=1m") == 0, "mount(tmpfs)");
-        build_root(folders, opened, writable);
+        build_root(folders, opened, writable, needed.read, opened_to_read);
         for (std::size_t i = 0; i < files.size(); ++i) {
             const struct stat now = status_of(files[i]);
             if (now.st_dev != before[i].st_dev || now.st_ino != before[i].st_ino)
-                throw Refused{"an output is not found again", ENOENT};
+                throw Refused{"what it needs is not found again", ENOENT};
         }
     } catch (const Refused&) {
         if (::setns(back.get(), CLONE_NEWNS) == 0) [[maybe_unused]]
@@ -163,7 +187,8 @@ void leave_files(const std::vector<std::string>& files, const std::vector<std::s
 
 /// What the folders that are left allow, as files: so a link of /proc/PID to another process's files leads nowhere, nor
 /// does any other of ptrace(2)'s ways into it. Linux 5.13 (Landlock), where the kernel has been told to have it.
-void leave_other_processes(const std::set<fs::path>& written, const std::set<fs::path>& read)
+void leave_other_processes(const std::set<fs::path>& written, const std::set<fs::path>& read,
+                           const std::set<fs::path>& listed)
 {
     constexpr std::uint64_t all = (LANDLOCK_ACCESS_FS_MAKE_SYM << 1U) - 1; // of its first version
     constexpr std::uint64_t reading = LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR;
@@ -182,6 +207,8 @@ void leave_other_processes(const std::set<fs::path>& written, const std::set<fs:
                 "landlock_add_rule()");
     };
     allow("/proc", reading);
+    for (const fs::path& folder : listed)
+        allow(folder, LANDLOCK_ACCESS_FS_READ_DIR);
     for (const fs::path& folder : read)
         allow(folder, reading);
     for (const fs::path& folder : written)
@@ -237,8 +264,18 @@ std::vector<std::string> permitted_capabilities()
     return names;
 }
 
+std::set<fs::path> folders_that_are_there(const std::vector<std::string>& names)
+{
+    std::set<fs::path> folders;
+    std::error_code unknown;
+    for (const std::string& name : names)
+        if (fs::path folder = fs::canonical(name, unknown); !unknown && fs::is_directory(folder, unknown))
+            folders.insert(std::move(folder));
+    return folders;
+}
+
 /// What lies in a folder, and is not written to: what is read, and the sockets that have a path.
-std::vector<std::string> not_written(const Needed& needed)
+std::vector<std::string> not_written_in(const Needed& needed)
 {
     std::vector<std::string> names = needed.read;
     std::copy_if(needed.sockets.begin(), needed.sockets.end(), std::back_inserter(names),
@@ -297,9 +334,13 @@ void leave_system_calls(bool connects, bool serves)
         allow("socket", equals(0, AF_UNIX));
         allow("connect");
     }
-    if (serves)
-        for (const char* name : {"accept4", "recvfrom", "sendmsg", "setsockopt", "shutdown"})
+    if (serves) {
+        for (const char* name : {"accept4", "recvfrom", "shutdown"})
             allow(name);
+        allow("setsockopt", equals(1, IPPROTO_TCP));
+        // With MSG_FASTOPEN it would open connections.
+        allow("sendmsg", scmp_arg_cmp{.arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = MSG_FASTOPEN, .datum_b = 0});
+    }
     for (const char* name : {"mmap", "mprotect"})
         allow(name, scmp_arg_cmp{.arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = PROT_EXEC, .datum_b = 0});
     for (const scmp_datum_t command : {BPF_MAP_LOOKUP_ELEM, BPF_OBJ_GET_INFO_BY_FD})
@@ -324,9 +365,12 @@ Confinement confine(const Needed& needed, const std::function<bool()>& counts)
             return false;
         }
     };
-    confinement.files = attempt("files outside its outputs stay in its reach", [&] {
-        leave_files(needed.files, not_written(needed));
-        leave_other_processes(folders_of(needed.files), folders_of(needed.read));
+    confinement.files = attempt("files that it does not need stay in its reach", [&] {
+        const std::set<fs::path> listed = folders_that_are_there(needed.listed);
+        std::set<fs::path> not_written = folders_of(not_written_in(needed));
+        not_written.insert(listed.begin(), listed.end());
+        leave_files(needed, std::move(not_written));
+        leave_other_processes(folders_of(needed.files), folders_of(needed.read), listed);
     });
     const bool opens = !needed.files.empty() || !needed.sockets.empty();
     attempt("capabilities are kept that it does not need", [&] { leave_capabilities(opens, counts); });

@@ -3,8 +3,11 @@
 
 #include <cerrno>
 #include <cstring>
+#include <exception>
+#include <memory>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include <arpa/inet.h>
 #include <fmt/format.h>
@@ -20,38 +23,29 @@ namespace {
 
 constexpr auto oldest_text = std::chrono::seconds(1);
 constexpr unsigned most_connections = 32;
-constexpr unsigned silence_s = 5; ///< after so long a connection is let go of
+constexpr unsigned silence_s = 5;                       ///< after so long without a byte a connection is let go of
+constexpr auto longest_stay = std::chrono::seconds(10); ///< and after so long with some
 constexpr std::size_t request_bytes = 8192;
 constexpr int queue_length = 64;
 
-constexpr std::string_view text_type = "text/plain; version=0.0.4; charset=utf-8";
+constexpr const char* text_type = "text/plain; version=0.0.4; charset=utf-8";
 constexpr std::string_view found_at = "finrace's metrics are at /metrics\n";
 
-MHD_Result answer(MHD_Connection* connection, unsigned status, std::string_view text)
-{
-    // Copied: a slow reader may still be at it when the next text is made.
-    MHD_Response* response = MHD_create_response_from_buffer(text.size(), const_cast<char*>(text.data()),
-                                                             MHD_RESPMEM_MUST_COPY); // NOLINT: it is not written to
-    if (response == nullptr)
-        return MHD_NO;
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, text_type.data());
-    if (status == MHD_HTTP_METHOD_NOT_ALLOWED)
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, "GET, HEAD");
-    const MHD_Result queued = MHD_queue_response(connection, status, response);
-    MHD_destroy_response(response);
-    return queued;
-}
+struct ResponseReleaser {
+    void operator()(MHD_Response* response) const { MHD_destroy_response(response); }
+};
+using Response = std::unique_ptr<MHD_Response, ResponseReleaser>;
 
-/// libmicrohttpd's MHD_AccessHandlerCallback.
-MHD_Result on_request(void* server, MHD_Connection* connection, const char* url, const char* method, const char*,
-                      const char*, std::size_t*, void**)
+/// Whoever asks again connects again: a connection that is kept may meet the idle limit of the one who keeps it.
+Response response_of(std::string_view text)
 {
-    const std::string_view asked = method;
-    if (asked != MHD_HTTP_METHOD_GET && asked != MHD_HTTP_METHOD_HEAD)
-        return answer(connection, MHD_HTTP_METHOD_NOT_ALLOWED, found_at);
-    if (std::string_view(url) != "/metrics")
-        return answer(connection, std::string_view(url) == "/" ? MHD_HTTP_OK : MHD_HTTP_NOT_FOUND, found_at);
-    return answer(connection, MHD_HTTP_OK, static_cast<MetricsServer*>(server)->text());
+    Response response(MHD_create_response_from_buffer(text.size(), const_cast<char*>(text.data()), // NOLINT: is copied
+                                                      MHD_RESPMEM_MUST_COPY));
+    if (response) {
+        MHD_add_response_header(response.get(), MHD_HTTP_HEADER_CONTENT_TYPE, text_type);
+        MHD_add_response_header(response.get(), MHD_HTTP_HEADER_CONNECTION, "close");
+    }
+    return response;
 }
 
 Descriptor listen_on(const AddressPattern& address)
@@ -101,13 +95,52 @@ AddressPattern parse_metrics_address(const std::string& text)
     return *address;
 }
 
+struct MetricsServer::Callbacks {
+    static MHD_Result on_request(void* self, MHD_Connection* connection, const char* url, const char* method,
+                                 const char*, const char*, std::size_t*, void**)
+    {
+        const std::string_view asked = method;
+        if (asked != MHD_HTTP_METHOD_GET && asked != MHD_HTTP_METHOD_HEAD) {
+            const Response refusal = response_of(found_at);
+            if (refusal)
+                MHD_add_response_header(refusal.get(), MHD_HTTP_HEADER_ALLOW, "GET, HEAD");
+            return MHD_queue_response(connection, MHD_HTTP_METHOD_NOT_ALLOWED, refusal.get());
+        }
+        const std::string_view path = url;
+        if (path != "/metrics")
+            return MHD_queue_response(connection, path == "/" ? MHD_HTTP_OK : MHD_HTTP_NOT_FOUND,
+                                      response_of(found_at).get());
+        MHD_Response* response = nullptr;
+        try {
+            response = static_cast<MetricsServer*>(self)->response();
+        } catch (const std::exception&) { // no memory; and there is C between here and whoever could catch it
+        }
+        return response != nullptr ? MHD_queue_response(connection, MHD_HTTP_OK, response)
+                                   : MHD_queue_response(connection, MHD_HTTP_INTERNAL_SERVER_ERROR,
+                                                        response_of("no metrics now\n").get());
+    }
+
+    static void on_connection(void* self, MHD_Connection* connection, void**, MHD_ConnectionNotificationCode happened)
+    {
+        const MHD_ConnectionInfo* info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+        if (info == nullptr)
+            return;
+        auto& connected = static_cast<MetricsServer*>(self)->connected_;
+        if (happened == MHD_CONNECTION_NOTIFY_STARTED)
+            connected[info->connect_fd] = std::chrono::steady_clock::now();
+        else
+            connected.erase(info->connect_fd);
+    }
+};
+
 MetricsServer::MetricsServer(const AddressPattern& address, std::function<std::string()> make_text)
     : make_text_(std::move(make_text)), listener_(listen_on(address))
 {
     daemon_ =
-        MHD_start_daemon(MHD_USE_EPOLL, 0, nullptr, nullptr, &on_request, this, MHD_OPTION_LISTEN_SOCKET,
+        MHD_start_daemon(MHD_USE_EPOLL, 0, nullptr, nullptr, &Callbacks::on_request, this, MHD_OPTION_LISTEN_SOCKET,
                          listener_.get(), MHD_OPTION_CONNECTION_LIMIT, most_connections, MHD_OPTION_CONNECTION_TIMEOUT,
-                         silence_s, MHD_OPTION_CONNECTION_MEMORY_LIMIT, request_bytes, MHD_OPTION_END);
+                         silence_s, MHD_OPTION_CONNECTION_MEMORY_LIMIT, request_bytes, MHD_OPTION_NOTIFY_CONNECTION,
+                         &Callbacks::on_connection, this, MHD_OPTION_END);
     if (daemon_ == nullptr)
         throw UsageError(fmt::format("--metrics: libmicrohttpd does not start: {}", std::strerror(errno)));
 }
@@ -116,6 +149,8 @@ MetricsServer::~MetricsServer()
 {
     MHD_quiesce_daemon(daemon_); // else it would close the listening socket, which is ours
     MHD_stop_daemon(daemon_);
+    if (response_ != nullptr)
+        MHD_destroy_response(response_);
 }
 
 int MetricsServer::descriptor() const
@@ -126,17 +161,26 @@ int MetricsServer::descriptor() const
 
 void MetricsServer::serve()
 {
+    const auto now = std::chrono::steady_clock::now();
+    for (const auto& [fd, since] : connected_)
+        if (now - since > longest_stay)
+            ::shutdown(fd, SHUT_RDWR); // libmicrohttpd finds it closed, and closes it
     MHD_run(daemon_);
 }
 
-const std::string& MetricsServer::text()
+MHD_Response* MetricsServer::response()
 {
     const auto now = std::chrono::steady_clock::now();
-    if (text_.empty() || now - made_ >= oldest_text) {
-        text_ = make_text_();
-        made_ = now;
-    }
-    return text_;
+    if (response_ != nullptr && now - made_ < oldest_text)
+        return response_;
+    Response fresh = response_of(make_text_());
+    if (!fresh)
+        return nullptr;
+    if (response_ != nullptr)
+        MHD_destroy_response(response_); // whoever is still at it keeps it
+    response_ = fresh.release();
+    made_ = now;
+    return response_;
 }
 
 } // namespace finrace

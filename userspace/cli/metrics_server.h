@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // Hands out the metrics over HTTP (GET /metrics), on loopback unless told otherwise, from within the one loop there is:
-// libmicrohttpd reads and answers, and never waits. Whoever asks too often gets what was made up a moment ago, and
-// whoever says nothing is let go of.
+// libmicrohttpd reads and answers, and never waits. Whoever asks too often gets what was made up a moment ago; whoever
+// takes too long, whatever comes from there, is let go of.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 
 #include "cli/parse.h"
 #include "source/descriptor.h"
 
 struct MHD_Daemon;
+struct MHD_Response;
 
 namespace finrace {
 
@@ -34,13 +36,16 @@ public:
     /// Answers whoever has asked, and lets go of who is silent. To be called when that is readable, and now and then.
     void serve();
 
-    /// What is answered: not older than a second.
-    const std::string& text();
-
 private:
+    struct Callbacks; ///< libmicrohttpd's
+
+    /// What is answered: not older than a second.
+    MHD_Response* response();
+
     std::function<std::string()> make_text_;
-    std::string text_;
     std::chrono::steady_clock::time_point made_{};
+    MHD_Response* response_ = nullptr;                               ///< the text, shared by all who ask for it
+    std::map<int, std::chrono::steady_clock::time_point> connected_; ///< since when, by descriptor
     Descriptor listener_;
     MHD_Daemon* daemon_ = nullptr;
 };

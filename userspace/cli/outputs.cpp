@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,6 +27,7 @@ namespace {
 
 using Kind = OutputTarget::Kind;
 
+constexpr int longest_poll_ms = 100;
 constexpr std::size_t flush_bytes = 64U << 10U;
 
 struct Scheme {
@@ -168,13 +170,23 @@ bool Outputs::is_due() const
 
 void Outputs::drain(std::chrono::milliseconds limit)
 {
-    flush(); // before one of them takes all the time
-    const auto deadline = std::chrono::steady_clock::now() + limit;
-    for (Output& output : outputs_) {
-        const auto left =
-            std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-        std::visit([&](auto& to) { to.drain(std::max(left, std::chrono::milliseconds(0))); }, output.to);
+    // Together: none of them may take the others' time.
+    for (const auto deadline = std::chrono::steady_clock::now() + limit; std::chrono::steady_clock::now() < deadline;) {
+        flush();
+        std::vector<pollfd> waiting;
+        for (const Output& output : outputs_)
+            std::visit(
+                [&](const auto& to) {
+                    if (to.waiting() > 0 && to.problem() == 0 && !has_ended(output))
+                        waiting.push_back({.fd = to.descriptor(), .events = POLLOUT, .revents = 0});
+                },
+                output.to);
+        if (waiting.empty())
+            break;
+        ::poll(waiting.data(), waiting.size(), longest_poll_ms);
     }
+    for (Output& output : outputs_)
+        std::visit([](auto& to) { to.drain(std::chrono::milliseconds(0)); }, output.to);
 }
 
 bool Outputs::has_ended(const Output& output)
@@ -222,7 +234,7 @@ void Outputs::say_dropped() const
             say(fmt::format("{} records were dropped: {} did not take them", state.dropped, state.name));
 }
 
-bool Outputs::can_open_anew() const
+bool Outputs::beyond_standard_output() const
 {
     return std::any_of(outputs_.begin(), outputs_.end(),
                        [](const Output& output) { return output.target.kind != Kind::standard_output; });

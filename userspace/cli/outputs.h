@@ -59,8 +59,8 @@ public:
     /// At the end: what was dropped, on standard error.
     void say_dropped() const;
 
-    /// Whether there is more than standard output, of which there is no other.
-    [[nodiscard]] bool can_open_anew() const;
+    /// Whether there is another than standard output.
+    [[nodiscard]] bool beyond_standard_output() const;
     /// Files are opened anew.
     void open_anew();
     /// From now on: file names from the root on. The folders that they were relative to will be gone.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-// The names of processes: as /proc has them now, or as they were noted when their events came.
+// The names of processes, and where they belong: as /proc has them now, or as they were noted when their events came.
 #pragma once
 
 #include <chrono>
@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+
+#include "source/placement.h"
 
 namespace finrace {
 
@@ -20,15 +22,22 @@ public:
 
     /// The name of a process: of its first thread, any bytes. Empty if it is not known.
     [[nodiscard]] virtual const std::string& of(std::uint32_t pid) const = 0;
+    /// Its container, pod or unit, as far as they are known.
+    [[nodiscard]] virtual const Placement& placement(std::uint32_t pid) const = 0;
 };
 
-/// As /proc/PID/comm has it. Kept for a second: a filter asks for each event.
+/// As /proc/PID/comm and /proc/PID/cgroup have it. Kept for a second: a filter asks for each event.
 class LiveProcessNames final : public ProcessNames {
 public:
     [[nodiscard]] const std::string& of(std::uint32_t pid) const override;
+    [[nodiscard]] const Placement& placement(std::uint32_t pid) const override;
 
 private:
+    void empty_in_time() const;
+
     mutable std::unordered_map<std::uint32_t, std::string> names_;
+    mutable std::unordered_map<std::uint32_t, Placement> placements_;
+    mutable PodNames pods_;
     mutable std::chrono::steady_clock::time_point emptied_{};
 };
 
@@ -38,12 +47,15 @@ public:
     static constexpr std::size_t capacity = 1U << 16U;
 
     [[nodiscard]] const std::string& of(std::uint32_t pid) const override;
+    [[nodiscard]] const Placement& placement(std::uint32_t pid) const override;
     /// Returns whether that is new.
     bool note(std::uint32_t pid, std::string_view name);
-    void clear() { names_.clear(); }
+    void note(std::uint32_t pid, Placement placement);
+    void clear();
 
 private:
     std::unordered_map<std::uint32_t, std::string> names_;
+    std::unordered_map<std::uint32_t, Placement> placements_;
 };
 
 } // namespace finrace

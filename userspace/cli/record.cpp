@@ -48,8 +48,7 @@ int record(RecordCommand command)
     LiveLoop feed(command.watch, tick, &recorder);
     feed.end_after(command.duration);
     if (!command.unconfined)
-        confine({.files = recorder.files(), .sockets = {}, .read = {}, .serves = false},
-                [&] { return feed.counts_losses(); });
+        confine({.files = recorder.files(), .listed = {PodNames::usual_folder}}, [&] { return feed.counts_losses(); });
     Patience patience(recorder);
     feed.run(patience);
     say(fmt::format("{} events recorded; they make {} verdicts", recorder.events(), feed.intake().verdicts_in_all()));

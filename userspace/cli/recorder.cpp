@@ -202,6 +202,19 @@ void Recorder::note_process(std::uint32_t pid, const ProcessNames& live)
         return;
     std::copy(name.begin(), name.end(), process.name.begin());
     put(process);
+
+    const Placement& there = live.placement(pid);
+    if (there.cgroup.empty())
+        return;
+    RecordedPlacement placement{.pid = pid, .cgroup = {}, .pod_namespace = {}, .pod_name = {}};
+    const auto copy = [](std::string_view text, auto& to) {
+        std::copy_n(text.begin(), std::min(text.size(), to.size()), to.begin());
+    };
+    copy(there.cgroup, placement.cgroup);
+    copy(there.pod_namespace, placement.pod_namespace);
+    copy(there.pod_name, placement.pod_name);
+    names_.note(pid, placement_of(placement));
+    put(placement);
 }
 
 void Recorder::add(const event& e)

@@ -180,6 +180,7 @@ void Replay::read(RecordingReader& file, Listener& listener)
                            names_.note(process.pid,
                                        {process.name.data(), static_cast<std::size_t>(end - process.name.data())});
                        },
+                       [&](const RecordedPlacement& there) { names_.note(there.pid, placement_of(there)); },
                        [&](const SourceCounts& counts) { counts_ = counts; },
                        [&](const RecordedGap& gap) {
                            ++gaps_;

@@ -44,6 +44,23 @@ std::optional<UpstreamKey> upstream_of(const event& e)
     return is_client(e) ? std::optional(UpstreamKey::of(e)) : std::nullopt;
 }
 
+/// OpenTelemetry's names, but for systemd's units, for which it has none.
+void add_placement(Json& record, const Placement& there)
+{
+    if (!there.cgroup.empty())
+        record["process"]["linux"]["cgroup"] = there.cgroup;
+    if (!there.unit.empty())
+        record["finrace"]["systemd_unit"] = there.unit;
+    if (!there.container_id.empty())
+        record["container"]["id"] = there.container_id;
+    if (!there.pod_uid.empty())
+        record["k8s"]["pod"]["uid"] = there.pod_uid;
+    if (!there.pod_name.empty()) {
+        record["k8s"]["pod"]["name"] = there.pod_name;
+        record["k8s"]["namespace"]["name"] = there.pod_namespace;
+    }
+}
+
 } // namespace
 
 Reporter::Reporter(RunOptions options, Outputs& outputs, const Feed& feed)
@@ -66,25 +83,20 @@ int Reporter::serve_metrics(const LiveLoop& loop, const AddressPattern& address)
                              .name = std::string(options_.addresses.names.of(key))};
     };
     const auto since_epoch = std::chrono::system_clock::now().time_since_epoch();
-    meter_.emplace(Meter{.loop = loop,
-                         .traffic = Traffic(loop.now_ns()),
-                         .metrics = Metrics(label_of),
-                         .started_s = std::chrono::duration<double>(since_epoch).count()});
+    meter_.emplace(Meter{
+        .loop = loop, .metrics = Metrics(label_of), .started_s = std::chrono::duration<double>(since_epoch).count()});
     return server_.emplace(address, [this] { return metrics(); }).descriptor();
 }
 
 void Reporter::change(const RunOptions& fresh)
 {
-    disguise_ = fresh.addresses.disguise();
-    options_.addresses = fresh.addresses;
+    options_.addresses.names = fresh.addresses.names;
     options_.interval = fresh.interval;
     next_summary_ns_ = std::min(next_summary_ns_, feed_.now_ns() + interval_ns());
 }
 
 void Reporter::on_event(const event& e)
 {
-    if (meter_)
-        meter_->traffic.follow(e);
     if (options_.connections) {
         histories_.add(e);
         if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
@@ -140,7 +152,7 @@ void Reporter::on_end()
 
 bool Reporter::on_hangup()
 {
-    if (!outputs_.can_open_anew() && !reload_)
+    if (!outputs_.beyond_standard_output() && !reload_)
         return manager_ != nullptr && manager_->is_there(); // a service ends by SIGTERM
     if (manager_ != nullptr)
         manager_->reloading();
@@ -220,6 +232,9 @@ void Reporter::put(Json record, const std::optional<UpstreamKey>& upstream)
     if (const std::string_view name = upstream ? options_.addresses.names.of(*upstream) : std::string_view();
         !name.empty())
         record["peer"]["service"] = name;
+    const Json::json_pointer pid("/process/pid");
+    if (record.contains(pid))
+        add_placement(record, feed_.names().placement(record[pid].get<std::uint32_t>()));
     disguise_.apply(record);
     outputs_.put(record);
 }
@@ -256,19 +271,11 @@ Health Reporter::health(bool last) const
 
 std::string Reporter::metrics()
 {
-    // No sample of the sockets is taken: the events alone tell which connections are open.
-    meter_->traffic.take({}, meter_->loop.now_ns(), false);
-    const auto open = [this](const UpstreamKey& key) {
-        OpenConnections connections = meter_->traffic.of(key).open;
-        connections.rests_known = false;
-        return connections;
-    };
     std::vector<ProgramUse> programs;
     for (const ProgramRuns& program : meter_->loop.program_runs())
         programs.push_back({.name = program.name, .runs = program.runs, .time = std::chrono::nanoseconds(program.ns)});
     return meter_->metrics.text({.health = health(false),
                                  .upstreams = meter_->loop.intake().upstreams(),
-                                 .open = open,
                                  .programs = std::move(programs),
                                  .process = use_of_this_process(meter_->started_s)});
 }

@@ -16,7 +16,6 @@
 #include "cli/outputs.h"
 #include "cli/run_options.h"
 #include "cli/service_manager.h"
-#include "core/traffic.h"
 #include "sink/disguise.h"
 #include "sink/history.h"
 #include "sink/json.h"
@@ -40,7 +39,7 @@ public:
     void answer() { server_->serve(); }
     /// On SIGHUP it calls this as well.
     void reload_by(std::function<void()> reload) { reload_ = std::move(reload); }
-    /// Takes what of these can change while it runs. Throws UsageError.
+    /// Takes what of these can change while it runs.
     void change(const RunOptions& fresh);
 
     void on_event(const event& e) override;
@@ -56,7 +55,6 @@ private:
     /// What the metrics tell besides what the records do.
     struct Meter {
         const LiveLoop& loop;
-        Traffic traffic;
         Metrics metrics;
         double started_s; ///< since the epoch
     };

@@ -63,10 +63,11 @@ void reload(Reloader& reloader, Reporter& reporter, LiveLoop& feed, bool records
 {
     try {
         const Reloader::Reloaded fresh = reloader.read(records);
-        reporter.change(*fresh.options);
-        feed.filter(fresh.options->watch.filter);
-        if (!fresh.taken.empty())
+        if (!fresh.taken.empty()) {
+            reporter.change(*fresh.options);
+            feed.filter(fresh.options->watch.filter);
             say(fmt::format("taken anew: {}", fmt::join(fresh.taken, ", ")));
+        }
         if (!fresh.left.empty())
             say(fmt::format("changed in the file, but as before until a restart: {}", fmt::join(fresh.left, ", ")));
     } catch (const UsageError& error) {
@@ -100,16 +101,16 @@ int run(RunOptions options, Reloader* reloader)
     Reporter reporter(options, outputs, feed);
     if (options.metrics)
         feed.watch_input(reporter.serve_metrics(feed, *options.metrics), [&reporter] { reporter.answer(); });
-    if (reloader != nullptr)
+    if (reloader != nullptr && reloader->can_read_again())
         reporter.reload_by([&] { reload(*reloader, reporter, feed, recorder.has_value()); });
     std::optional<Confinement> confinement;
     if (!options.unconfined) {
-        Needed needed{
-            .files = outputs.files(), .sockets = outputs.sockets(), .read = {}, .serves = options.metrics.has_value()};
-        if (reloader != nullptr) {
-            reloader->make_absolute(options.addresses.key_path);
-            needed.read = reloader->files();
-        }
+        Needed needed{.files = outputs.files(),
+                      .sockets = outputs.sockets(),
+                      .listed = {PodNames::usual_folder},
+                      .serves = options.metrics.has_value()};
+        if (reloader != nullptr && reloader->can_read_again())
+            needed.read.push_back(reloader->make_absolute());
         if (recorder)
             for (std::string& file : recorder->files())
                 needed.files.push_back(std::move(file));
@@ -152,7 +153,7 @@ void add_run(CLI::App& program, Action& action)
     command->footer(
         "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
         "SIGHUP and SIGUSR1 open the files among its outputs anew, for log rotation, and read --config anew;\n"
-        "with neither, SIGHUP ends it, but not as a service.\n"
+        "with nothing but standard output and no --config, SIGHUP ends it, but not as a service.\n"
         "\n"
         "Examples:\n"
         "  finrace run --output /var/log/finrace.jsonl\n"

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/run_options.h"
 
-#include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <set>
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include "cli/confinement.h"
 #include "cli/metrics_server.h"
@@ -15,9 +17,8 @@ namespace {
 
 constexpr std::chrono::nanoseconds shortest_interval = std::chrono::milliseconds(10);
 
-/// What changes nothing in the kernel, and opens nothing.
-const std::set<std::string> changeable{"interval",       "upstream",       "process", "upstream_name",
-                                       "mask_addresses", "hash_addresses", "hash_key"};
+/// What changes nothing in the kernel, opens nothing, and shows nothing that was hidden.
+const std::set<std::string> changeable{"interval", "upstream", "process", "upstream_name"};
 /// Of these what a recording's header tells.
 const std::set<std::string> recorded{"upstream", "process"};
 
@@ -72,31 +73,34 @@ Reloader::Reloader(CLI::App& command, const std::string& path) : path_(path), gi
     in_use_ = settings_of(command);
 }
 
-void Reloader::make_absolute(const std::string& key_path)
+bool Reloader::can_read_again() const
 {
-    path_ = absolute_path(path_);
-    key_path_ = key_path.empty() ? "" : absolute_path(key_path);
+    struct stat status {};
+    return ::stat(path_.c_str(), &status) == 0 && S_ISREG(status.st_mode);
 }
 
-std::vector<std::string> Reloader::files() const
+std::string Reloader::make_absolute()
 {
-    std::vector<std::string> names{path_};
-    if (!key_path_.empty())
-        names.push_back(key_path_);
-    return names;
+    return path_ = absolute_path(path_);
 }
 
 Reloader::Reloaded Reloader::read(bool records)
 {
-    CLI::App command;
+    struct stat status {};
+    if (::stat(path_.c_str(), &status) != 0 ||
+        !S_ISREG(status.st_mode)) // what is none may keep whoever opens it waiting
+        throw UsageError(fmt::format("--config {}: {}", path_,
+                                     S_ISREG(status.st_mode) || status.st_mode == 0 ? std::strerror(errno)
+                                                                                    : "no regular file any more"));
+    CLI::App as_read;
+    RunOptions unused;
+    add_run_options(as_read, unused);
+    take_settings(as_read, given_);
+    take_config(as_read, path_);
+
     Reloaded reloaded{.options = std::make_unique<RunOptions>(), .taken = {}, .left = {}};
-    add_run_options(command, *reloaded.options);
-    take_settings(command, given_);
-    take_config(command, path_);
-    check_run_options(*reloaded.options);
-    const Settings fresh = settings_of(command);
     Settings in_use = in_use_;
-    for (const auto& [key, texts] : fresh) {
+    for (const auto& [key, texts] : settings_of(as_read)) {
         if (texts == in_use[key])
             continue;
         const bool can_change = changeable.contains(key) && !(records && recorded.contains(key));
@@ -104,6 +108,10 @@ Reloader::Reloaded Reloader::read(bool records)
         if (can_change)
             in_use[key] = texts;
     }
+    CLI::App as_used;
+    add_run_options(as_used, *reloaded.options);
+    take_settings(as_used, in_use);
+    check_run_options(*reloaded.options);
     in_use_ = std::move(in_use);
     return reloaded;
 }

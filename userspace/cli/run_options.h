@@ -43,21 +43,21 @@ public:
     /// `command`: as its command line was read, with nothing of the file yet. Takes the file in. Throws UsageError.
     Reloader(CLI::App& command, const std::string& path);
 
-    /// What is read anew, and from where: names from the root on.
-    void make_absolute(const std::string& key_path);
-    [[nodiscard]] std::vector<std::string> files() const;
+    /// Whether there will be anything to read: of a pipe there is not.
+    [[nodiscard]] bool can_read_again() const;
+    /// From now on the file has a name from the root on, which it returns.
+    std::string make_absolute();
 
     struct Reloaded {
-        std::unique_ptr<RunOptions> options;
-        std::vector<std::string> taken; ///< keys that say something else than before, and can be changed
-        std::vector<std::string> left;  ///< and those that take a restart
+        std::unique_ptr<RunOptions> options; ///< as they hold from now on
+        std::vector<std::string> taken;      ///< keys that say something else than before, and can be changed
+        std::vector<std::string> left;       ///< and those that take a restart
     };
     /// `records`: the raw events are recorded, whose filter stays. Throws UsageError, and then all stays as it was.
     Reloaded read(bool records);
 
 private:
     std::string path_;
-    std::string key_path_;
     Settings given_;  ///< on the command line
     Settings in_use_; ///< with the file's
 };

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 #include <sys/random.h>
 
 #include "cli/options.h"
@@ -21,6 +22,16 @@ constexpr std::size_t own_key_bytes = 32;
 Disguise::Scope parse_scope(const std::string& text)
 {
     return choose<Disguise::Scope>({{"clients", Disguise::Scope::clients}, {"all", Disguise::Scope::all}}, text);
+}
+
+bool is_utf8(const std::string& text)
+{
+    try {
+        [[maybe_unused]] const std::string dumped = nlohmann::json(text).dump();
+        return true;
+    } catch (const nlohmann::json::type_error&) {
+        return false;
+    }
 }
 
 std::string key_of(const std::string& path)
@@ -46,7 +57,7 @@ void UpstreamNames::add(const std::string& text)
     const std::size_t equals = text.find('=');
     const std::string name = equals == std::string::npos ? "" : text.substr(equals + 1);
     const bool printable = std::all_of(name.begin(), name.end(), [](unsigned char c) { return c >= ' ' && c != 0x7f; });
-    if (name.empty() || name.size() > longest_name || !printable)
+    if (name.empty() || name.size() > longest_name || !printable || !is_utf8(name))
         throw UsageError(
             fmt::format("'{}' names no upstream; accepted: ADDR[/LEN][:PORT]=NAME, :PORT=NAME, a name of at "
                         "most {} bytes",

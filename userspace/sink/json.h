@@ -61,7 +61,7 @@ struct MissingHook {
 
 /// What a run that has confined itself still can do.
 struct Confinement {
-    bool files = false;                    ///< it sees no file but those in its outputs' folders, and /proc/PID
+    bool files = false;                    ///< it sees no file but those in the folders that it needs, and /proc/PID
     bool system_calls = false;             ///< seccomp(2) refuses what it does not need
     std::vector<std::string> capabilities; ///< permitted still: CAP_BPF, ...
 };

@@ -18,6 +18,7 @@
 #include "core/software.h"
 #include "sink/facts.h"
 #include "sink/sentences.h"
+#include "sink/text.h"
 
 namespace finrace {
 
@@ -168,7 +169,16 @@ void add_own(Families& families, const std::vector<Label>& labels, const Upstrea
         labels, rests_of(upstream.rests));
 }
 
-void add_counts(Families& families, const std::vector<Label>& labels, const Upstream& upstream, std::uint64_t open)
+/// As far as counts tell; for how long they have been open nobody knows.
+OpenConnections open_connections(const UpstreamCounts& counts, std::uint64_t adopted)
+{
+    const std::uint64_t open = counts.opened > counts.closed ? counts.opened - counts.closed : 0;
+    if (open == 0 && adopted == 0)
+        return {};
+    return {.count = std::max<std::uint64_t>(open, 1), .longest_ns = std::numeric_limits<std::uint64_t>::max()};
+}
+
+void add_counts(Families& families, const std::vector<Label>& labels, const Upstream& upstream)
 {
     const UpstreamCounts& counts = upstream.counts;
     families.counter("finrace_upstream_unclassified_total", "Failed exchanges that no cause was found for.", labels,
@@ -182,7 +192,6 @@ void add_counts(Families& families, const std::vector<Label>& labels, const Upst
     families.counter("finrace_upstream_connections_reused_total",
                      "Connections that have ended and had carried more than one request.", labels,
                      number(upstream.rests.count()));
-    families.gauge("finrace_upstream_connections_open", "Connections that are open now.", labels, number(open));
     families.counter("finrace_upstream_exchanges_total", "Requests, of the connections that have ended.", labels,
                      number(counts.exchanges));
     const char* help = "Idle connections that were closed, and harmed nothing, by which end.";
@@ -211,7 +220,7 @@ void add_run(Families& families, const Health& health)
         families.counter("finrace_lost_total", "Events and connections that were lost, by place.",
                          {{"place", std::string(loss_name(place))}}, number(health.losses.by_place[place]));
     for (const OutputState& output : health.outputs) {
-        const std::vector<Label> labels{{"output", output.name}};
+        const std::vector<Label> labels{{"output", printable(output.name)}};
         families.counter("finrace_output_records_written_total", "Records that an output has taken.", labels,
                          number(output.written));
         families.counter("finrace_output_records_dropped_total", "Records that it did not take in time.", labels,
@@ -287,9 +296,9 @@ std::string Metrics::text(const Standing& standing)
     standing.upstreams.for_each([&](const UpstreamKey* key, const Upstream& upstream) {
         if (key == nullptr || &slot_of(*key, upstream.newest_ns) == &other_)
             return;
-        const OpenConnections open = standing.open(*key);
+        const OpenConnections open = open_connections(upstream.counts, standing.health.connections_adopted);
         const std::vector<Label> labels = own_labels(*key);
-        add_counts(families, labels, upstream, open.count);
+        add_counts(families, labels, upstream);
         add_own(families, labels, upstream, exposure_of(upstream, watched_ns, open, Ends{}));
     });
 

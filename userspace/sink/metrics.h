@@ -38,8 +38,6 @@ struct ProcessUse {
 struct Standing {
     const Health& health;
     const Upstreams& upstreams;
-    /// Of an upstream: connections to it that are open now.
-    std::function<OpenConnections(const UpstreamKey&)> open;
     std::vector<ProgramUse> programs{};
     ProcessUse process{};
 };

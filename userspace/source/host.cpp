@@ -31,6 +31,7 @@
 #include "bpf/connection.h"
 #include "source/configuration.h"
 #include "source/descriptor.h"
+#include "source/placement.h"
 #include "source/sockets.h"
 
 namespace finrace {
@@ -320,6 +321,11 @@ std::vector<OpenSocket> open_sockets(int accounting, bool with_owners)
         }
     });
     return open;
+}
+
+std::string process_cgroup(std::uint32_t pid)
+{
+    return cgroup_of(read_proc(pid, "cgroup"));
 }
 
 std::string process_comm(std::uint32_t pid)

@@ -20,6 +20,8 @@ namespace finrace {
 
 /// /proc/PID/comm: the name of a process's first thread, any bytes. Empty if there is none.
 std::string process_comm(std::uint32_t pid);
+/// Of its control group the path below the hierarchy's root (cgroup_of()).
+std::string process_cgroup(std::uint32_t pid);
 
 /// A connection that this host opened and that is established, as it is now.
 struct OpenSocket {

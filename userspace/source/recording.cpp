@@ -35,7 +35,7 @@ constexpr std::uint64_t latest_ns = 1ULL << 62U;
 constexpr const char* byte_order = std::endian::native == std::endian::little ? "little" : "big";
 
 /// A frame's first byte.
-enum class Kind : std::uint8_t { event = 1, tick, clock, process, counts, gap, end };
+enum class Kind : std::uint8_t { event = 1, tick, clock, process, counts, gap, end, placement };
 
 struct PackedCounts {
     std::uint64_t connections_begun;
@@ -249,6 +249,8 @@ std::string encode(const RecordingEntry& entry)
                 return frame(Kind::clock, one.offset_ns);
             else if constexpr (std::is_same_v<Entry, RecordedProcess>)
                 return frame(Kind::process, one);
+            else if constexpr (std::is_same_v<Entry, RecordedPlacement>)
+                return frame(Kind::placement, one);
             else if constexpr (std::is_same_v<Entry, SourceCounts>)
                 return frame(Kind::counts, PackedCounts{.connections_begun = one.connections_begun,
                                                         .connections_adopted = one.connections_adopted,
@@ -259,6 +261,17 @@ std::string encode(const RecordingEntry& entry)
                 return frame(Kind::end, std::uint8_t{one.run});
         },
         entry);
+}
+
+Placement placement_of(const RecordedPlacement& recorded)
+{
+    const auto text = [](const auto& bytes) {
+        return std::string(bytes.begin(), std::find(bytes.begin(), bytes.end(), '\0'));
+    };
+    Placement placement = placement_of(text(recorded.cgroup));
+    placement.pod_namespace = text(recorded.pod_namespace);
+    placement.pod_name = text(recorded.pod_name);
+    return placement;
 }
 
 std::optional<RecordingEntry> decode(std::string_view line)
@@ -290,6 +303,10 @@ std::optional<RecordingEntry> decode(std::string_view line)
     case Kind::process:
         if (const auto process = unpack<RecordedProcess>(payload))
             return *process;
+        return std::nullopt;
+    case Kind::placement:
+        if (const auto placement = unpack<RecordedPlacement>(payload))
+            return *placement;
         return std::nullopt;
     case Kind::counts:
         if (const auto counts = unpack<PackedCounts>(payload))

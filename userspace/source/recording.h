@@ -25,6 +25,7 @@
 #include "bpf/event.h"
 #include "source/descriptor.h"
 #include "source/input.h"
+#include "source/placement.h"
 #include "source/status.h"
 
 namespace finrace {
@@ -68,6 +69,14 @@ struct RecordedProcess {
     std::uint32_t pid;
     std::array<char, FINRACE_COMM_LEN> name; ///< zeros at its end, if it is shorter
 };
+/// Where that process belongs, from here on; zeros at the texts' ends, if they are shorter.
+struct RecordedPlacement {
+    std::uint32_t pid;
+    std::array<char, 512> cgroup;
+    std::array<char, 64> pod_namespace;
+    std::array<char, 256> pod_name;
+};
+Placement placement_of(const RecordedPlacement& recorded);
 /// So many lines are missing here: the file could not take them.
 struct RecordedGap {
     std::uint64_t lines;
@@ -77,8 +86,8 @@ struct RecordedEnd {
     bool run; ///< else it goes on in another part
 };
 
-using RecordingEntry = std::variant<RecordingHeader, event, RecordedTick, RecordedClock, RecordedProcess, SourceCounts,
-                                    RecordedGap, RecordedEnd>;
+using RecordingEntry = std::variant<RecordingHeader, event, RecordedTick, RecordedClock, RecordedProcess,
+                                    RecordedPlacement, SourceCounts, RecordedGap, RecordedEnd>;
 
 /// One line, without its newline.
 std::string encode(const RecordingEntry& entry);
