@@ -232,7 +232,7 @@ void Reporter::put(Json record, const std::optional<UpstreamKey>& upstream)
     if (const std::string_view name = upstream ? options_.addresses.names.of(*upstream) : std::string_view();
         !name.empty())
         record["peer"]["service"] = name;
-    const Json::json_pointer pid("/process/pid");
+    static const Json::json_pointer pid("/process/pid");
     if (record.contains(pid))
         add_placement(record, feed_.names().placement(record[pid].get<std::uint32_t>()));
     disguise_.apply(record);
