@@ -85,20 +85,26 @@ def records(name, path=LOG):
     return [one for one in map(json.loads, lines) if one["event"]["name"] == name]
 
 
-def ports_of(path=LOG):
-    return {one["network"]["local"]["port"] for one in records("finrace.verdict", path)}
+def client_of(verdict):
+    """Address and port; each test's network has addresses of its own."""
+    local = verdict["network"]["local"]
+    return local["address"], local["port"]
+
+
+def clients_of(path=LOG):
+    return {client_of(one) for one in records("finrace.verdict", path)}
 
 
 def lose_a_request(net):
-    """The client's port, of an exchange that its server took and did not answer."""
+    """The client, of an exchange that its server took and did not answer."""
     pair = Pair(net)
     pair.request_unanswered()
     pair.client.close()
-    return pair.ends[1]
+    return pair.ends[:2]
 
 
-def wait_verdict(port, path=LOG):
-    wait_for(lambda: os.path.exists(path) and port in ports_of(path), f"the verdict on port {port} in {path}")
+def wait_verdict(client, path=LOG):
+    wait_for(lambda: os.path.exists(path) and client in clients_of(path), f"the verdict on {client} in {path}")
 
 
 def must_see(path=LOG):
@@ -174,35 +180,35 @@ def test_reload_configuration(_options):
         with changed_configuration(lambda text: text + f'upstream_name = "{net.prefix}0/24=billing"\n'):
             call("systemctl", "reload", UNIT)
             wait_for(lambda: "taken anew: upstream_name" in journal(), journal)
-            port = lose_a_request(net)
-            wait_verdict(port)
+            client = lose_a_request(net)
+            wait_verdict(client)
         call("systemctl", "reload", UNIT)
-    named = next(one for one in records("finrace.verdict") if one["network"]["local"]["port"] == port)
+    named = next(one for one in records("finrace.verdict") if client_of(one) == client)
     must(named.get("peer") == {"service": "billing"} and main_pid() == pid, f"{named}")
 
 
 def test_logrotate(options):
     """The installed rules, by real logrotate, while requests die: each has its verdict, in the old file or the new one."""
-    ports = set()
+    clients = set()
 
     def told():
         found = set()
         for path in glob.glob(LOG + "*"):
             if not path.endswith(".gz"):
-                found |= ports_of(path)
+                found |= clients_of(path)
                 continue
             call("gunzip", "--keep", path)
-            found |= ports_of(path.removesuffix(".gz"))
+            found |= clients_of(path.removesuffix(".gz"))
             os.unlink(path.removesuffix(".gz"))
         return found
 
     with network() as net:
         for turn in range(3):
-            ports.update(lose_a_request(net) for _ in range(5))
+            clients.update(lose_a_request(net) for _ in range(5))
             if turn < 2:
                 wait_for(lambda: os.stat(LOG).st_size > 0, "something to rotate")
                 call(need("logrotate", "logrotate"), "--force", "/etc/logrotate.d/finrace")
-        wait_for(lambda: ports <= told(), "all verdicts, over all files")
+        wait_for(lambda: clients <= told(), "all verdicts, over all files")
     must(os.path.exists(LOG + ".1") and glob.glob(LOG + "*.gz"), f"{os.listdir(os.path.dirname(LOG))}")
     status = os.stat(LOG)
     must((pwd.getpwuid(status.st_uid).pw_name, grp.getgrgid(status.st_gid).gr_name, status.st_mode & 0o777) ==
@@ -234,7 +240,7 @@ def test_killed(options):
         wait_for(lambda: shown("NRestarts") == "1" and shown("ActiveState") == "active", "the restart", limit=SLOW)
         pair.request_unanswered()
         pair.client.close()
-        wait_verdict(pair.ends[1])
+        wait_verdict(pair.ends[:2])
 
 
 def test_other_users(_options):
@@ -289,22 +295,22 @@ def test_journal(_options):
         text = call("journalctl", "--no-pager", "--output=json", "--all", *match)
         return [json.loads(line) for line in text.splitlines()]
 
-    def ports():
-        return sorted(int(entry["NETWORK_LOCAL_PORT"]) for entry in told("FINRACE_CAUSE=upstream_closed"))
+    def by_fields():
+        return sorted((entry["NETWORK_LOCAL_ADDRESS"], int(entry["NETWORK_LOCAL_PORT"])) for entry in told("FINRACE_CAUSE=upstream_closed"))
 
-    def syslog_ports():
+    def by_syslog():
         found = (re.search(r"finrace \d+ verdict - (\{.*\})", entry["MESSAGE"]) for entry in told("_TRANSPORT=syslog"))
-        return sorted(json.loads(match[1])["network"]["local"]["port"] for match in found if match)
+        return sorted(client_of(json.loads(match[1])) for match in found if match)
 
     outputs = f'output = ["{LOG}", "journald", "syslog"]'
     with network() as net, changed_configuration(lambda text: re.sub(r"(?m)^output = .*$", outputs, text)):
         configured()
         due = [lose_a_request(net)]
-        wait_for(lambda: ports() == due == syslog_ports(), lambda: f"{due} in the journal: {ports()}, {syslog_ports()}")
+        wait_for(lambda: by_fields() == due == by_syslog(), lambda: f"{due} in the journal: {by_fields()}, {by_syslog()}")
         call("systemctl", "restart", "systemd-journald.service", limit=SLOW)
         due = sorted(due + [lose_a_request(net) for _ in range(3)])
-        wait_for(lambda: ports() == due == syslog_ports(), lambda: f"{due} in the journal: {ports()}, {syslog_ports()}")
-        wait_for(lambda: set(due) <= ports_of(), "the same in the log")
+        wait_for(lambda: by_fields() == due == by_syslog(), lambda: f"{due} in the journal: {by_fields()}, {by_syslog()}")
+        wait_for(lambda: set(due) <= clients_of(), "the same in the log")
     configured()
     entry = told("FINRACE_CAUSE=upstream_closed")[0]
     must(entry["MESSAGE"].startswith("upstream_closed: ") and entry["PRIORITY"] == "4" and entry["_SYSTEMD_UNIT"] == UNIT, f"{entry}")
