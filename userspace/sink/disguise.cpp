@@ -29,7 +29,7 @@ std::string Disguise::of(std::string_view address) const
     std::array<std::uint8_t, v6_bytes> bytes{};
     const bool is_6 = text.find(':') != std::string::npos;
     if (::inet_pton(is_6 ? AF_INET6 : AF_INET, text.c_str(), bytes.data()) != 1)
-        return text;
+        return std::string(address);
     const std::size_t size = is_6 ? v6_bytes : v4_bytes;
     if (way_ == Way::mask) {
         std::fill(bytes.begin() + (is_6 ? v6_shown : v4_shown), bytes.end(), std::uint8_t{0});
