@@ -143,8 +143,8 @@ std::string recording(std::minstd_rand& random)
     entries.push_back(entries.front());
     entries.emplace_back(finrace::RecordedClock{1});
     entries.emplace_back(finrace::RecordedProcess{.pid = 0, .name = {'n', 'g'}});
-    entries.emplace_back(finrace::RecordedPlacement{
-        .pid = 1, .cgroup = {'/', 'a', '.', 's', 'e', 'r', 'v', 'i', 'c', 'e'}, .pod_namespace = {}, .pod_name = {}});
+    entries.emplace_back(
+        finrace::RecordedPlacement{.pid = 1, .cgroup = "/a.service", .pod_namespace = "b", .pod_name = "c"});
     for (const event& e : events) {
         entries.emplace_back(e);
         entries.emplace_back(finrace::RecordedTick{e.timestamp_ns + 1});

@@ -774,6 +774,20 @@ def test_reload(options):
             harness.check_schema(finrace)
             must(not any("warning" in text for text in finrace.said), finrace.words)
 
+        # A key that is out of reach by now keeps no other change back.
+        key = os.path.join(options.folder, "key")
+        with open(key, "w", encoding="ascii") as file:
+            file.write("k" * 32)
+        hashing = ['hash_addresses = "all"', f'hash_key = "{key}"']
+        configure(*hashing)
+        with Finrace(options, "--config", path, interval="100ms", output=os.path.join(folder, "hashed.jsonl")) as finrace:
+            configure(*hashing, f'upstream_name = "{net.prefix}0/24=billing"')
+            reload(finrace, "taken anew: upstream_name")
+            unanswered(net, listener)
+            wait_for(lambda: b"billing" in read_file(os.path.join(folder, "hashed.jsonl")), "the named verdict")
+            finrace.stop()
+        must(net.prefix.encode() not in read_file(os.path.join(folder, "hashed.jsonl")), "an address is shown")
+
         # A recording's header tells its filter, which stays; and a file that is a mount of its own, as a container's is, is read.
         configure('upstream = "192.0.2.1"')
         other = os.path.join(folder, "another.toml")
@@ -784,8 +798,8 @@ def test_reload(options):
             configure("", f'upstream_name = "{net.prefix}0/24=billing"', in_place=True)
             reload(finrace, "taken anew: upstream_name", "until a restart: upstream")
             filtered(finrace)
-            must(not finrace.verdicts(net), f"the filter has changed: {finrace.verdicts(net)}")
             finrace.stop()
+            must(not finrace.verdicts(net), f"the filter has changed: {finrace.verdicts(net)}")
             must(not any("warning" in text for text in finrace.said), finrace.words)
         unmount(other)
     shutil.rmtree(folder)
@@ -800,58 +814,73 @@ def cgroup_mount():
     raise harness.EnvironmentProblem("cgroup v2 is mounted nowhere")
 
 
+class Placed:
+    """A process in a control group, which loses a request there when told to."""
+
+    def __init__(self, net, listener):
+        self.orders, self.ends = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                while os.read(self.orders[0], 1) == b"x":
+                    os.write(self.ends[1], b"%d\n" % unanswered(net, listener)[1])
+            finally:
+                os._exit(1)
+        os.close(self.orders[0])
+        os.close(self.ends[1])
+
+    def lose_from(self, group):
+        """The client's port."""
+        with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
+            file.write(str(self.pid))
+        os.write(self.orders[1], b"x")
+        told = os.read(self.ends[0], 16)
+        must(told, "the process in the control group has failed")
+        return int(told)
+
+    def end(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.orders[1])
+        os.close(self.ends[0])
+
+
 def test_containers(options):
     """Whose a connection is: the container, pod and unit of its owner, told of in the record and in its replay alike."""
     container, pod = "".join(random.choices("0123456789abcdef", k=64)), "0c9a2d6e-41b7-4f6b-9d0e-6a2c3b1f5e77"
     root = cgroup_mount()
     slices = os.path.join(root, "kubepods.slice"), f"kubepods-pod{pod.replace('-', '_')}.slice", f"cri-containerd-{container}.scope"
-    groups = [os.path.join(*slices[:count]) for count in (1, 2, 3)] + [os.path.join(root, "finrace-test.service")]
-    logs = f"/var/log/pods/shop_billing-5d9c_{pod}"
+    contained, served = os.path.join(*slices), os.path.join(root, "finrace-test.service")
+    folders = ["/var/log/pods", f"/var/log/pods/shop_billing-5d9c_{pod}", *(os.path.join(*slices[:count]) for count in (1, 2, 3)), served]
     recording = os.path.join(options.folder, "containers.rec")
-    made = [path for path in ("/var/log/pods", logs, *groups) if not os.path.exists(path)]
-    for path in made:
-        os.mkdir(path)
-
-    def lose_from(group):
-        """A request, from a process in that group."""
-        lock, ended = os.pipe(), os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.read(lock[0], 1)
-                ends = unanswered(net, listener)
-                os.write(ended[1], str(ends[1]).encode())
-                time.sleep(LIMIT)
-            finally:
-                os._exit(0)
-        with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
-            file.write(str(pid))
-        os.write(lock[1], b"x")
-        port = int(os.read(ended[0], 16))
-        for fd in lock + ended:
-            os.close(fd)
-        children.append(pid)
-        return port
-
-    children = []
+    made, processes = [], []
     try:
+        for path in folders:
+            if not os.path.exists(path):
+                os.mkdir(path)
+                made.append(path)
         with network() as net, Finrace(options, "--record", recording, interval="100ms") as finrace:
             listener = listen(net)
-            ports = [lose_from(groups[2]), lose_from(groups[3])]
-            found = {one.at("network.local.port"): one for one in finrace.wait_verdicts(net, 2)}
-            contained, unit = (found[port] for port in ports)
-            must((contained.at("container.id"), contained.at("k8s.pod.uid"), contained.at("k8s.pod.name"),
-                  contained.at("k8s.namespace.name")) == (container, pod, "billing-5d9c", "shop"), f"{contained}")
-            must(contained.at("process.linux.cgroup") == groups[2].removeprefix(root), f"{contained}")
-            must(unit.at("finrace.systemd_unit") == "finrace-test.service" and unit.at("container.id") is None, f"{unit}")
+            processes += [Placed(net, listener), Placed(net, listener)]
+            ports = []
+            for process, group in ((0, contained), (1, served), (0, served), (0, root)):
+                time.sleep(1.1)  # what was read of a process holds for a second
+                ports.append(processes[process].lose_from(group))
+                finrace.wait_verdicts(net, len(ports))
+            in_pod, in_unit, moved, nowhere = ({one.at("network.local.port"): one for one in finrace.verdicts(net)}[port] for port in ports)
+            must((in_pod.at("container.id"), in_pod.at("k8s.pod.uid"), in_pod.at("k8s.pod.name"), in_pod.at("k8s.namespace.name")) ==
+                 (container, pod, "billing-5d9c", "shop"), f"{in_pod}")
+            must(in_pod.at("process.linux.cgroup") == contained.removeprefix(root), f"{in_pod}")
+            for one in (in_unit, moved):
+                must(one.at("finrace.systemd_unit") == "finrace-test.service" and one.at("container.id") is None, f"{one}")
+            must(nowhere.at("finrace.systemd_unit") is None and nowhere.at("container") is None, f"{nowhere}")
             finrace.stop()
             harness.check_schema(finrace)
             harness.check_replay(finrace, [recording])
             must(not any("warning" in text for text in finrace.said), finrace.words)
     finally:
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        for process in processes:
+            process.end()
         for path in reversed(made):
             wait_for(lambda path=path: not remains(path), f"the end of {path}")
 

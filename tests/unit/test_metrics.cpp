@@ -144,6 +144,7 @@ TEST_CASE("an upstream's metrics: its counts, its timer, and the rests of its co
     CHECK(value_of(text, "finrace_upstream_idle_timeout_seconds" + labels + "}") == Approx(5).epsilon(0.01));
     CHECK(value_of(text, "finrace_upstream_idle_timeout_samples" + labels + "}") == 6);
     CHECK(value_of(text, "finrace_upstream_longest_reused_idle_seconds" + labels + "}") == 4.5);
+    CHECK(value_of(text, "finrace_upstream_exposed" + labels + "}") == 1);
     const auto below = [&](const std::string& bound) {
         return value_of(text, "finrace_upstream_longest_idle_seconds_bucket" + labels + ",le=\"" + bound + "\"}");
     };

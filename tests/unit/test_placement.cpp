@@ -95,10 +95,10 @@ TEST_CASE("a pod's name is looked for among the folders of its logs")
 
 TEST_CASE("a placement is the same behind a recording")
 {
-    RecordedPlacement recorded{.pid = 7, .cgroup = {}, .pod_namespace = {}, .pod_name = {'w', '\n', 'b'}};
     const std::string path = "/kubepods/besteffort/pod" + uid + "/" + id;
-    path.copy(recorded.cgroup.data(), recorded.cgroup.size());
-    const auto read = std::get<RecordedPlacement>(*decode(encode(recorded)));
+    const RecordedPlacement recorded{.pid = 7, .cgroup = path, .pod_namespace = {}, .pod_name = "w\nb"};
+    const std::string line = encode(recorded);
+    const auto read = std::get<RecordedPlacement>(*decode(line));
     CHECK(read.pid == 7);
     const Placement placement = placement_of(read);
     CHECK(placement.cgroup == path);
@@ -106,4 +106,9 @@ TEST_CASE("a placement is the same behind a recording")
     CHECK(placement.pod_uid == uid);
     CHECK(placement.pod_name == "w\nb");
     CHECK(placement.pod_namespace.empty());
+    for (std::size_t size = 0; size < line.size(); ++size)
+        CHECK_FALSE(decode(line.substr(0, size)).has_value());
+    const RecordedPlacement long_one{
+        .pid = 7, .cgroup = "/" + std::string(100'000, 'x'), .pod_namespace = {}, .pod_name = {}};
+    CHECK(std::get<RecordedPlacement>(*decode(encode(long_one))).cgroup.size() == 4096);
 }

@@ -120,8 +120,10 @@ bool LiveLoop::take_in()
             recorder_->note_process(e.connection.pid, live_names_);
         if (!intake_->admits(e))
             return;
-        if (recorder_ != nullptr)
+        if (recorder_ != nullptr) {
+            recorder_->note_placement(e.connection.pid, live_names_);
             recorder_->add(e);
+        }
         intake_->take(e);
     });
     const std::uint64_t now_ns = WallClock::monotonic_now_ns();

@@ -48,7 +48,9 @@ Response response_of(std::string_view text)
     return response;
 }
 
-Descriptor listen_on(const AddressPattern& address)
+} // namespace
+
+Descriptor listen_for_metrics(const AddressPattern& address)
 {
     const int family = address.family == 6 ? AF_INET6 : AF_INET;
     Descriptor listener(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -76,8 +78,6 @@ Descriptor listen_on(const AddressPattern& address)
         refuse();
     return listener;
 }
-
-} // namespace
 
 AddressPattern parse_metrics_address(const std::string& text)
 {
@@ -133,8 +133,8 @@ struct MetricsServer::Callbacks {
     }
 };
 
-MetricsServer::MetricsServer(const AddressPattern& address, std::function<std::string()> make_text)
-    : make_text_(std::move(make_text)), listener_(listen_on(address))
+MetricsServer::MetricsServer(Descriptor listener, std::function<std::string()> make_text)
+    : make_text_(std::move(make_text)), listener_(std::move(listener))
 {
     daemon_ =
         MHD_start_daemon(MHD_USE_EPOLL, 0, nullptr, nullptr, &Callbacks::on_request, this, MHD_OPTION_LISTEN_SOCKET,

@@ -21,10 +21,13 @@ namespace finrace {
 /// PORT, of 127.0.0.1, or ADDR:PORT. Throws UsageError.
 AddressPattern parse_metrics_address(const std::string& text);
 
+/// From now on whoever connects there waits for an answer. Throws UsageError if that address can't be listened on.
+Descriptor listen_for_metrics(const AddressPattern& address);
+
 class MetricsServer {
 public:
-    /// `make_text`: the metrics' text now. Throws UsageError if that address can't be listened on.
-    MetricsServer(const AddressPattern& address, std::function<std::string()> make_text);
+    /// `make_text`: the metrics' text now. Throws UsageError.
+    MetricsServer(Descriptor listener, std::function<std::string()> make_text);
     ~MetricsServer();
     MetricsServer(const MetricsServer&) = delete;
     MetricsServer& operator=(const MetricsServer&) = delete;

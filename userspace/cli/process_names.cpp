@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/process_names.h"
 
-#include <utility>
-
 #include "source/host.h"
 
 namespace finrace {
@@ -46,36 +44,36 @@ const std::string& LiveProcessNames::of(std::uint32_t pid) const
 
 const std::string& NotedProcessNames::of(std::uint32_t pid) const
 {
-    const auto found = names_.find(pid);
-    return found == names_.end() ? unknown : found->second;
+    const auto found = noted_.find(pid);
+    return found == noted_.end() ? unknown : found->second.name;
 }
 
 const Placement& NotedProcessNames::placement(std::uint32_t pid) const
 {
-    const auto found = placements_.find(pid);
-    return found == placements_.end() ? nowhere : found->second;
+    const auto found = noted_.find(pid);
+    return found == noted_.end() ? nowhere : found->second.placement;
 }
 
-void NotedProcessNames::note(std::uint32_t pid, Placement placement)
+NotedProcessNames::Noted& NotedProcessNames::at(std::uint32_t pid)
 {
-    if (placements_.size() >= capacity)
-        placements_.clear();
-    placements_.insert_or_assign(pid, std::move(placement));
-}
-
-void NotedProcessNames::clear()
-{
-    names_.clear();
-    placements_.clear();
+    if (noted_.size() >= capacity && noted_.count(pid) == 0)
+        noted_.clear();
+    return noted_[pid];
 }
 
 bool NotedProcessNames::note(std::uint32_t pid, std::string_view name)
 {
-    if (const auto found = names_.find(pid); found != names_.end() && found->second == name)
+    if (const auto found = noted_.find(pid); found != noted_.end() && found->second.name == name)
         return false;
-    if (names_.size() >= capacity)
-        names_.clear();
-    names_.insert_or_assign(pid, std::string(name));
+    at(pid).name = name;
+    return true;
+}
+
+bool NotedProcessNames::note(std::uint32_t pid, const Placement& placement)
+{
+    if (this->placement(pid) == placement)
+        return false;
+    at(pid).placement = placement;
     return true;
 }
 

@@ -44,18 +44,23 @@ private:
 /// As they were noted. Beyond its capacity all are forgotten: whoever notes the same gets the same.
 class NotedProcessNames final : public ProcessNames {
 public:
-    static constexpr std::size_t capacity = 1U << 16U;
+    static constexpr std::size_t capacity = 1U << 14U;
 
     [[nodiscard]] const std::string& of(std::uint32_t pid) const override;
     [[nodiscard]] const Placement& placement(std::uint32_t pid) const override;
     /// Returns whether that is new.
     bool note(std::uint32_t pid, std::string_view name);
-    void note(std::uint32_t pid, Placement placement);
-    void clear();
+    bool note(std::uint32_t pid, const Placement& placement);
+    void clear() { noted_.clear(); }
 
 private:
-    std::unordered_map<std::uint32_t, std::string> names_;
-    std::unordered_map<std::uint32_t, Placement> placements_;
+    struct Noted {
+        std::string name{};
+        Placement placement{};
+    };
+    Noted& at(std::uint32_t pid);
+
+    std::unordered_map<std::uint32_t, Noted> noted_;
 };
 
 } // namespace finrace

@@ -150,6 +150,7 @@ void Recorder::begin_part()
 {
     header_.written_ns = static_cast<std::int64_t>(WallClock::monotonic_now_ns()) + clock_.offset_ns;
     named_in_part_.clear();
+    placed_in_part_.clear();
     part_ended_ = false;
     write(header_);
     write(header_);
@@ -175,6 +176,7 @@ void Recorder::write(const RecordingEntry& entry)
         stream_.write(gap);
         // What was said once for all may have been in it.
         named_in_part_.clear();
+        placed_in_part_.clear();
         stream_.write(encode(clock_));
         if (counts_)
             stream_.write(encode(*counts_));
@@ -202,19 +204,18 @@ void Recorder::note_process(std::uint32_t pid, const ProcessNames& live)
         return;
     std::copy(name.begin(), name.end(), process.name.begin());
     put(process);
+}
 
-    const Placement& there = live.placement(pid);
-    if (there.cgroup.empty())
+void Recorder::note_placement(std::uint32_t pid, const ProcessNames& live)
+{
+    if (pid == 0)
         return;
-    RecordedPlacement placement{.pid = pid, .cgroup = {}, .pod_namespace = {}, .pod_name = {}};
-    const auto copy = [](std::string_view text, auto& to) {
-        std::copy_n(text.begin(), std::min(text.size(), to.size()), to.begin());
-    };
-    copy(there.cgroup, placement.cgroup);
-    copy(there.pod_namespace, placement.pod_namespace);
-    copy(there.pod_name, placement.pod_name);
-    names_.note(pid, placement_of(placement));
-    put(placement);
+    const Placement& there = live.placement(pid);
+    const bool fresh = names_.note(pid, there);
+    if ((!placed_in_part_.insert(pid).second || there == Placement{}) && !fresh)
+        return;
+    put(RecordedPlacement{
+        .pid = pid, .cgroup = there.cgroup, .pod_namespace = there.pod_namespace, .pod_name = there.pod_name});
 }
 
 void Recorder::add(const event& e)

@@ -42,6 +42,8 @@ public:
     void begin(SourceFacts facts, std::vector<std::string> filter, bool connections, const WallClock& clock);
     /// Notes the name that this process has now.
     void note_process(std::uint32_t pid, const ProcessNames& live);
+    /// Notes where this process belongs now.
+    void note_placement(std::uint32_t pid, const ProcessNames& live);
     void add(const event& e);
     /// The source has been looked at. What was added goes to the file, unless that does not take it.
     void add(const RecordedTick& tick);
@@ -78,6 +80,7 @@ private:
     Stream stream_;
     NotedProcessNames names_;
     std::unordered_set<std::uint32_t> named_in_part_;
+    std::unordered_set<std::uint32_t> placed_in_part_;
     RecordingHeader header_;
     RecordedClock clock_{};
     std::optional<SourceCounts> counts_;

@@ -76,7 +76,7 @@ void Reporter::serve(ServiceManager& manager, const std::optional<Confinement>& 
     manager_->ready(state());
 }
 
-int Reporter::serve_metrics(const LiveLoop& loop, const AddressPattern& address)
+int Reporter::serve_metrics(const LiveLoop& loop, Descriptor listener)
 {
     const auto label_of = [this](const UpstreamKey& key) {
         return UpstreamLabel{.address = disguise_.of_upstream(address_text(key.address.data(), key.family)),
@@ -85,7 +85,7 @@ int Reporter::serve_metrics(const LiveLoop& loop, const AddressPattern& address)
     const auto since_epoch = std::chrono::system_clock::now().time_since_epoch();
     meter_.emplace(Meter{
         .loop = loop, .metrics = Metrics(label_of), .started_s = std::chrono::duration<double>(since_epoch).count()});
-    return server_.emplace(address, [this] { return metrics(); }).descriptor();
+    return server_.emplace(std::move(listener), [this] { return metrics(); }).descriptor();
 }
 
 void Reporter::change(const RunOptions& fresh)

@@ -35,7 +35,7 @@ public:
     void serve(ServiceManager& manager, const std::optional<Confinement>& confinement);
     /// From now on it answers whoever asks for metrics. Returns a descriptor that is readable when somebody does:
     /// answer() then. Throws UsageError.
-    int serve_metrics(const LiveLoop& loop, const AddressPattern& address);
+    int serve_metrics(const LiveLoop& loop, Descriptor listener);
     void answer() { server_->serve(); }
     /// On SIGHUP it calls this as well.
     void reload_by(std::function<void()> reload) { reload_ = std::move(reload); }

@@ -16,6 +16,7 @@
 
 #include "cli/confinement.h"
 #include "cli/live_loop.h"
+#include "cli/metrics_server.h"
 #include "cli/options.h"
 #include "cli/outputs.h"
 #include "cli/recorder.h"
@@ -96,12 +97,14 @@ int run(RunOptions options, Reloader* reloader)
             throw UsageError(fmt::format("--record {} and --output {} are the same; give each a file of its own",
                                          options.record.path, *same));
     }
+    // Before it says that it is ready.
+    Descriptor metrics = options.metrics ? listen_for_metrics(*options.metrics) : Descriptor();
     LiveLoop feed(options.watch, options.interval, recorder ? &*recorder : nullptr);
     feed.end_after(options.duration);
     Reporter reporter(options, outputs, feed);
     if (options.metrics)
-        feed.watch_input(reporter.serve_metrics(feed, *options.metrics), [&reporter] { reporter.answer(); });
-    if (reloader != nullptr && reloader->can_read_again())
+        feed.watch_input(reporter.serve_metrics(feed, std::move(metrics)), [&reporter] { reporter.answer(); });
+    if (reloader != nullptr)
         reporter.reload_by([&] { reload(*reloader, reporter, feed, recorder.has_value()); });
     std::optional<Confinement> confinement;
     if (!options.unconfined) {

@@ -111,7 +111,7 @@ Reloader::Reloaded Reloader::read(bool records)
     CLI::App as_used;
     add_run_options(as_used, *reloaded.options);
     take_settings(as_used, in_use);
-    check_run_options(*reloaded.options);
+    check_combination(reloaded.options->watch); // of the others' partners none can change
     in_use_ = std::move(in_use);
     return reloaded;
 }

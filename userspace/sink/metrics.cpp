@@ -17,7 +17,6 @@
 #include "core/classify.h"
 #include "core/software.h"
 #include "sink/facts.h"
-#include "sink/sentences.h"
 #include "sink/text.h"
 
 namespace finrace {
@@ -149,11 +148,9 @@ void add_own(Families& families, const std::vector<Label>& labels, const Upstrea
     families.gauge("finrace_upstream_longest_reused_idle_seconds",
                    "This host used a connection again after as much rest as this.", labels,
                    upstream.longest_reused_idle_ms / milliseconds_a_second);
-    for (const PoolState state :
-         {PoolState::not_reused, PoolState::safe, PoolState::unknown, PoolState::kept_clear, PoolState::exposed})
-        families.gauge("finrace_upstream_pool_state",
-                       "1 for what is known of connections to it: exposed ones will meet its idle close.",
-                       with(labels, {{"state", std::string(to_string(state))}}), exposure.state == state ? 1 : 0);
+    families.gauge("finrace_upstream_exposed",
+                   "1 if the upstream closes connections that this host would use again: a request will meet that.",
+                   labels, exposure.state == PoolState::exposed ? 1 : 0);
     if (const std::optional<Exposure::Expected> expected = exposure.expected();
         expected && exposure.state == PoolState::exposed) {
         const char* help = "Races to be expected in a day like what was seen, at least (low) and at most (high).";
@@ -167,15 +164,6 @@ void add_own(Families& families, const std::vector<Label>& labels, const Upstrea
         "Of each reused connection that has ended the longest rest before a request; the sum is reckoned "
         "from the buckets' middles.",
         labels, rests_of(upstream.rests));
-}
-
-/// As far as counts tell; for how long they have been open nobody knows.
-OpenConnections open_connections(const UpstreamCounts& counts, std::uint64_t adopted)
-{
-    const std::uint64_t open = counts.opened > counts.closed ? counts.opened - counts.closed : 0;
-    if (open == 0 && adopted == 0)
-        return {};
-    return {.count = std::max<std::uint64_t>(open, 1), .longest_ns = std::numeric_limits<std::uint64_t>::max()};
 }
 
 void add_counts(Families& families, const std::vector<Label>& labels, const Upstream& upstream)
@@ -292,14 +280,15 @@ std::string Metrics::text(const Standing& standing)
         return labels;
     };
 
+    // Nobody samples the sockets: what depends on how long connections have been open is not told.
+    const OpenConnections unknown_open{.count = 1, .longest_ns = std::numeric_limits<std::uint64_t>::max()};
     const auto watched_ns = static_cast<std::uint64_t>(standing.health.uptime.count());
     standing.upstreams.for_each([&](const UpstreamKey* key, const Upstream& upstream) {
         if (key == nullptr || &slot_of(*key, upstream.newest_ns) == &other_)
             return;
-        const OpenConnections open = open_connections(upstream.counts, standing.health.connections_adopted);
         const std::vector<Label> labels = own_labels(*key);
         add_counts(families, labels, upstream);
-        add_own(families, labels, upstream, exposure_of(upstream, watched_ns, open, Ends{}));
+        add_own(families, labels, upstream, exposure_of(upstream, watched_ns, unknown_open, Ends{}));
     });
 
     // Both are there from the start, at 0: a counter that begins with its first race does not increase by it.

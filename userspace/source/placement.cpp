@@ -121,6 +121,15 @@ Placement placement_of(std::string_view cgroup)
     return placement;
 }
 
+PodNames::PodNames(const std::string& folder)
+{
+    // Whoever leaves all other files behind keeps the folder itself, not a link to it.
+    std::error_code unknown;
+    folder_ = std::filesystem::canonical(folder, unknown).string();
+    if (unknown)
+        folder_ = folder;
+}
+
 void PodNames::add_to(Placement& placement)
 {
     if (placement.pod_uid.empty())

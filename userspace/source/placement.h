@@ -33,7 +33,7 @@ class PodNames {
 public:
     static constexpr const char* usual_folder = "/var/log/pods";
 
-    explicit PodNames(std::string folder = usual_folder) : folder_(std::move(folder)) {}
+    explicit PodNames(const std::string& folder = usual_folder);
 
     /// Adds namespace and name, if they are known by now.
     void add_to(Placement& placement);

@@ -35,6 +35,8 @@ constexpr std::uint64_t latest_ns = 1ULL << 62U;
 constexpr const char* byte_order = std::endian::native == std::endian::little ? "little" : "big";
 
 /// A frame's first byte.
+constexpr std::size_t longest_path = 4096; ///< PATH_MAX, linux/limits.h
+
 enum class Kind : std::uint8_t { event = 1, tick, clock, process, counts, gap, end, placement };
 
 struct PackedCounts {
@@ -95,15 +97,20 @@ std::optional<std::string> unstuff(std::string_view line)
     return bytes;
 }
 
+std::string frame(Kind kind, const std::string& payload)
+{
+    std::string bytes(1, static_cast<char>(kind));
+    bytes += payload;
+    const std::uint32_t sum = checksum(bytes);
+    bytes.append(reinterpret_cast<const char*>(&sum), sizeof(sum));
+    return stuff(bytes);
+}
+
 template <typename Payload>
 std::string frame(Kind kind, const Payload& payload)
 {
     static_assert(std::is_trivially_copyable_v<Payload>);
-    std::string bytes(1 + sizeof(payload), static_cast<char>(kind));
-    std::memcpy(bytes.data() + 1, &payload, sizeof(payload));
-    const std::uint32_t sum = checksum(bytes);
-    bytes.append(reinterpret_cast<const char*>(&sum), sizeof(sum));
-    return stuff(bytes);
+    return frame(kind, std::string(reinterpret_cast<const char*>(&payload), sizeof(payload)));
 }
 
 template <typename Payload>
@@ -114,6 +121,39 @@ std::optional<Payload> unpack(std::string_view bytes)
         return std::nullopt;
     std::memcpy(&payload, bytes.data(), sizeof(payload));
     return payload;
+}
+
+/// The process, and each text behind its length; a longer one than any path is cut.
+std::string pack(const RecordedPlacement& placement)
+{
+    std::string bytes(reinterpret_cast<const char*>(&placement.pid), sizeof(placement.pid));
+    for (const std::string* text : {&placement.cgroup, &placement.pod_namespace, &placement.pod_name}) {
+        const auto size = static_cast<std::uint16_t>(std::min(text->size(), longest_path));
+        bytes.append(reinterpret_cast<const char*>(&size), sizeof(size));
+        bytes.append(*text, 0, size);
+    }
+    return bytes;
+}
+
+std::optional<RecordedPlacement> unpack_placement(std::string_view bytes)
+{
+    RecordedPlacement placement{};
+    if (bytes.size() < sizeof(placement.pid))
+        return std::nullopt;
+    std::memcpy(&placement.pid, bytes.data(), sizeof(placement.pid));
+    bytes.remove_prefix(sizeof(placement.pid));
+    for (std::string* text : {&placement.cgroup, &placement.pod_namespace, &placement.pod_name}) {
+        std::uint16_t size = 0;
+        if (bytes.size() < sizeof(size))
+            return std::nullopt;
+        std::memcpy(&size, bytes.data(), sizeof(size));
+        bytes.remove_prefix(sizeof(size));
+        if (bytes.size() < size || size > longest_path)
+            return std::nullopt;
+        *text = bytes.substr(0, size);
+        bytes.remove_prefix(size);
+    }
+    return bytes.empty() ? std::optional(std::move(placement)) : std::nullopt;
 }
 
 std::string header_line(std::string_view format, std::string_view json)
@@ -250,7 +290,7 @@ std::string encode(const RecordingEntry& entry)
             else if constexpr (std::is_same_v<Entry, RecordedProcess>)
                 return frame(Kind::process, one);
             else if constexpr (std::is_same_v<Entry, RecordedPlacement>)
-                return frame(Kind::placement, one);
+                return frame(Kind::placement, pack(one));
             else if constexpr (std::is_same_v<Entry, SourceCounts>)
                 return frame(Kind::counts, PackedCounts{.connections_begun = one.connections_begun,
                                                         .connections_adopted = one.connections_adopted,
@@ -265,12 +305,9 @@ std::string encode(const RecordingEntry& entry)
 
 Placement placement_of(const RecordedPlacement& recorded)
 {
-    const auto text = [](const auto& bytes) {
-        return std::string(bytes.begin(), std::find(bytes.begin(), bytes.end(), '\0'));
-    };
-    Placement placement = placement_of(text(recorded.cgroup));
-    placement.pod_namespace = text(recorded.pod_namespace);
-    placement.pod_name = text(recorded.pod_name);
+    Placement placement = placement_of(recorded.cgroup);
+    placement.pod_namespace = recorded.pod_namespace;
+    placement.pod_name = recorded.pod_name;
     return placement;
 }
 
@@ -305,8 +342,8 @@ std::optional<RecordingEntry> decode(std::string_view line)
             return *process;
         return std::nullopt;
     case Kind::placement:
-        if (const auto placement = unpack<RecordedPlacement>(payload))
-            return *placement;
+        if (auto placement = unpack_placement(payload))
+            return std::move(*placement);
         return std::nullopt;
     case Kind::counts:
         if (const auto counts = unpack<PackedCounts>(payload))

@@ -69,12 +69,12 @@ struct RecordedProcess {
     std::uint32_t pid;
     std::array<char, FINRACE_COMM_LEN> name; ///< zeros at its end, if it is shorter
 };
-/// Where that process belongs, from here on; zeros at the texts' ends, if they are shorter.
+/// Where that process belongs, from here on; empty texts if that is not known.
 struct RecordedPlacement {
     std::uint32_t pid;
-    std::array<char, 512> cgroup;
-    std::array<char, 64> pod_namespace;
-    std::array<char, 256> pod_name;
+    std::string cgroup;
+    std::string pod_namespace;
+    std::string pod_name;
 };
 Placement placement_of(const RecordedPlacement& recorded);
 /// So many lines are missing here: the file could not take them.
