@@ -41,7 +41,7 @@ SLOW_ON = ("fentry", "6.12")
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node"}
 PROVEN_ON = ("fentry", "6.1")
 PEERS_ON = ("fentry", "5.10")
-OUTPUTS_BY = "fentry"  # they know nothing of how the kernel is watched
+OUTPUTS_ON = ("kprobe", "5.10")  # they know nothing of how the kernel is watched; there what confines them is the oldest
 VIEWED_ON = {("fentry", "6.12"), ("kprobe", "6.1")}  # where a connection's accounting can be sampled, and where not
 LIMIT = 600  # seconds, of each command
 
@@ -79,12 +79,13 @@ def exact(options, name):
 
 
 def smp(options, name):
+    kernel = ".".join(os.uname().release.split(".")[:2])
     slow = name == SLOW_ON[0] and os.uname().release.startswith(SLOW_ON[1])
     yield "robustness", [
         f"{HERE}/robustness.py", *BACKENDS[name], *tools(options, line=False), "--small",
         "--only", SLOW_ODDITIES if slow else ODDITIES,
     ], True
-    yield "outputs", [f"{HERE}/outputs.py", *BACKENDS[name], *tools(options, line=False), "--small"], name == OUTPUTS_BY
+    yield "outputs", [f"{HERE}/outputs.py", *BACKENDS[name], *tools(options, line=False), "--small"], (name, kernel) == OUTPUTS_ON
 
 
 def tools(options, line=True):
