@@ -5,6 +5,7 @@ if its addresses do: finrace itself watches the whole host, as it does in produc
 Nothing sleeps for a fixed time where a condition can be waited for; every wait has a limit and says what did not come.
 """
 
+import argparse
 import ctypes
 import fnmatch
 import json
@@ -688,13 +689,21 @@ def add_options(parser):
     parser.add_argument("--logs", help="folder to copy to what a failed run leaves")
 
 
+def parser_of(description):
+    """Of a test whose parts may be chosen."""
+    parser = argparse.ArgumentParser(description=description.split("\n", maxsplit=1)[0], allow_abbrev=False)
+    add_options(parser)
+    parser.add_argument("--only", default="*", help="patterns of test names, with commas")
+    return parser
+
+
 def prepare(options, name):
     if os.geteuid() != 0:
         raise EnvironmentProblem("not root: run it with sudo")
     options.finrace = os.path.abspath(options.finrace)
     if not os.access(options.finrace, os.X_OK):
         raise EnvironmentProblem(f"{options.finrace} is missing: build it first (cmake --preset release)")
-    options.unconfined = getattr(options, "unconfined", [])  # a flag for a binary that can't be confined
+    options.unconfined = ["--unconfined"] if getattr(options, "sanitized", False) else []  # LeakSanitizer needs what confining takes
     options.backend_flags = ["--backend", options.backend]
     if options.attach:
         options.backend_flags += ["--attach", options.attach]

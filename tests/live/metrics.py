@@ -3,7 +3,6 @@
 and that nobody who may connect can stop the tracer by it.
 """
 
-import argparse
 import http.client
 import json
 import os
@@ -381,13 +380,9 @@ def test(options, results):
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
-    harness.add_options(parser)
+    parser = harness.parser_of(__doc__)
     parser.add_argument("--sanitized", action="store_true", help="the binary has sanitizers")
-    parser.add_argument("--only", default="*", help="patterns of test names, with commas")
-    options = parser.parse_args()
-    options.unconfined = ["--unconfined"] if options.sanitized else []
-    return options
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

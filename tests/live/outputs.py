@@ -5,7 +5,6 @@ No output may keep another waiting, none may lose a record without counting it, 
 confined as in production, so that what comes back is found from within its own root.
 """
 
-import argparse
 import errno
 import json
 import os
@@ -396,14 +395,10 @@ def test(options, results):
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
-    harness.add_options(parser)
+    parser = harness.parser_of(__doc__)
     parser.add_argument("--small", action="store_true", help="fewer connections, for a slow machine")
     parser.add_argument("--sanitized", action="store_true", help="the binary has sanitizers")
-    parser.add_argument("--only", default="*", help="patterns of test names, with commas")
-    options = parser.parse_args()
-    options.unconfined = ["--unconfined"] if options.sanitized else []
-    return options
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

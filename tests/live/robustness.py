@@ -1806,7 +1806,6 @@ def parse():
     options.storm = 600
     options.pause = 0.002
     options.ticks = 0.02  # the kernel tells in ticks, of 10 ms at most, since when a connection rests
-    options.unconfined = ["--unconfined"] if options.sanitized else []
     if options.small or options.sanitized:
         options.many, options.starts, options.storm = 5000, 10, 150
         options.pause = 0.05

@@ -4,7 +4,6 @@
 The emulator knows only what the view may send: anything else is a failure.
 """
 
-import argparse
 import errno
 import fcntl
 import os
@@ -391,10 +390,7 @@ def test(options, results):
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False)
-    harness.add_options(parser)
-    parser.add_argument("--only", default="*", help="patterns of test names, with commas")
-    return parser.parse_args()
+    return harness.parser_of(__doc__).parse_args()
 
 
 if __name__ == "__main__":

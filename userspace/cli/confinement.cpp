@@ -96,6 +96,14 @@ void mount_processes(const std::string& at)
             "mount(/proc, read-only)");
 }
 
+void bind_mount(const Descriptor& what, const std::string& at, unsigned long flags)
+{
+    const std::string source = fmt::format("/proc/self/fd/{}", what.get());
+    require(::mount(source.c_str(), at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(what it needs)");
+    require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | harmless | flags, nullptr) == 0,
+            "mount(what it needs, nodev)");
+}
+
 /// A file that is a mount of its own (a container's configuration) is not in its folder, seen from below.
 void mount_file_of_its_own(const std::string& name, const Descriptor& file)
 {
@@ -105,17 +113,13 @@ void mount_file_of_its_own(const std::string& name, const Descriptor& file)
     if (::lstat(at.c_str(), &there) != 0 || !S_ISREG(there.st_mode) || ::fstat(file.get(), &wanted) != 0 ||
         (there.st_dev == wanted.st_dev && there.st_ino == wanted.st_ino))
         return;
-    const std::string source = fmt::format("/proc/self/fd/{}", file.get());
-    require(::mount(source.c_str(), at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(a file to be read)");
-    require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | harmless | MS_RDONLY, nullptr) == 0,
-            "mount(a file to be read, read-only)");
+    bind_mount(file, at, MS_RDONLY);
 }
 
 void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>& opened,
                 const std::set<fs::path>& writable, const std::vector<std::string>& read,
                 const std::vector<Descriptor>& opened_to_read)
 {
-
     // Sorted, an outer folder comes before one in it, which is then there: nothing is made in what is not ours.
     auto folder = opened.begin();
     for (auto path = folders.begin(); path != folders.end(); ++path) {
@@ -128,11 +132,7 @@ void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>
             fs::create_directories(at, error);
         struct statvfs flags {};
         const bool is_read_only = ::fstatvfs(folder->get(), &flags) == 0 && (flags.f_flag & ST_RDONLY) != 0;
-        const unsigned long read_only = is_read_only || !writable.contains(*path) ? MS_RDONLY : 0;
-        const std::string source = fmt::format("/proc/self/fd/{}", (folder++)->get());
-        require(::mount(source.c_str(), at.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount(a folder)");
-        require(::mount(nullptr, at.c_str(), nullptr, MS_BIND | MS_REMOUNT | harmless | read_only, nullptr) == 0,
-                "mount(a folder, nodev)");
+        bind_mount(*folder++, at, is_read_only || !writable.contains(*path) ? MS_RDONLY : 0);
     }
     for (std::size_t i = 0; i < read.size(); ++i)
         mount_file_of_its_own(read[i], opened_to_read[i]);

@@ -185,8 +185,9 @@ void Outputs::drain(std::chrono::milliseconds limit)
             break;
         ::poll(waiting.data(), waiting.size(), longest_poll_ms);
     }
+    flush();
     for (Output& output : outputs_)
-        std::visit([](auto& to) { to.drain(std::chrono::milliseconds(0)); }, output.to);
+        std::visit([](auto& to) { to.drop_waiting(); }, output.to);
 }
 
 bool Outputs::has_ended(const Output& output)

@@ -185,15 +185,10 @@ void Reporter::summarise(bool last)
 std::string Reporter::state() const
 {
     const SourceCounts counts = feed_.counts();
-    std::uint64_t written = 0;
-    std::uint64_t dropped = 0;
-    for (const OutputState& output : outputs_.states()) {
-        written += output.written;
-        dropped += output.dropped;
-    }
+    const OutputState sum = sum_of(outputs_.states());
     return fmt::format("backend {}: {} connections, {} verdicts, {} lost; {} records written, {} dropped",
                        feed_.facts().backend_text(), counts.connections_begun, feed_.intake().verdicts_in_all(),
-                       counts.lost(), written, dropped);
+                       counts.lost(), sum.written, sum.dropped);
 }
 
 /// A recording's run begins with its first tick.

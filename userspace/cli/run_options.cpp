@@ -86,12 +86,10 @@ std::string Reloader::make_absolute()
 
 Reloader::Reloaded Reloader::read(bool records)
 {
-    struct stat status {};
-    if (::stat(path_.c_str(), &status) != 0 ||
-        !S_ISREG(status.st_mode)) // what is none may keep whoever opens it waiting
-        throw UsageError(fmt::format("--config {}: {}", path_,
-                                     S_ISREG(status.st_mode) || status.st_mode == 0 ? std::strerror(errno)
-                                                                                    : "no regular file any more"));
+    errno = 0;
+    if (!can_read_again()) // what is no file may keep whoever opens it waiting
+        throw UsageError(
+            fmt::format("--config {}: {}", path_, errno != 0 ? std::strerror(errno) : "no regular file any more"));
     CLI::App as_read;
     RunOptions unused;
     add_run_options(as_read, unused);

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "sink/datagrams.h"
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include <fmt/format.h>
-#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -85,18 +83,8 @@ void Datagrams::flush()
     }
 }
 
-void Datagrams::drain(std::chrono::milliseconds limit)
+void Datagrams::drop_waiting()
 {
-    const auto deadline = std::chrono::steady_clock::now() + limit;
-    for (;;) {
-        flush();
-        const auto left =
-            std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-        if (queue_.empty() || problem_ != 0 || left.count() <= 0)
-            break;
-        pollfd ready{.fd = fd_, .events = POLLOUT, .revents = 0};
-        ::poll(&ready, 1, static_cast<int>(std::min<std::int64_t>(left.count(), 100)));
-    }
     dropped_ += queue_.size();
     queue_.clear();
     bytes_ = 0;

@@ -3,7 +3,6 @@
 // is not taken now waits in a bounded queue; beyond that, new messages are dropped and counted.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -27,8 +26,8 @@ public:
     void write(std::string message);
     /// Sends as many as are taken without waiting, to whoever listens under the name by now.
     void flush();
-    /// Flushes for at most `limit`, at the end; what then remains counts as dropped.
-    void drain(std::chrono::milliseconds limit);
+    /// At the end: what still waits counts as dropped.
+    void drop_waiting();
 
     [[nodiscard]] int descriptor() const { return fd_; }
     [[nodiscard]] std::uint64_t written() const { return written_; }

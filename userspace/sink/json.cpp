@@ -363,18 +363,26 @@ Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const Ups
     return record;
 }
 
+OutputState sum_of(std::span<const OutputState> outputs)
+{
+    OutputState sum;
+    for (const OutputState& output : outputs) {
+        sum.written += output.written;
+        sum.dropped += output.dropped;
+        sum.bytes_waiting += output.bytes_waiting;
+    }
+    return sum;
+}
+
 Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Health& health)
 {
     Json record = begin_record(origin, monotonic_ns, "finrace.health");
     Json& finrace = record["finrace"];
     finrace["schema"] = record_schema;
 
-    OutputState sum;
+    const OutputState sum = sum_of(health.outputs);
     Json outputs = Json::array();
     for (const OutputState& output : health.outputs) {
-        sum.written += output.written;
-        sum.dropped += output.dropped;
-        sum.bytes_waiting += output.bytes_waiting;
         Json& one = outputs.emplace_back(Json{{"name", output.name},
                                               {"written", output.written},
                                               {"dropped", output.dropped},

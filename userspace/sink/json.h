@@ -75,6 +75,9 @@ struct OutputState {
     int problem = 0; ///< an errno, while it takes nothing
 };
 
+/// All of them together, under no name.
+OutputState sum_of(std::span<const OutputState> outputs);
+
 /// What a run can say about itself.
 struct Health {
     std::string version;

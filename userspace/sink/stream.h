@@ -49,6 +49,8 @@ public:
     void flush();
     /// Flushes for at most `limit`, at the end; what then remains counts as dropped.
     void drain(std::chrono::milliseconds limit);
+    /// What still waits counts as dropped.
+    void drop_waiting();
 
     /// For epoll: readiness to write, and the reader's leaving. Regular files know neither.
     [[nodiscard]] int descriptor() const { return fd_; }
@@ -66,7 +68,6 @@ public:
 
 private:
     Stream(int fd, std::size_t limit);
-    void drop_waiting();
     void drop_torn_line();
     void connect();
 
