@@ -122,16 +122,8 @@ void Diagnosis::follow(const event& e, std::string_view process)
     if (!is_client(e))
         return;
     const UpstreamKey where = UpstreamKey::of(e);
-    if (e.kind == EVENT_OPENED) {
-        if (open_.size() < most_open)
-            open_.insert_or_assign(e.connection.id, Open{.where = where, .since_ns = e.timestamp_ns});
-        else
-            lost_track_ = true;
-    }
-    if (e.kind != EVENT_CLOSED)
-        return;
-    open_.erase(e.connection.id);
-    if (process.empty())
+    open_.follow(e);
+    if (e.kind != EVENT_CLOSED || process.empty())
         return;
     if (const auto opener = openers_.find(where); opener != openers_.end()) {
         if (opener->second != process)
@@ -251,12 +243,7 @@ Owner Diagnosis::owner_of(const UpstreamKey& where, const PoolsNow* now) const
 void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns,
                         const EndsOf& ends_of, const PoolsNow* now)
 {
-    std::unordered_map<UpstreamKey, OpenConnections, UpstreamKeyHash> still_open;
-    for (const auto& [id, open] : open_) {
-        OpenConnections& there = still_open[open.where];
-        ++there.count;
-        there.longest_ns = std::max(there.longest_ns, now_ns > open.since_ns ? now_ns - open.since_ns : 0);
-    }
+    const auto still_open = open_.at(now_ns);
     const auto add = [&](const UpstreamKey* key, const Upstream& upstream) {
         OpenConnections open;
         Pool run{.where = key != nullptr ? *key : UpstreamKey{},
@@ -291,7 +278,7 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
                     for (const auto& [reason, count] : found->second.reasons)
                         run.race_reasons[reason] += count;
         }
-        if (lost_track_)
+        if (open_.lost_track())
             open.longest_ns = std::numeric_limits<std::uint64_t>::max();
         run.open = open.count;
         run.exposure = exposure_of(upstream, observed_ns, open, run.ends);
@@ -308,8 +295,7 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
         for (const auto& [key, pool] : *now)
             if (told.count(key) == 0 && pools_.size() < most_pools)
                 add(&key, Upstream{});
-    open_.clear();
-    lost_track_ = false;
+    open_ = OpenTable();
     ++runs_;
 }
 

@@ -15,6 +15,7 @@
 
 #include "core/docket.h"
 #include "core/exposure.h"
+#include "core/open_table.h"
 #include "core/software.h"
 #include "core/upstream.h"
 
@@ -137,8 +138,7 @@ public:
     };
 
     static constexpr std::size_t most_findings = 4096;
-    static constexpr std::size_t most_open = 1U << 18U; ///< connections that are followed
-    static constexpr std::size_t most_pools = 4096;     ///< of those of which no connection has ended
+    static constexpr std::size_t most_pools = 4096; ///< of those of which no connection has ended
 
     /// Any event of a connection that this host opened; `process` is its owner's name.
     void follow(const event& e, std::string_view process);
@@ -166,10 +166,6 @@ public:
     [[nodiscard]] State state(bool unseen) const;
 
 private:
-    struct Open {
-        UpstreamKey where;
-        std::uint64_t since_ns;
-    };
     struct User {
         std::uint64_t connections = 0; ///< used again
         std::uint32_t pid = 0;         ///< of the newest
@@ -188,8 +184,7 @@ private:
     std::unordered_map<UpstreamKey, Users, UpstreamKeyHash> users_;
     /// The process that opened all connections to an upstream; empty if there were several.
     std::unordered_map<UpstreamKey, std::string, UpstreamKeyHash> openers_;
-    std::unordered_map<std::uint64_t, Open> open_; ///< of this run, by connection
-    bool lost_track_ = false;                      ///< of some that are open
+    OpenTable open_; ///< of this run
     Pool other_;
     std::uint64_t runs_ = 0;
 };
