@@ -237,7 +237,12 @@ struct event {
 	__u32 srtt_us;     /* smoothed round-trip time, RFC 6298 */
 	__u32 retransmits; /* segments retransmitted over the connection's life */
 	__u32 version;     /* FINRACE_EVENT_VERSION */
-	__u32 thread;      /* thread id, from EVENT_RELEASED on; there connection.pid is the process that acts */
+	union {
+		__u32 thread; /* thread id, from EVENT_RELEASED on; there connection.pid is the process that acts */
+		/* Of an accepted socket that is not followed: sequence number of the first byte that its process has
+		 * not read, or, after its close, of the first that came. 0 if not known. */
+		__u32 unread_seq;
+	};
 	__u16 http_status; /* EVENT_CLIENT_ANSWERED: of the HTTP/1 answer in plain text that begins here, or 0 */
 	__u16 turn;        /* of that thread, modulo 2^16: another one once it has slept */
 	__u64 sent_ns;     /* when this host last sent payload, exact to a tick; 0 for never, or not known */

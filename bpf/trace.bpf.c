@@ -692,6 +692,7 @@ static __noinline int on_server_close(struct sock *sk, int old_state, int new_st
 		flags |= CONNECTION_SOCKET_CLOSED;
 	if (client_waits(tp))
 		flags |= CONNECTION_CLIENT_WAITS;
+	e->unread_seq = READ(tp, copied_seq);
 	e->connection.flags = flags;
 	e->connection.local_close_ns = e->timestamp_ns;
 	set_owner(&e->connection);
@@ -723,6 +724,7 @@ static __noinline int on_server_late_segment(struct sock *sk, __u8 state, __u32 
 	if (!e)
 		return 0;
 	e->segment_bytes = bytes;
+	e->unread_seq = READ(tp, rcv_nxt);
 	if (e->unacked_bytes)
 		e->unacked_bytes--; /* the FIN */
 	e->connection.flags = CONNECTION_LOCAL_FIRST | CONNECTION_LOCAL_FIN | CONNECTION_DATA_AFTER_CLOSE;

@@ -77,7 +77,7 @@ public:
     {
         events.push_back(feed_.intake().events());
         feed_.intake().upstreams().for_each([&](const UpstreamKey* key, const Upstream& upstream) {
-            keep(upstream_record(origin(), feed_.now_ns(), key, upstream));
+            keep(upstream_record(origin(), feed_.now_ns(), key, upstream, Exposure{}));
         });
     }
 

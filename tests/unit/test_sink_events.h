@@ -45,6 +45,7 @@ inline event in_exchange(std::uint8_t kind, std::uint64_t at_ns)
     c.id = 0xabcdef0123456789ULL;
     c.opened_ns = 5'000 * ms;
     c.request_ns = request_at;
+    c.request_seq = 7000;
     c.exchange = 3;
     c.idle_ms = 981;
     c.longest_idle_ms = 990;

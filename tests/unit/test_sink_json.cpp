@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // Records against golden texts and against docs/record.schema.json, by Debian's python3-jsonschema.
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -81,7 +82,7 @@ TEST_CASE("a crossing's record, word for word")
           R"("finrace":{"schema":1,"cause":"keepalive_race","variant":"fin_crossed","certainty":"proven",)"
           R"("side":"client","message":"They crossed.",)"
           R"("connection":{"id":"abcdef0123456789","age_ms":5020.113,"netns":4026531840,"exchange":3,"reused":true,)"
-          R"("idle_ms":981},"request":{"bytes":176,"unacked_bytes":176},"response":{"bytes":0},)"
+          R"("idle_ms":981},"request":{"bytes":176,"sequence_number":7000,"unacked_bytes":176},"response":{"bytes":0},)"
           R"("close":{"by":"peer","how":"fin","after_request_ms":20.113},)"
           R"("upstream":{"idle_timeout_ms":1000,"spread_ms":5,"samples":4},)"
           R"("evidence":{"event":"peer_fin","state":"CLOSE_WAIT","peer_fin_ms":20.113,"fin_unacked_bytes":176,)"
@@ -404,8 +405,11 @@ TEST_CASE("every kind of record conforms to the schema, and nothing else does")
     Upstream upstream = known_upstream();
     upstream.counts.verdicts[Cause::stale_reuse] = 2;
     const UpstreamKey key = UpstreamKey::of(crossing());
-    lines.push_back(to_line(upstream_record(origin, 1, &key, upstream)));
-    lines.push_back(to_line(upstream_record(origin, 1, nullptr, Upstream{})));
+    Exposure exposed;
+    exposed.state = PoolState::exposed;
+    exposed.told_by = 7;
+    lines.push_back(to_line(upstream_record(origin, 1, &key, upstream, exposed)));
+    lines.push_back(to_line(upstream_record(origin, 1, nullptr, Upstream{}, Exposure{})));
     lines.push_back(to_line(health_record(origin, 1, healthy())));
     Health health = healthy();
     health.attach.clear();
@@ -427,4 +431,44 @@ TEST_CASE("every kind of record conforms to the schema, and nothing else does")
     Json record = verdict_of(crossing());
     record["event"]["name"] = "finrace.other";
     CHECK(check_records({to_line(record)}) == 1);
+}
+
+TEST_CASE("on one level a value's name is the whole way to it")
+{
+    const Json record = {{"event", {{"name", "finrace.verdict"}}},
+                         {"finrace", {{"cause", "keepalive_race"}, {"kinds", {"a", "b"}}, {"none", Json::object()}}}};
+    CHECK(
+        to_line(flattened(record)) ==
+        R"({"event.name":"finrace.verdict","finrace.cause":"keepalive_race","finrace.kinds":["a","b"],"finrace.none":{}})");
+}
+
+TEST_CASE("a request's sequence number tells the two ends of its connection")
+{
+    event e = crossing_closed();
+    e.connection.request_seq = 4'000'000'000U;
+    CHECK(verdict_of(e)["finrace"]["request"]["sequence_number"] == 4'000'000'000U);
+    e.connection.flags = CONNECTION_LOCAL_FIRST | CONNECTION_LOCAL_FIN; // accepted here
+    e.unread_seq = 0;
+    CHECK(!verdict_of(e)["finrace"].contains("request"));
+    e.unread_seq = 4'000'000'010U;
+    CHECK(verdict_of(e)["finrace"]["request"]["sequence_number"] == 4'000'000'010U);
+}
+
+TEST_CASE("an upstream's record tells what may be expected of its pool, and who uses it")
+{
+    Upstream upstream = known_upstream();
+    const UpstreamKey key = UpstreamKey::of(crossing());
+    const auto told = [&](const Exposure& exposure) {
+        return upstream_record(origin, 1, &key, upstream, exposure)["finrace"]["upstream"];
+    };
+    CHECK(!told({}).contains("process"));
+    CHECK(to_line(told({})["exposure"]) == R"({"state":"unknown"})");
+    std::copy_n("nginx", 5, upstream.owner.begin());
+    Exposure exposure;
+    exposure.state = PoolState::exposed;
+    CHECK(told(exposure)["process"] == "nginx");
+    CHECK(!told(exposure)["exposure"].contains("races_a_day"));
+    exposure.told_by = 25;
+    exposure.races_a_day = 40;
+    CHECK(told(exposure)["exposure"]["races_a_day"] == 40);
 }

@@ -94,7 +94,7 @@ OutputTarget parse_output(const std::string& text)
     return {.kind = Kind::file, .path = text};
 }
 
-Outputs::Outputs(std::vector<OutputTarget> targets)
+Outputs::Outputs(std::vector<OutputTarget> targets, bool flat) : flat_(flat)
 {
     for (OutputTarget& target : targets) {
         Output opened = open(std::move(target));
@@ -134,7 +134,7 @@ Outputs::Output Outputs::open(OutputTarget target)
 
 void Outputs::put(const Json& record)
 {
-    const std::string line = to_line(record);
+    const std::string line = to_line(flat_ ? flattened(record) : record);
     for (Output& output : outputs_) {
         if (auto* stream = std::get_if<Stream>(&output.to)) {
             stream->write(line);
@@ -143,7 +143,7 @@ void Outputs::put(const Json& record)
         auto& datagrams = std::get<Datagrams>(output.to);
         switch (output.target.kind) {
         case Kind::syslog:
-            datagrams.write(syslog_message(record, ::getpid()));
+            datagrams.write(syslog_message(record, ::getpid(), flat_));
             break;
         case Kind::journal:
             datagrams.write(journal_entry(record));

@@ -45,7 +45,8 @@ OutputTarget parse_output(const std::string& text);
 class Outputs {
 public:
     /// Throws OutputError, or UsageError if two of them are the same.
-    explicit Outputs(std::vector<OutputTarget> targets);
+    /// `flat`: JSON on one level, but for the journal, whose fields are names of their own.
+    explicit Outputs(std::vector<OutputTarget> targets, bool flat = false);
 
     void put(const Json& record);
     /// Writes as much as is taken without waiting.
@@ -97,6 +98,7 @@ private:
     static void say_news_of(Output& output);
 
     std::vector<Output> outputs_;
+    bool flat_;
     std::size_t unflushed_bytes_ = 0;
 };
 

@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/reporter.h"
 
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <limits>
 #include <sstream>
 #include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "cli/options.h"
 #include "cli/process_names.h"
 #include "core/classify.h"
+#include "core/software.h"
 #include "sink/facts.h"
 #include "source/descriptor.h"
 
@@ -37,6 +43,14 @@ ProcessUse use_of_this_process(double started_s)
     return {.processor = duration_of(used.ru_utime) + duration_of(used.ru_stime),
             .resident_bytes = resident * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)),
             .started_s = started_s};
+}
+
+std::uint64_t random_number()
+{
+    std::uint64_t number = 0;
+    if (::getrandom(&number, sizeof(number), 0) != sizeof(number))
+        throw UsageError(fmt::format("no random numbers to name this run by: {}", std::strerror(errno)));
+    return number;
 }
 
 std::optional<UpstreamKey> upstream_of(const event& e)
@@ -97,6 +111,11 @@ void Reporter::change(const RunOptions& fresh)
 
 void Reporter::on_event(const event& e)
 {
+    if (is_client(e)) {
+        open_.follow(e);
+        if (e.kind == EVENT_CLOSED && (e.connection.flags & CONNECTION_ADOPTED) != 0)
+            ++adopted_closed_;
+    }
     if (options_.connections) {
         histories_.add(e);
         if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
@@ -146,6 +165,8 @@ void Reporter::on_end()
     if (!outputs_.ended())
         summarise(true);
     started_ns_ = 0;
+    open_ = OpenTable();
+    adopted_closed_ = 0;
     histories_ = StateHistories();
     told_.clear();
 }
@@ -167,18 +188,32 @@ bool Reporter::on_hangup()
 void Reporter::summarise(bool last)
 {
     const std::uint64_t now_ns = feed_.now_ns();
+    tell_upstreams(now_ns, last);
+    put(health_record(origin(), now_ns, health(last)));
+    if (manager_ != nullptr)
+        manager_->status(state());
+}
+
+void Reporter::tell_upstreams(std::uint64_t now_ns, bool all)
+{
+    auto open = open_.at(now_ns);
+    // Of connections that are older than finrace it is not known for how long they have been open, nor how many are.
+    const bool knows_open = !open_.lost_track() && adopted_closed_ >= feed_.counts().connections_adopted;
     std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told;
     feed_.intake().upstreams().for_each([&](const UpstreamKey* key, const Upstream& upstream) {
         const UpstreamKey where = key != nullptr ? *key : UpstreamKey{};
         const auto before = told_.find(where);
-        if (last || before == told_.end() || before->second != upstream.counts)
-            put(upstream_record(origin(), now_ns, key, upstream), key != nullptr ? std::optional(*key) : std::nullopt);
+        if (all || before == told_.end() || before->second != upstream.counts) {
+            OpenConnections there = key != nullptr ? open[where] : OpenConnections{};
+            if (!knows_open)
+                there.longest_ns = std::numeric_limits<std::uint64_t>::max();
+            put(upstream_record(origin(), now_ns, key, upstream,
+                                exposure_of(upstream, now_ns - started_ns_, there, Ends{})),
+                key != nullptr ? std::optional(*key) : std::nullopt);
+        }
         told.emplace(where, upstream.counts);
     });
     told_ = std::move(told);
-    put(health_record(origin(), now_ns, health(last)));
-    if (manager_ != nullptr)
-        manager_->status(state());
 }
 
 /// In a line, for `systemctl status`.
@@ -194,6 +229,8 @@ std::string Reporter::state() const
 /// A recording's run begins with its first tick.
 void Reporter::begin()
 {
+    run_id_ = fmt::format("{:016x}", random_number());
+    sequence_ = 0;
     started_ns_ = feed_.now_ns();
     next_summary_ns_ = started_ns_ + interval_ns();
 }
@@ -230,6 +267,8 @@ void Reporter::put(Json record, const std::optional<UpstreamKey>& upstream)
     static const Json::json_pointer pid("/process/pid");
     if (record.contains(pid))
         add_placement(record, feed_.names().placement(record[pid].get<std::uint32_t>()));
+    record["finrace"]["run"] = run_id_;
+    record["finrace"]["sequence"] = ++sequence_;
     disguise_.apply(record);
     outputs_.put(record);
 }

@@ -16,6 +16,7 @@
 #include "cli/outputs.h"
 #include "cli/run_options.h"
 #include "cli/service_manager.h"
+#include "core/open_table.h"
 #include "sink/disguise.h"
 #include "sink/history.h"
 #include "sink/json.h"
@@ -60,6 +61,7 @@ private:
     };
 
     void summarise(bool last);
+    void tell_upstreams(std::uint64_t now_ns, bool all);
     [[nodiscard]] std::string state() const;
     void begin();
     [[nodiscard]] std::uint64_t interval_ns() const;
@@ -76,6 +78,10 @@ private:
     const Feed& feed_;
     std::uint64_t started_ns_ = 0;
     std::uint64_t next_summary_ns_ = 0;
+    std::string run_id_;         ///< another one for each run
+    std::uint64_t sequence_ = 0; ///< of the newest record of this run
+    OpenTable open_;
+    std::uint64_t adopted_closed_ = 0;
     StateHistories histories_;
     std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told_; ///< as the newest summary has them
     ServiceManager* manager_ = nullptr;                                     ///< none in a replay

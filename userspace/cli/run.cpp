@@ -45,7 +45,7 @@ int replay(const RunOptions& options)
             throw UsageError(
                 fmt::format("--output {}: that is one of the files that are read; name another", target.text()));
     }
-    Outputs outputs(options.outputs);
+    Outputs outputs(options.outputs, options.flat);
     Reporter reporter(options, outputs, *feed);
     feed->run(reporter);
     outputs.drain(Reporter::slowest_reader);
@@ -84,7 +84,7 @@ int run(RunOptions options, Reloader* reloader)
     if (!options.replayed.empty())
         return replay(options);
     ServiceManager manager;
-    Outputs outputs(options.outputs);
+    Outputs outputs(options.outputs, options.flat);
     if (!options.unconfined)
         outputs.make_absolute();
     options.watch.live.follow_accepted = options.connections;

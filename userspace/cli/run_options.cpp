@@ -41,6 +41,8 @@ void add_run_options(CLI::App& command, RunOptions& options)
     add_duration(command, options.duration, "without it until a signal ends it");
     command.add_flag("--connections", options.connections,
                      "one record for the end of every connection, healthy and accepted ones too");
+    command.add_flag("--flat", options.flat,
+                     "records of one level, {\"network.peer.port\":8000}: as ClickHouse and OpenTelemetry name things");
     add_record_options(command, "--record", options.record);
     add_parsed(command, "--metrics", "[ADDR:]PORT",
                "serve metrics for Prometheus at http://ADDR:PORT/metrics; without ADDR on 127.0.0.1 alone",

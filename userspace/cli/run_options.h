@@ -24,6 +24,7 @@ struct RunOptions {
     std::chrono::nanoseconds interval = std::chrono::seconds(10);
     std::optional<std::chrono::nanoseconds> duration{};
     bool connections = false;
+    bool flat = false;
     RecordOptions record{};
     std::optional<AddressPattern> metrics{};
     AddressOptions addresses{};

@@ -951,6 +951,8 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
         counts.exchanges += c.exchange;
         if (e.srtt_us != 0)
             upstream.rtt_us = e.srtt_us;
+        if (c.comm[0] != '\0' && (is_reused(c) || upstream.rests.count() == 0))
+            std::copy(std::begin(c.comm), std::end(c.comm), upstream.owner.begin());
         if (is_reused(c) && !upstreams.is_other(upstream)) {
             upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, c.longest_idle_ms);
             upstream.longest_answered_idle_ms = std::max(upstream.longest_answered_idle_ms, answered_idle_ms(e));

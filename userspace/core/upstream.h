@@ -63,8 +63,10 @@ struct Upstream {
     std::uint32_t longest_answered_idle_ms = 0; ///< and a connection's last request was answered after this
     std::uint64_t kept_idle = 0;                ///< connections that had rested when this host closed or reset them
     std::uint32_t longest_kept_ms = 0;          ///< of these: as long as this
-    std::uint32_t rtt_us = 0;                   ///< the newest connection's smoothed round-trip time
-    std::uint64_t newest_ns = 0;                ///< CLOCK_MONOTONIC, of its newest event
+    /// comm of who used a connection to it again, the newest; else of who closed one. Empty if not known.
+    std::array<char, FINRACE_COMM_LEN> owner{};
+    std::uint32_t rtt_us = 0;    ///< the newest connection's smoothed round-trip time
+    std::uint64_t newest_ns = 0; ///< CLOCK_MONOTONIC, of its newest event
 };
 
 /// All upstreams seen, bounded: beyond `limit` those are forgotten of which nothing came for an hour; if there are

@@ -81,6 +81,23 @@ std::string_view protocol_name(const connection& c)
     return names[(c.flags & CONNECTION_PROTOCOL) >> CONNECTION_PROTOCOL_SHIFT];
 }
 
+std::string_view to_string(PoolState state)
+{
+    switch (state) {
+    case PoolState::unknown:
+        return "unknown";
+    case PoolState::not_reused:
+        return "not_reused";
+    case PoolState::safe:
+        return "safe";
+    case PoolState::kept_clear:
+        return "kept_clear";
+    case PoolState::exposed:
+        return "exposed";
+    }
+    return {};
+}
+
 std::string_view owner_name(const connection& c)
 {
     return {c.comm, ::strnlen(c.comm, sizeof(c.comm))};

@@ -30,6 +30,7 @@ std::string_view protocol_name(const connection& c);
 
 /// The owner's name as the kernel noted it, any bytes; empty if it did not.
 std::string_view owner_name(const connection& c);
+std::string_view to_string(PoolState state);
 
 /// Whether the current exchange has a request whose beginning was seen, so that times may be told from it.
 bool knows_request_start(const connection& c);

@@ -9,6 +9,7 @@
 
 #include "core/cause.h"
 #include "sink/clock.h"
+#include "sink/facts.h"
 #include "sink/markup.h"
 #include "sink/picture.h"
 #include "sink/report.h"

@@ -2,6 +2,7 @@
 #include "sink/json.h"
 
 #include <cerrno>
+#include <cstring>
 #include <optional>
 
 #include <fmt/format.h>
@@ -166,6 +167,21 @@ Json evidence_of(const event& e)
     return evidence;
 }
 
+Json exposure_json(const Exposure& exposure)
+{
+    Json json{{"state", to_string(exposure.state)}};
+    if (exposure.state != PoolState::exposed)
+        return json;
+    json["window_ms"] = exposure.window_ms;
+    json["late_reuses"] = exposure.late_reuses;
+    if (exposure.expected()) {
+        json["races_a_day"] = exposure.races_a_day;
+        json["share"] = exposure.share;
+        json["told_by"] = exposure.told_by;
+    }
+    return json;
+}
+
 void add_idle_timeout(Json& finrace, const Upstream& upstream)
 {
     const std::optional<IdleTimeout> timeout = upstream.idle_timeout.timeout();
@@ -233,6 +249,8 @@ Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict
     if (!is_client(e)) { // requests come in there: the accounting of what this side sends is about answers
         if (const std::uint64_t rest_ms = rest_before_request_ms(e); rest_ms != 0)
             of_connection["idle_ms"] = rest_ms;
+        if (e.unread_seq != 0 && e.kind != EVENT_ACCEPT_OVERFLOW)
+            finrace["request"]["sequence_number"] = e.unread_seq;
         add_close(finrace, e, false);
         finrace["evidence"] = evidence_of(e);
         add_losses(finrace, c, verdict.incomplete);
@@ -246,8 +264,10 @@ Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict
     if (whole_exchange) {
         of_connection["idle_ms"] = c.idle_ms;
         // At the moment of a stale send nothing of the request has been queued yet: its size is not known.
-        if (e.request_bytes > 0)
+        if (e.request_bytes > 0) {
             finrace["request"]["bytes"] = e.request_bytes;
+            finrace["request"]["sequence_number"] = c.request_seq;
+        }
         finrace["response"]["bytes"] = e.response_bytes;
     }
     if (const std::optional<std::uint32_t> unacked = unacked_by_close(e))
@@ -333,7 +353,8 @@ Json connection_record(const Origin& origin, const event& e, std::span<const Sta
     return record;
 }
 
-Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const UpstreamKey* key, const Upstream& upstream)
+Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const UpstreamKey* key, const Upstream& upstream,
+                     const Exposure& exposure)
 {
     Json record = begin_record(origin, monotonic_ns, "finrace.upstream");
     if (key != nullptr) {
@@ -352,7 +373,14 @@ Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const Ups
         of_upstream["other"] = true;
     else if (key->netns != 0)
         of_upstream["netns"] = key->netns;
+    if (upstream.owner[0] != '\0')
+        of_upstream["process"] =
+            std::string(upstream.owner.data(), ::strnlen(upstream.owner.data(), upstream.owner.size()));
     of_upstream["longest_reused_idle_ms"] = upstream.longest_reused_idle_ms;
+    if (const std::optional<IdleTimeout> own = upstream.own_idle_limit.timeout())
+        of_upstream["own_idle_limit"] = {{"ms", own->ms}, {"spread_ms", own->spread_ms()}, {"samples", own->samples}};
+    if (key != nullptr)
+        of_upstream["exposure"] = exposure_json(exposure);
     of_upstream["connections"] = {
         {"opened", counts.opened}, {"open_failed", counts.open_failed}, {"closed", counts.closed}};
     of_upstream["exchanges"] = counts.exchanges;
@@ -435,6 +463,27 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
     finrace["outputs"] = std::move(outputs);
     finrace["lost_events"] = health.losses.by_place[LOSS_RING_FULL];
     return record;
+}
+
+namespace {
+
+void flatten_into(Json& flat, const std::string& name, const Json& value)
+{
+    if (!value.is_object() || value.empty()) {
+        flat[name] = value;
+        return;
+    }
+    for (const auto& [key, inner] : value.items())
+        flatten_into(flat, name.empty() ? key : fmt::format("{}.{}", name, key), inner);
+}
+
+} // namespace
+
+Json flattened(const Json& record)
+{
+    Json flat = Json::object();
+    flatten_into(flat, "", record);
+    return flat;
 }
 
 std::string to_line(const Json& record)

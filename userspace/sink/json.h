@@ -50,8 +50,8 @@ Json connection_record(const Origin& origin, const event& e, std::span<const Sta
                        std::string_view process_name);
 
 /// `key` is nullptr for those that share one entry because there are too many.
-Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const UpstreamKey* key,
-                     const Upstream& upstream);
+Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const UpstreamKey* key, const Upstream& upstream,
+                     const Exposure& exposure);
 
 struct MissingHook {
     std::string name;
@@ -100,6 +100,10 @@ struct Health {
     std::optional<Confinement> confinement; ///< nothing if none was asked for
 };
 Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Health& health);
+
+/// The same on one level: the names on the way to a value, joined by dots, as OpenTelemetry writes attributes. Lists
+/// stay lists.
+Json flattened(const Json& record);
 
 /// One line without its newline; bytes that are no UTF-8 become U+FFFD.
 std::string to_line(const Json& record);

@@ -160,23 +160,6 @@ void Places::note(const UpstreamKey& key)
     networks_[endpoint(key)].insert(key.netns);
 }
 
-std::string_view to_string(PoolState state)
-{
-    switch (state) {
-    case PoolState::unknown:
-        return "unknown";
-    case PoolState::not_reused:
-        return "not_reused";
-    case PoolState::safe:
-        return "safe";
-    case PoolState::kept_clear:
-        return "kept_clear";
-    case PoolState::exposed:
-        return "exposed";
-    }
-    return {};
-}
-
 bool nothing_matched(const Diagnosis& diagnosis, const Watched& watched)
 {
     return !watched.filter.empty() && diagnosis.pools().empty() && diagnosis.findings().empty();

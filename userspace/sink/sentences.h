@@ -77,7 +77,6 @@ private:
 
 std::string counted(std::uint64_t count, std::string_view one); ///< "1 request", "2 requests"
 std::string duration_text(std::uint64_t ms);                    ///< "981 ms", "5.00 s", "12 min"
-std::string_view to_string(PoolState state);
 
 // Of the whole.
 /// Whether there was a filter, and no connection for it.
