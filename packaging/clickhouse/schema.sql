@@ -163,7 +163,7 @@ CREATE TABLE IF NOT EXISTS finrace.records_local (
 
 CREATE TABLE IF NOT EXISTS finrace.records AS finrace.records_local ENGINE = Distributed(finrace, finrace, records_local, multiIf(`event.name` = 'finrace.health', cityHash64(`host.name`), `finrace.side` = 'server', cityHash64(`network.local.address`, `network.local.port`), cityHash64(`network.peer.address`, `network.peer.port`)));
 
--- ---- verdicts. `upstream.*`: where the failure belongs, which of a server's end is this host's own address.
+-- ---- verdicts. `upstream.*` and `client.*`: the connection's two ends, whichever of them tells.
 
 CREATE TABLE IF NOT EXISTS finrace.verdicts_local (
     `id` UInt64,
@@ -171,6 +171,8 @@ CREATE TABLE IF NOT EXISTS finrace.verdicts_local (
     `at_ns` UInt64,
     `upstream.address` String,
     `upstream.port` UInt16,
+    `client.address` String,
+    `client.port` UInt16,
     `timestamp` String,
     `host.name` String,
     `process.pid` Nullable(UInt32),
@@ -270,6 +272,8 @@ SELECT cityHash64(`host.name`, `finrace.run`, `finrace.sequence`) AS id,
        toUInt64(toUnixTimestamp(at)) * 1000000000 + toUInt64(substring(timestamp, 21, 9)) AS at_ns,
        if(`finrace.side` = 'server', `network.local.address`, `network.peer.address`) AS `upstream.address`,
        if(`finrace.side` = 'server', `network.local.port`, `network.peer.port`) AS `upstream.port`,
+       if(`finrace.side` = 'server', `network.peer.address`, `network.local.address`) AS `client.address`,
+       if(`finrace.side` = 'server', `network.peer.port`, `network.local.port`) AS `client.port`,
        `timestamp`, `host.name`, `process.pid`, `process.linux.cgroup`, `process.executable.name`, `peer.service`,
        `container.id`, `k8s.pod.uid`, `k8s.pod.name`, `k8s.namespace.name`, `network.type`, `network.local.address`,
        `network.local.port`, `network.peer.address`, `network.peer.port`, `http.response.status_code`, `finrace.run`,

@@ -18,6 +18,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "cli/fleet.h"
 #include "cli/live_loop.h"
 #include "cli/options.h"
 #include "cli/page_file.h"
@@ -47,7 +48,9 @@ struct DiagnoseOptions {
     std::optional<std::chrono::nanoseconds> duration{};
     std::vector<std::string> files{};
     bool json = false;
-    std::string page{}; ///< the file for it; empty if none is wanted
+    std::string page{};  ///< the file for it; empty if none is wanted
+    std::string store{}; ///< where a fleet's records are; empty to watch this host
+    std::chrono::nanoseconds since = std::chrono::hours(24);
 };
 
 class Doctor final : public Listener {
@@ -277,6 +280,10 @@ int diagnose(const DiagnoseOptions& options)
 {
     if (!options.page.empty())
         check_page_file(options.page); // before a minute of watching, not after it
+    if (!options.store.empty()) {
+        const FleetReport fleet = ask_fleet(options.store, options.since, options.watch.filter);
+        return report(options, fleet.diagnosis, fleet.watched);
+    }
     if (!options.files.empty()) {
         const std::unique_ptr<StoredFeed> feed = open_stored(options.watch.filter, false, options.files);
         if (options.duration) // said second: what is no file may be an upstream's address
@@ -314,11 +321,20 @@ void add_diagnose(CLI::App& program, Action& action)
                        throw UsageError("standard output is the report's own: name a file");
                    options->page = text;
                });
+    CLI::Option* store =
+        add_parsed(*command, "--clickhouse", "URL",
+                   "of all hosts whose records are in this ClickHouse, http[s]://[USER@]HOST[:PORT]; the "
+                   "user's password is in $CLICKHOUSE_PASSWORD",
+                   [options](const std::string& text) { options->store = text; });
+    store->excludes("--backend", "--attach", "--ring-bytes", "--for");
+    add_parsed(*command, "--since", "DURATION", "with --clickhouse, how far back (24h); from the hour's beginning on",
+               [options](const std::string& text) { options->since = parse_duration(text); })
+        ->needs(store);
     command
         ->add_option("file", options->files,
                      "recordings (finrace record) or captures (tcpdump) to read instead; - is standard input")
         ->type_name("FILE...")
-        ->excludes("--backend", "--attach", "--ring-bytes");
+        ->excludes("--backend", "--attach", "--ring-bytes", "--clickhouse");
     command->footer("Ends with 0 when all is healthy, 1 with findings or a pool that will race, 2 on a usage or\n"
                     "environment error, 3 when what was seen is not enough, or not all.\n"
                     "\n"
@@ -327,6 +343,7 @@ void add_diagnose(CLI::App& program, Action& action)
                     "  finrace diagnose /var/tmp/finrace.rec\n"
                     "  finrace diagnose --for 10m --html report.html\n"
                     "  finrace diagnose proxy.pcap                 also pcapng; or: tcpdump -w - | finrace diagnose -\n"
+                    "  finrace diagnose --clickhouse http://logs:8123 --since 24h\n"
                     "  finrace diagnose --for 60s --json | jq '.findings[].cause'");
     command->callback([options, &action] { action = [options] { return diagnose(*options); }; });
 }

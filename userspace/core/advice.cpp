@@ -31,7 +31,8 @@ std::string seconds(std::uint32_t ms)
 
 } // namespace
 
-std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<IdleTimeout>& own_limit, const Ends& ends)
+std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<IdleTimeout>& own_limit, const Ends& ends,
+                             std::string_view own)
 {
     const IdleSetting* proxy = ends.proxy.software;
     const std::optional<std::uint32_t> told_ms = ends.proxy.limit_ms();
@@ -65,7 +66,7 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
     if (ends.upstream.software != nullptr && ends.upstream.software->setting.empty())
         raise.why = ends.upstream.software->where;
     else if (own_counts)
-        raise.why = fmt::format("this host closes its idle connections after {}", seconds(own_limit->highest_ms));
+        raise.why = fmt::format("{} closes its idle connections after {}", own, seconds(own_limit->highest_ms));
     else if (told_counts)
         raise.why = fmt::format("{} keeps idle connections for {}", proxy->software, seconds(limit_ms));
     else if (default_counts)

@@ -29,6 +29,7 @@ struct Remedy {
 
 /// The ways out, the better one first. `timeout`: when the upstream closes. `own_limit`: when this host was seen to, if
 /// it was.
-std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<IdleTimeout>& own_limit, const Ends& ends);
+std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<IdleTimeout>& own_limit, const Ends& ends,
+                             std::string_view own = "this host");
 
 } // namespace finrace

@@ -316,6 +316,18 @@ void Diagnosis::add_run(Pool run)
     pool = std::move(run);
 }
 
+void Diagnosis::add(Finding finding)
+{
+    const std::pair key{finding.where, finding.cause};
+    findings_.insert_or_assign(key, std::move(finding));
+}
+
+void Diagnosis::add(Pool pool)
+{
+    Pool& place = pool.other ? other_ : pools_[pool.where];
+    place = std::move(pool);
+}
+
 std::vector<const Finding*> Diagnosis::findings() const
 {
     std::vector<const Finding*> sorted;

@@ -63,6 +63,10 @@ struct Finding {
     };
     std::map<Cause, Together> together;
 
+    /// Of a fleet: verdicts by the host that gave them; and of these, those that the upstream's own host told of too.
+    std::map<std::string, std::uint64_t> hosts;
+    std::map<std::string, std::uint64_t> upstream_hosts;
+
     /// The most telling one: the most certain; of these one that is complete, whose client's answer is known, and the
     /// reason of its close; of these the first.
     struct Instance {
@@ -115,6 +119,7 @@ struct Pool {
     std::uint64_t unclassified = 0;
     std::string process; ///< that used most of its connections again, or opened all of them; empty if not known
     Ends ends;
+    std::map<std::string, PoolState> hosts{}; ///< of a fleet: how it stands on each
 
     /// The upstream's idle timeout as learned, else as it ties with this host's, else, without samples, as it has been
     /// told.
@@ -147,6 +152,10 @@ public:
     /// by upstream; nullptr if that is not known.
     void end_run(const Upstreams& upstreams, std::uint64_t observed_ns, std::uint64_t now_ns,
                  const EndsOf& ends_of = ends_by_name, const PoolsNow* now = nullptr);
+
+    /// What is known already, and of which there is no other of the same cause, or upstream.
+    void add(Finding finding);
+    void add(Pool pool);
 
     /// By harm, the worst first; what cost no request comes after what did.
     [[nodiscard]] std::vector<const Finding*> findings() const;

@@ -40,6 +40,10 @@ struct IdleTimeout {
 /// had rested alike.
 class IdleTimeoutLearner {
 public:
+    IdleTimeoutLearner() = default;
+    /// Knows what another one has learned, not by which samples.
+    explicit IdleTimeoutLearner(const IdleTimeout& learned) : known_(learned) {}
+
     /// Samples come about in the order of `closed_ns`.
     void learn(std::uint32_t idle_ms, std::uint64_t closed_ns);
     /// The timeout, if the samples cluster: of at least 3 instants and most of those kept, the more the wider the

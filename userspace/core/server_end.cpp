@@ -162,6 +162,16 @@ std::optional<Verdict> judge_server_end(const event& e)
     return judge_cut(e);
 }
 
+std::optional<Cause> cause_of_closed_unread(Cause cause, const ClosedUnread& closed)
+{
+    const bool loss = cause == Cause::upstream_closed || cause == Cause::upstream_reset;
+    if (cause == Cause::keepalive_race)
+        return cause;
+    if (!loss || closed.late)
+        return std::nullopt;
+    return closed.rested && !closed.killed ? Cause::keepalive_race : cause;
+}
+
 void corroborate(Verdict& verdict, const event& client_end, const event& server_end,
                  const std::optional<IdleTimeout>& timeout)
 {
@@ -182,13 +192,13 @@ void corroborate(Verdict& verdict, const event& client_end, const event& server_
     if (server_end.unread_bytes >= client_end.request_bytes) {
         const bool rested = is_reused(c) || c.idle_ms >= shortest_idle_timer_ms;
         const std::optional<Exit> exit = exit_of(server_end);
-        const bool killed = exit && exit->by_signal; // its kernel closed for it, whatever it was about to do
-        if (loss && rested && lay_ms < shortest_idle_timer_ms && !killed) {
-            verdict.cause = Cause::keepalive_race;
-            verdict.variant = resets(server_end) ? Variant::reset_unread : Variant::fin_lingering;
-        } else if (!race && !loss) {
+        const auto cause = cause_of_closed_unread(
+            verdict.cause, {.rested = rested && lay_ms < shortest_idle_timer_ms, .killed = exit && exit->by_signal});
+        if (!cause)
             return;
-        }
+        if (*cause != verdict.cause)
+            verdict.variant = resets(server_end) ? Variant::reset_unread : Variant::fin_lingering;
+        verdict.cause = *cause;
         verdict.certainty = Certainty::proven;
         verdict.message +=
             fmt::format(" On this host, {} closed{} with all {} bytes unread, {} ms after they had come.",

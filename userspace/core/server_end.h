@@ -30,6 +30,15 @@ std::optional<Verdict> judge_server_end(const event& e);
 void corroborate(Verdict& verdict, const event& client_end, const event& server_end,
                  const std::optional<IdleTimeout>& timeout);
 
+/// What a server's close with a whole request unread, or before it came, makes of its client's verdict.
+struct ClosedUnread {
+    bool late = false;   ///< the request came after the close
+    bool rested = false; ///< the connection had, before the request
+    bool killed = false; ///< the process, by a signal: its kernel closed for it
+};
+/// The cause that it proves; nothing if it decides nothing.
+std::optional<Cause> cause_of_closed_unread(Cause cause, const ClosedUnread& closed);
+
 /// How long the connection had rested before the request that met its close, in milliseconds; 0 if not known.
 std::uint64_t rest_before_request_ms(const event& server_end);
 

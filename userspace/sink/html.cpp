@@ -287,6 +287,8 @@ void add_finding(Markup& page, const Diagnosis& diagnosis, const Watched& watche
         page.element("p", {}, clients_text(finding, watched));
     if (const std::string waits = waits_text(finding); !waits.empty())
         page.element("p", {}, waits);
+    if (const std::string hosts = hosts_text(finding); !hosts.empty())
+        page.element("p", {}, hosts);
     page.element("p", {}, times_text(finding));
     add_sequence(page, sighting_of(diagnosis, finding), WallClock(finding.instance.clock_offset_ns), number);
     page.element("h3", {{"class", "change"}}, "What to change");

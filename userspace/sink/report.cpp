@@ -106,6 +106,7 @@ void add_finding(Page& page, const Diagnosis& diagnosis, const Watched& watched,
     if (!finding.server_side)
         page.paragraph(clients_text(finding, watched), 3);
     page.paragraph(waits_text(finding), 3);
+    page.paragraph(hosts_text(finding), 3);
     page.paragraph(times_text(finding), 3);
     page.add(timeline(sighting_of(diagnosis, finding), WallClock(finding.instance.clock_offset_ns), page.paint(),
                       page.width() > 5 ? page.width() - 5 : 1),
@@ -292,6 +293,10 @@ Json finding_json(const Diagnosis& diagnosis, const Watched& watched, const Find
                  {"last", real.rfc3339(finding.last_ns)},
                  {"bursts", finding.bursts},
                  {"message", printable(finding.instance.verdict.message)}};
+    if (!finding.hosts.empty())
+        json["hosts"] = finding.hosts;
+    if (!finding.upstream_hosts.empty())
+        json["upstream_hosts"] = finding.upstream_hosts;
     for (const std::uint64_t at_ns : finding.times_ns)
         json["times"].push_back(real.rfc3339(at_ns));
     if (finding.waits) {
@@ -325,6 +330,8 @@ Json pool_json(const Pool& pool)
         json["own_idle_limit"] = timeout_json(*own);
     if (!pool.process.empty())
         json["process"] = printable(pool.process);
+    for (const auto& [host, state] : pool.hosts)
+        json["hosts"][host] = to_string(state);
     if (pool.now.open > 0)
         json["in_use"] = {{"connections", pool.now.open}, {"requests", pool.now.requests}};
     if (pool.now.resting > 0)
@@ -447,6 +454,8 @@ Json report_json(const Diagnosis& diagnosis, const Watched& watched)
     if (nothing_matched(diagnosis, watched))
         for (const Elsewhere& elsewhere : watched.elsewhere)
             json["elsewhere"].push_back(elsewhere_json(elsewhere));
+    if (watched.fleet)
+        json["fleet"] = {{"hosts", watched.fleet->hosts}, {"silent", watched.fleet->silent}};
     for (const CaptureSeen& capture : watched.captures)
         json["captures"].push_back(capture_json(capture));
     return json;

@@ -80,9 +80,15 @@ std::string expected_text(const Exposure& exposure)
                        range_text({.low = 100 * expected->share.low, .high = 100 * expected->share.high}, 0.001), late);
 }
 
+/// Who has this end of its connections.
+std::string owner_text(const Pool& pool)
+{
+    return !pool.process.empty() ? printable(pool.process) : pool.hosts.empty() ? "this host" : "the proxy";
+}
+
 std::string own_text(const Pool& pool)
 {
-    const std::string who = pool.process.empty() ? "this host" : printable(pool.process);
+    const std::string who = owner_text(pool);
     if (const auto own = pool.upstream.own_idle_limit.timeout();
         own && own->highest_ms >= pool.upstream.longest_reused_idle_ms)
         return fmt::format("{} closes them after {}", who, duration_text(own->ms));
@@ -140,15 +146,23 @@ std::string duration_text(std::uint64_t ms)
 
 Places::Places(const Diagnosis& diagnosis)
 {
-    for (const Pool* pool : diagnosis.pools())
+    for (const Pool* pool : diagnosis.pools()) {
         note(pool->where);
-    for (const Finding* finding : diagnosis.findings())
+        if (!pool->hosts.empty())
+            hosts_.emplace(pool->where, pool->hosts.begin()->first);
+    }
+    for (const Finding* finding : diagnosis.findings()) {
         note(finding->where);
+        if (!finding->hosts.empty())
+            hosts_.emplace(finding->where, finding->hosts.begin()->first);
+    }
 }
 
 std::string Places::name(const UpstreamKey& key) const
 {
     const std::string name = endpoint(key);
+    if (const auto host = hosts_.find(key); host != hosts_.end() && key.is_loopback())
+        return fmt::format("{} on {}", name, host->second);
     const auto found = networks_.find(name);
     return found != networks_.end() && found->second.size() > 1
                ? fmt::format("{} (network namespace {})", name, key.netns)
@@ -167,15 +181,18 @@ bool nothing_matched(const Diagnosis& diagnosis, const Watched& watched)
 
 std::string subject_text(const Diagnosis& diagnosis, const Watched& watched)
 {
-    return fmt::format("finrace{}: {}, {}{:.1f} s, {}, {} on {}{}",
-                       watched.host_name.empty() ? "" : " on " + printable(watched.host_name), watched.source,
-                       diagnosis.runs() > 1 ? fmt::format("{} runs, together ", diagnosis.runs()) : "",
-                       static_cast<double>(watched.observed_ns) / 1e9, counted(diagnosis.pools().size(), "upstream"),
-                       counted(diagnosis.requests(), "request"), counted(diagnosis.connections(), "connection"),
-                       diagnosis.open_requests() > 0
-                           ? fmt::format(" that ended, {} on those still open", diagnosis.open_requests())
-                       : diagnosis.open() > 0 ? fmt::format(" and {} still open", diagnosis.open())
-                                              : "");
+    const std::string duration =
+        watched.fleet ? "" // its beginning is told
+                      : fmt::format("{}{:.1f} s, ",
+                                    diagnosis.runs() > 1 ? fmt::format("{} runs, together ", diagnosis.runs()) : "",
+                                    static_cast<double>(watched.observed_ns) / 1e9);
+    return fmt::format(
+        "finrace{}: {}, {}{}, {} on {}{}", watched.host_name.empty() ? "" : " on " + printable(watched.host_name),
+        watched.source, duration, counted(diagnosis.pools().size(), "upstream"),
+        counted(diagnosis.requests(), "request"), counted(diagnosis.connections(), "connection"),
+        diagnosis.open_requests() > 0 ? fmt::format(" that ended, {} on those still open", diagnosis.open_requests())
+        : diagnosis.open() > 0        ? fmt::format(" and {} still open", diagnosis.open())
+                                      : "");
 }
 
 namespace {
@@ -280,6 +297,13 @@ std::string inconclusive_text(const Diagnosis& diagnosis, const Watched& watched
     if (watched.server_side_only)
         return "no server's failure was seen, and what healthy ones do is not followed; leave out --side server to "
                "judge what this host opens";
+    if (watched.fleet && watched.fleet->hosts.empty())
+        return "no host has told anything since then; see that finrace runs there, and that its records arrive";
+    if (watched.fleet && watched.lost > 0)
+        return fmt::format(
+            "nothing failed that was told, but {} were lost or dropped on the hosts; their finrace.health "
+            "records tell where",
+            counted(watched.lost, "event or record"));
     if (nothing_matched(diagnosis, watched))
         return fmt::format("no connection {}matched {}{}", watched.adopted_open > 0 ? "that began or ended " : "",
                            printable(fmt::format("{}", fmt::join(watched.filter, " "))),
@@ -377,6 +401,15 @@ std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watc
     std::vector<std::string> all;
     if (nothing_matched(diagnosis, watched) && !watched.elsewhere.empty())
         all.push_back(elsewhere_text(watched));
+    if (watched.fleet && !watched.fleet->silent.empty()) {
+        constexpr std::size_t most = 10;
+        const std::vector<std::string>& silent = watched.fleet->silent;
+        const std::vector<std::string> first(
+            silent.begin(), silent.begin() + static_cast<std::ptrdiff_t>(std::min(silent.size(), most)));
+        all.push_back(fmt::format("{} stopped telling: {}{}. What happens there is not known.",
+                                  silent.size() == 1 ? "1 host has" : fmt::format("{} hosts have", silent.size()),
+                                  fmt::join(first, ", "), silent.size() > most ? ", ..." : ""));
+    }
     for (const CaptureSeen& capture : watched.captures)
         all.push_back(fmt::format("{}: {}{}.", capture.file, taken_text(capture),
                                   capture.guessed == 0
@@ -583,6 +616,39 @@ std::vector<std::string> hints(const Diagnosis& diagnosis, const Watched& watche
     return all;
 }
 
+namespace {
+
+/// "proxy-1 (12), proxy-2 (3) and 4 more", the most first.
+std::string ranked(const std::map<std::string, std::uint64_t>& counts)
+{
+    constexpr std::size_t most = 5;
+    std::vector<std::pair<std::string, std::uint64_t>> sorted(counts.begin(), counts.end());
+    std::stable_sort(sorted.begin(), sorted.end(),
+                     [](const auto& one, const auto& other) { return one.second > other.second; });
+    std::vector<std::string> parts;
+    for (const auto& [name, count] : sorted) {
+        if (parts.size() == most)
+            break;
+        parts.push_back(fmt::format("{} ({})", name, count));
+    }
+    const std::string text = fmt::format("{}", fmt::join(parts, ", "));
+    return sorted.size() > most ? fmt::format("{} and {} more", text, sorted.size() - most) : text;
+}
+
+} // namespace
+
+std::string hosts_text(const Finding& finding)
+{
+    if (finding.hosts.empty())
+        return {};
+    const std::string text = fmt::format(
+        "{}: {}; since {}.", finding.hosts.size() == 1 ? "One host" : fmt::format("{} hosts", finding.hosts.size()),
+        ranked(finding.hosts), WallClock(0).day_and_time(finding.first_ns));
+    return finding.upstream_hosts.empty() ? text
+                                          : fmt::format("{} The upstream's own host tells of the same connections: {}.",
+                                                        text, ranked(finding.upstream_hosts));
+}
+
 std::string times_text(const Finding& finding)
 {
     const WallClock real(0);
@@ -626,7 +692,8 @@ const Pool* pool_to_set(const Diagnosis& diagnosis, const Finding& finding)
 
 std::vector<Remedy> remedies_of(const Pool& pool)
 {
-    return remedies(*pool.timeout(), pool.upstream.own_idle_limit.timeout(), pool.ends);
+    return remedies(*pool.timeout(), pool.upstream.own_idle_limit.timeout(), pool.ends,
+                    pool.hosts.empty() ? "this host" : "the proxy");
 }
 
 std::string timeout_text(const Places& places, const Pool& pool)
@@ -740,6 +807,19 @@ std::vector<std::string> pool_text(const Places& places, const Pool& pool)
         all.push_back(fmt::format("{} now, for up to {}.",
                                   count == 1 ? "1 connection rests" : fmt::format("{} connections rest", count),
                                   duration_text(pool.now.longest_rest_ms)));
+    if (pool.hosts.size() > 1) {
+        std::vector<std::string> exposed;
+        for (const auto& [host, state] : pool.hosts)
+            if (state == PoolState::exposed)
+                exposed.push_back(host);
+        constexpr std::size_t most = 5;
+        const std::size_t more = exposed.size() - std::min(exposed.size(), most);
+        exposed.resize(exposed.size() - more);
+        all.push_back(fmt::format("{} use it{}.", counted(pool.hosts.size(), "host"),
+                                  exposed.empty() ? ""
+                                                  : fmt::format("; exposed: {}{}", fmt::join(exposed, ", "),
+                                                                more > 0 ? fmt::format(" and {} more", more) : "")));
+    }
     for (std::string& one : state_text(places, pool))
         all.push_back(std::move(one));
     for (const auto& [software, present] : pending_of(pool))

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -42,6 +43,12 @@ struct Elsewhere {
     std::uint64_t connections = 0; ///< that began, ended or rested meanwhile
 };
 
+/// Hosts whose records were read.
+struct FleetSeen {
+    std::vector<std::string> hosts{};  ///< that told anything
+    std::vector<std::string> silent{}; ///< of these, that have stopped telling, and did not say that they would
+};
+
 /// What was looked at, besides what was found.
 struct Watched {
     std::string host_name;
@@ -57,13 +64,15 @@ struct Watched {
     bool tells_outcomes = false;
     std::uint64_t missing_hooks = 0;
     std::uint64_t turned_away = 0; ///< connections, by listeners of this network namespace whose accept queue was full
+    std::optional<FleetSeen> fleet{};    ///< many hosts' records, if these were read
     std::vector<CaptureSeen> captures{}; ///< what was read, if that is what was read
 
     /// Whether there is something of which nothing is known.
     [[nodiscard]] bool is_partial() const { return lost > 0 || missing_hooks > 0 || (adopted_open > 0 && !chosen); }
 };
 
-/// Upstreams' names. Two containers may have the same loopback address: then the network namespace tells them apart.
+/// Upstreams' names. Two containers may have the same loopback address: then the network namespace tells them apart;
+/// two hosts have, and then their names do.
 class Places {
 public:
     explicit Places(const Diagnosis& diagnosis);
@@ -73,6 +82,7 @@ private:
     void note(const UpstreamKey& key);
 
     std::map<std::string, std::set<std::uint32_t>> networks_;
+    std::map<UpstreamKey, std::string> hosts_; ///< one of a fleet's; of a loopback address there is no other
 };
 
 std::string counted(std::uint64_t count, std::string_view one); ///< "1 request", "2 requests"
@@ -105,6 +115,8 @@ std::string why_text(const Finding& finding);      ///< the cause in words, how 
 std::string clients_text(const Finding& finding, const Watched& watched);
 std::string
 waits_text(const Finding& finding); ///< how long requests had waited for their end; empty if that tells nothing
+/// Of a fleet: on which hosts, since when, and what the upstream's own host adds. Empty of one host.
+std::string hosts_text(const Finding& finding);
 std::string times_text(const Finding& finding); ///< in the local time zone: when, and which one is shown
 /// Its most telling instance.
 Sighting sighting_of(const Diagnosis& diagnosis, const Finding& finding);

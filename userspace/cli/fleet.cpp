@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+// ClickHouse adds up what is alike; what becomes of it is decided here. packaging/clickhouse/schema.sql has the tables.
+#include "cli/fleet.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/parse.h"
+#include "core/fleet.h"
+#include "sink/clock.h"
+#include "sink/record_reader.h"
+#include "sink/text.h"
+#include "source/clickhouse.h"
+
+namespace finrace {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr std::uint64_t s_per_hour = 3600;
+constexpr std::uint64_t ns_per_second = 1'000'000'000;
+/// A host whose newest record is older than others' by this has fallen silent: summaries come every 10 s as a rule.
+constexpr std::uint64_t silent_after_s = 600;
+
+/// What groups of verdicts have alike, and what they add up to; $SERVER stands for what the other end says.
+constexpr std::string_view group_columns = R"(
+    `upstream.address` AS address, `upstream.port` AS port, `host.name` AS host, `process.executable.name` AS process,
+    `finrace.cause` AS cause, `finrace.certainty` AS certainty, `finrace.reason` AS reason,
+    ifNull(`finrace.incomplete`, 0) AS incomplete,
+    ifNull(`finrace.outcome.client_answered`, 0) AS answered,
+    if(ifNull(`finrace.outcome.client_answered`, 0) = 1, ifNull(`http.response.status_code`, 0), 0) AS status,
+    ifNull(`finrace.connection.reused`, 0) = 1 OR ifNull(`finrace.connection.idle_ms`, 0) >= 900 AS rested)";
+
+constexpr std::string_view group_sums = R"(
+    count() AS verdicts,
+    sum(multiIf(`finrace.cause` = 'accept_overflow', greatest(ifNull(`finrace.evidence.turned_away`, 1), 1),
+                `finrace.cause` = 'upstream_benched', greatest(ifNull(`finrace.evidence.untried_answers`, 1), 1),
+                1)) AS affected,
+    countIf(ifNull(`finrace.outcome.retried`, 0) = 1 AND ifNull(`finrace.outcome.client_answered`, 0) = 1
+            AND ifNull(`http.response.status_code`, 0) BETWEEN 1 AND 499) AS hidden,
+    countIf(`finrace.outcome.client_address` != '' AND ifNull(`finrace.outcome.client_answered`, 0) = 0) AS clients_left,
+    arraySlice(arraySort(groupArray(at_ns)), 1, 5) AS times,
+    max(at_ns) AS last_ns,
+    arrayFilter((x, before) -> before = 0 OR x > before + 1000000000, arraySort(groupArray(at_ns)),
+                arrayPushFront(arrayPopBack(arraySort(groupArray(at_ns))), toUInt64(0))) AS begins,
+    arrayFilter((x, after) -> after = 0 OR after > x + 1000000000, arraySort(groupArray(at_ns)),
+                arrayPushBack(arrayPopFront(arraySort(groupArray(at_ns))), toUInt64(0))) AS ends,
+    groupArray(128)(toUInt32(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0))) AS waits,
+    groupArray(128)(at_ns) AS waits_at,
+    toUInt32(min(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0))) AS lowest_wait,
+    toUInt32(max(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0))) AS highest_wait,
+    countIf(`finrace.close.after_request_ms` IS NULL) AS without_wait,
+    min((`finrace.outcome.client_address` = '') * 4294967296 + toUnixTimestamp(at)) AS rank,
+    argMin(id, (`finrace.outcome.client_address` = '') * 4294967296 + toUnixTimestamp(at)) AS instance)";
+
+constexpr std::string_view both_ends = "`upstream.address`, `upstream.port`, `client.address`, `client.port`";
+
+/// Clients' verdicts, each with what its upstream's own host says of the same connection: the byte that its process had
+/// not read is one of the request's, or the one behind it. Sequence numbers go around (RFC 9293, 3.4).
+std::string client_groups(std::uint64_t since_s)
+{
+    return fmt::format(R"(
+SELECT {columns},
+    arrayFirstIndex(number -> toUInt32(number - ifNull(`finrace.request.sequence_number`, 0))
+                              <= ifNull(`finrace.request.bytes`, 0), server_numbers) AS found,
+    `finrace.request.sequence_number` IS NULL OR found = 0 AS alone,
+    if(alone, '', server_hosts[found]) AS server_host,
+    if(alone, '', server_causes[found]) AS server_cause,
+    if(alone, '', server_events[found]) AS server_event,
+    NOT alone AND server_unread[found] >= ifNull(`finrace.request.bytes`, 0) AS server_whole,
+    NOT alone AND server_signals[found] != 0 AS server_killed,
+    {sums}
+FROM finrace.verdicts FINAL
+ANY LEFT JOIN (
+    SELECT {ends}, groupArray(assumeNotNull(`finrace.request.sequence_number`)) AS server_numbers,
+           groupArray(`host.name`) AS server_hosts, groupArray(`finrace.cause`) AS server_causes,
+           groupArray(`finrace.evidence.event`) AS server_events,
+           groupArray(ifNull(`finrace.evidence.unread_bytes`, 0)) AS server_unread,
+           groupArray(ifNull(`finrace.evidence.exit_signal`, 0)) AS server_signals
+    FROM finrace.verdicts FINAL
+    WHERE `finrace.side` = 'server' AND `finrace.request.sequence_number` IS NOT NULL AND at >= toDateTime({since})
+    GROUP BY {ends}
+) USING ({ends})
+WHERE `finrace.side` = 'client' AND at >= toDateTime({since})
+GROUP BY address, port, host, process, cause, certainty, reason, incomplete, answered, status, rested, found, alone,
+         server_host, server_cause, server_event, server_whole, server_killed)",
+                       fmt::arg("columns", group_columns), fmt::arg("sums", group_sums), fmt::arg("ends", both_ends),
+                       fmt::arg("since", since_s));
+}
+
+/// Servers' own verdicts, but for those whose clients' hosts tell of the same.
+std::string server_groups(std::uint64_t since_s)
+{
+    return fmt::format(R"(
+SELECT {columns}, {sums}
+FROM finrace.verdicts FINAL
+ANY LEFT JOIN (
+    SELECT {ends}, groupArray(assumeNotNull(`finrace.request.sequence_number`)) AS client_numbers,
+           groupArray(ifNull(`finrace.request.bytes`, 0)) AS client_bytes
+    FROM finrace.verdicts FINAL
+    WHERE `finrace.side` = 'client' AND `finrace.request.sequence_number` IS NOT NULL AND at >= toDateTime({since})
+    GROUP BY {ends}
+) USING ({ends})
+WHERE `finrace.side` = 'server' AND at >= toDateTime({since})
+    AND (`finrace.request.sequence_number` IS NULL
+         OR NOT arrayExists((number, bytes) -> toUInt32(ifNull(`finrace.request.sequence_number`, 0) - number) <= bytes,
+                            client_numbers, client_bytes))
+GROUP BY address, port, host, process, cause, certainty, reason, incomplete, answered, status, rested)",
+                       fmt::arg("columns", group_columns), fmt::arg("sums", group_sums), fmt::arg("ends", both_ends),
+                       fmt::arg("since", since_s));
+}
+
+constexpr std::string_view pool_key = "`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, "
+                                      "`finrace.upstream.other`, `host.name`, `finrace.run`";
+
+/// Each run's newest word on each of its upstreams.
+std::string pools(std::uint64_t since_s)
+{
+    return fmt::format("SELECT * FROM finrace.upstream_hours WHERE hour >= toDateTime({}) "
+                       "ORDER BY `finrace.sequence` DESC LIMIT 1 BY {}",
+                       since_s, pool_key);
+}
+
+/// What these runs had counted before.
+std::string pools_before(std::uint64_t since_s)
+{
+    return fmt::format(R"(
+SELECT {key},
+    argMax(`finrace.upstream.connections.closed`, `finrace.sequence`) AS `finrace.upstream.connections.closed`,
+    argMax(`finrace.upstream.exchanges`, `finrace.sequence`) AS `finrace.upstream.exchanges`,
+    argMax(`finrace.upstream.unclassified`, `finrace.sequence`) AS `finrace.upstream.unclassified`,
+    argMax(`finrace.upstream.verdicts.keepalive_race`, `finrace.sequence`) AS `finrace.upstream.verdicts.keepalive_race`,
+    argMax(`finrace.upstream.verdicts.stale_response`, `finrace.sequence`) AS `finrace.upstream.verdicts.stale_response`,
+    argMax(`finrace.upstream.verdicts.stale_reuse`, `finrace.sequence`) AS `finrace.upstream.verdicts.stale_reuse`
+FROM finrace.upstream_hours
+WHERE hour < toDateTime({since})
+    AND `finrace.run` GLOBAL IN (SELECT `finrace.run` FROM finrace.upstream_hours WHERE hour >= toDateTime({since}))
+GROUP BY {key})",
+                       fmt::arg("key", pool_key), fmt::arg("since", since_s));
+}
+
+/// What each run has lost, since and before, and when its host was heard last.
+std::string health(std::uint64_t since_s)
+{
+    const auto lost = [&](std::string_view when) {
+        return fmt::format("maxIf(`finrace.health.losses.ring_full` + `finrace.health.losses.table_full` + "
+                           "`finrace.health.losses.unreadable` + `finrace.health.losses.program_skipped` + "
+                           "`finrace.output.dropped`, hour {} toDateTime({}))",
+                           when, since_s);
+    };
+    return fmt::format(
+        "SELECT `host.name` AS host, `finrace.run` AS run, {} AS lost, {} AS lost_before, "
+        "max(timestamp) AS last, max(hour) >= toDateTime({}) AS is_within, "
+        "argMax(`finrace.health.last`, `finrace.sequence`) AS ended, "
+        "toUnixTimestamp(max(toDateTime(replaceOne(substring(timestamp, 1, 19), 'T', ' '), 'UTC'))) AS last_s "
+        "FROM finrace.health_hours GROUP BY host, run HAVING is_within",
+        lost(">="), lost("<"), since_s);
+}
+
+class FleetReader {
+public:
+    FleetReader(const ClickHouse& store, const Filter& filter, std::uint64_t since_s)
+        : store_(store), filter_(filter), since_s_(since_s)
+    {
+    }
+
+    void read_verdicts()
+    {
+        if (filter_.side != Side::server)
+            each(client_groups(since_s_), [this](const json& row) { add_group(row, false); });
+        if (filter_.side != Side::client)
+            each(server_groups(since_s_), [this](const json& row) { add_group(row, true); });
+        std::vector<std::uint64_t> instances = fleet_.instances();
+        if (instances.empty())
+            return;
+        each(fmt::format("SELECT * FROM finrace.verdicts WHERE at >= toDateTime({}) AND id IN ({}) LIMIT 1 BY id",
+                         since_s_, fmt::join(instances, ", ")),
+             [this](const json& row) { add_instance(row); });
+    }
+
+    void read_pools()
+    {
+        if (filter_.side == Side::server)
+            return;
+        std::map<PoolId, json> before;
+        each(pools_before(since_s_), [&](const json& row) { before.emplace(id_of(row), row); });
+        each(pools(since_s_), [&](const json& row) {
+            const auto found = before.find(id_of(row));
+            add_pool(row, found != before.end() ? found->second : json::object());
+        });
+    }
+
+    /// Whether any host has told anything at all, by this filter or another.
+    void read_health(Watched& watched)
+    {
+        std::uint64_t newest_s = 0;
+        std::map<std::string, std::pair<std::uint64_t, bool>> heard; // when, and whether its run had ended
+        each(health(since_s_), [&](const json& row) {
+            const FlatRecord record(row);
+            const std::uint64_t before = record.number("lost_before");
+            watched.lost += record.number("lost") - std::min(record.number("lost"), before);
+            const std::uint64_t last_s = record.number("last_s");
+            newest_s = std::max(newest_s, last_s);
+            auto& host = heard[record.text("host")];
+            host = std::max(host, std::pair(last_s, record.truth("ended")));
+        });
+        watched.fleet.emplace();
+        for (const auto& [host, last] : heard) {
+            watched.fleet->hosts.push_back(printable(host));
+            if (!last.second && last.first + silent_after_s < newest_s)
+                watched.fleet->silent.push_back(printable(host));
+        }
+    }
+
+    [[nodiscard]] Diagnosis diagnosis() { return std::move(fleet_).diagnosis(); }
+
+private:
+    using PoolId = std::tuple<std::string, std::uint64_t, std::uint64_t, bool, std::string, std::string>;
+
+    static PoolId id_of(const json& row)
+    {
+        const FlatRecord record(row);
+        return {record.text("network.peer.address"),
+                record.number("network.peer.port"),
+                record.number("finrace.upstream.netns"),
+                record.truth("finrace.upstream.other"),
+                record.text("host.name"),
+                record.text("finrace.run")};
+    }
+
+    void each(const std::string& sql, const std::function<void(const json&)>& take) const
+    {
+        store_.query(sql, [&](std::string_view line) {
+            const json row = json::parse(line, nullptr, false);
+            if (!row.is_object())
+                throw StoreError(fmt::format("{}: a row that is no JSON: {}", store_.name(), line.substr(0, 100)));
+            take(row);
+        });
+    }
+
+    /// Nothing of what the filter does not choose. Each host has a loopback of its own.
+    std::optional<UpstreamKey> chosen(const std::string& address, std::uint64_t port, const std::string& host,
+                                      const std::string& process)
+    {
+        std::optional<UpstreamKey> key = upstream_key(address, port);
+        if (!key)
+            return std::nullopt;
+        const auto& upstreams = filter_.upstreams;
+        if (!upstreams.empty() && std::none_of(upstreams.begin(), upstreams.end(), [&](const AddressPattern& pattern) {
+                return pattern.matches(key->address.data(), key->family, key->port);
+            }))
+            return std::nullopt;
+        const auto& processes = filter_.processes;
+        if (!processes.empty() && std::none_of(processes.begin(), processes.end(),
+                                               [&](const ProcessPattern& pattern) { return pattern.name == process; }))
+            return std::nullopt;
+        if (key->is_loopback())
+            key->netns = static_cast<std::uint32_t>(networks_.try_emplace(host, networks_.size() + 1).first->second);
+        return key;
+    }
+
+    void add_group(const json& row, bool server_side)
+    {
+        const FlatRecord record(row);
+        FleetGroup group;
+        group.host = printable(record.text("host"));
+        group.process = record.text("process");
+        const auto where = chosen(record.text("address"), record.number("port"), group.host, group.process);
+        const auto cause = cause_from_string(record.text("cause"));
+        const auto certainty = certainty_from_string(record.text("certainty"));
+        if (!where || !cause || !certainty)
+            return;
+        group.where = *where;
+        group.server_side = server_side;
+        group.cause = *cause;
+        group.certainty = *certainty;
+        group.incomplete = record.truth("incomplete");
+        group.rested = record.truth("rested");
+        group.reason = reason_from_string(record.text("reason"));
+        group.status = static_cast<std::uint16_t>(record.number("status"));
+        group.verdicts = record.number("verdicts");
+        group.affected = record.number("affected");
+        group.hidden = record.number("hidden");
+        group.clients_left = record.number("clients_left");
+        group.times_ns = row.at("times").get<std::vector<std::uint64_t>>();
+        group.last_ns = record.number("last_ns");
+        group.instance = record.number("instance");
+        group.rank = record.number("rank");
+        const auto begins = row.at("begins").get<std::vector<std::uint64_t>>();
+        const auto ends = row.at("ends").get<std::vector<std::uint64_t>>();
+        for (std::size_t i = 0; i < std::min(begins.size(), ends.size()); ++i)
+            group.bursts.emplace_back(begins[i], ends[i]);
+        if (!server_side && !is_race(*cause) && record.number("without_wait") == 0) {
+            const auto waits = row.at("waits").get<std::vector<std::uint32_t>>();
+            const auto at = row.at("waits_at").get<std::vector<std::uint64_t>>();
+            for (std::size_t i = 0; i < std::min(waits.size(), at.size()); ++i)
+                group.waits_ms.emplace_back(waits[i], at[i]);
+            group.lowest_wait_ms = static_cast<std::uint32_t>(record.number("lowest_wait"));
+            group.highest_wait_ms = static_cast<std::uint32_t>(record.number("highest_wait"));
+        }
+        if (const auto says = cause_from_string(record.text("server_cause")))
+            group.server = ServerSays{.host = printable(record.text("server_host")),
+                                      .cause = *says,
+                                      .late = record.text("server_event") == "segment_after_close",
+                                      .whole = record.truth("server_whole"),
+                                      .reset = record.text("server_event") == "closed",
+                                      .killed = record.truth("server_killed")};
+        fleet_.add(std::move(group));
+    }
+
+    void add_instance(const json& row)
+    {
+        const FlatRecord record(row);
+        const event e = event_of(record, record.number("at_ns"));
+        if (auto verdict = verdict_of(record))
+            fleet_.instance(record.number("id"), {.e = e,
+                                                  .last = e,
+                                                  .verdict = std::move(*verdict),
+                                                  .outcome = outcome_of(record),
+                                                  .process = record.text("process.executable.name"),
+                                                  .clock_offset_ns = 0});
+    }
+
+    void add_pool(const json& row, const json& row_before)
+    {
+        const FlatRecord record(row);
+        const FlatRecord before(row_before);
+        const std::string host = printable(record.text("host.name"));
+        const std::string process = record.text("finrace.upstream.process");
+        if (record.truth("finrace.upstream.other")) {
+            if (!filter_.upstreams.empty() || !filter_.processes.empty())
+                return;
+        }
+        const auto where =
+            record.truth("finrace.upstream.other")
+                ? std::optional(UpstreamKey{})
+                : chosen(record.text("network.peer.address"), record.number("network.peer.port"), host, process);
+        if (!where)
+            return;
+        const auto counted = [&](const char* name) {
+            return record.number(name) - std::min(record.number(name), before.number(name));
+        };
+        Pool pool;
+        pool.where = *where;
+        pool.other = record.truth("finrace.upstream.other");
+        pool.process = process;
+        pool.connections = counted("finrace.upstream.connections.closed");
+        pool.requests = counted("finrace.upstream.exchanges");
+        pool.unclassified = counted("finrace.upstream.unclassified");
+        for (const Cause cause : race_causes)
+            pool.races += counted(fmt::format("finrace.upstream.verdicts.{}", to_string(cause)).c_str());
+        Upstream& upstream = pool.upstream;
+        upstream.longest_reused_idle_ms =
+            static_cast<std::uint32_t>(record.number("finrace.upstream.longest_reused_idle_ms"));
+        const auto learned = [&](const char* ms, const char* spread, const char* samples) {
+            const auto middle = static_cast<std::uint32_t>(record.number(ms));
+            const auto width = static_cast<std::uint32_t>(record.number(spread));
+            const std::uint32_t low = middle - std::min(middle, width / 2);
+            return !record.has(ms) ? IdleTimeoutLearner()
+                                   : IdleTimeoutLearner(IdleTimeout{
+                                         .ms = middle,
+                                         .lowest_ms = low,
+                                         .highest_ms = low + width,
+                                         .samples = static_cast<std::uint32_t>(record.number(samples)),
+                                     });
+        };
+        upstream.idle_timeout =
+            learned("finrace.upstream.idle_timeout_ms", "finrace.upstream.spread_ms", "finrace.upstream.samples");
+        upstream.own_idle_limit =
+            learned("finrace.upstream.own_idle_limit.ms", "finrace.upstream.own_idle_limit.spread_ms",
+                    "finrace.upstream.own_idle_limit.samples");
+        Exposure& exposure = pool.exposure;
+        exposure.state =
+            pool_state_from_string(record.text("finrace.upstream.exposure.state")).value_or(PoolState::unknown);
+        exposure.window_ms = record.real("finrace.upstream.exposure.window_ms");
+        exposure.late_reuses = record.real("finrace.upstream.exposure.late_reuses");
+        exposure.races_a_day = record.real("finrace.upstream.exposure.races_a_day");
+        exposure.share = record.real("finrace.upstream.exposure.share");
+        exposure.told_by = record.real("finrace.upstream.exposure.told_by");
+        pool.hosts[host] = exposure.state;
+        fleet_.add(std::move(pool));
+    }
+
+    const ClickHouse& store_;
+    const Filter& filter_;
+    std::uint64_t since_s_;
+    Fleet fleet_;
+    std::map<std::string, std::size_t> networks_; ///< numbers that stand for hosts' loopbacks
+};
+
+void check_filter(const Filter& filter)
+{
+    for (const ProcessPattern& pattern : filter.processes)
+        if (pattern.pid)
+            throw UsageError(
+                fmt::format("--process {}: over many hosts a number names no process; accepted: a name", *pattern.pid));
+}
+
+} // namespace
+
+FleetReport ask_fleet(const std::string& url, std::chrono::nanoseconds since, const Filter& filter)
+{
+    check_filter(filter);
+    try {
+        const ClickHouse store(url);
+        const auto now_s = static_cast<std::uint64_t>(
+            std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
+                .count());
+        const auto ago_s = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::seconds>(since).count());
+        // Upstreams are known as they stood at the end of each hour.
+        const std::uint64_t since_s = (now_s - std::min(now_s, ago_s)) / s_per_hour * s_per_hour;
+        FleetReader reader(store, filter, since_s);
+        FleetReport report;
+        reader.read_health(report.watched);
+        reader.read_verdicts();
+        reader.read_pools();
+        report.diagnosis = reader.diagnosis();
+        report.watched.source =
+            printable(fmt::format("{} in {}, since {}", counted(report.watched.fleet->hosts.size(), "host"),
+                                  store.name(), WallClock(0).day_and_time(since_s * ns_per_second)));
+        report.watched.observed_ns = (now_s - since_s) * ns_per_second;
+        report.watched.tells_outcomes = true;
+        report.watched.filter = filter.flags;
+        report.watched.server_side_only = filter.side == Side::server;
+        return report;
+    } catch (const StoreError& error) {
+        throw UsageError(fmt::format("--clickhouse: {}", error.what()));
+    } catch (const json::exception& error) {
+        throw UsageError(fmt::format("--clickhouse: an answer in another form than was asked for: {}", error.what()));
+    }
+}
+
+} // namespace finrace

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+#include "core/fleet.h"
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "core/server_end.h"
+
+namespace finrace {
+
+namespace {
+
+constexpr std::uint64_t ns_per_ms = 1'000'000;
+constexpr std::uint64_t burst_apart_ns = 1000 * ns_per_ms;
+
+/// The upstream's own host told of the same end: what its process knew decides.
+void take_server(FleetGroup& group)
+{
+    if (!group.server || group.incomplete || group.server->cause != Cause::closed_on_request)
+        return;
+    const ServerSays& server = *group.server;
+    if (!server.late && !server.whole)
+        return;
+    const ClosedUnread closed{.late = server.late, .rested = group.rested, .killed = server.killed};
+    if (const auto cause = cause_of_closed_unread(group.cause, closed)) {
+        if (*cause != group.cause)
+            group.reason.reset(); // a loss has none
+        group.cause = *cause;
+        group.certainty = Certainty::proven;
+    }
+}
+
+/// The lower, the more a group's instance tells.
+auto telling(const FleetGroup& group)
+{
+    return std::tuple(group.certainty, group.incomplete, group.rank);
+}
+
+/// What several hosts' pools come to: counts add up, the worst stands for all, and what is to be expected adds up too.
+Pool merged(std::vector<Pool> pools)
+{
+    std::stable_sort(pools.begin(), pools.end(), [](const Pool& one, const Pool& other) {
+        return std::pair(one.exposure.state, one.requests) > std::pair(other.exposure.state, other.requests);
+    });
+    Pool all = pools.front();
+    for (auto pool = pools.begin() + 1; pool != pools.end(); ++pool) {
+        all.connections += pool->connections;
+        all.open += pool->open;
+        all.requests += pool->requests;
+        all.races += pool->races;
+        all.unclassified += pool->unclassified;
+        for (const auto& [host, state] : pool->hosts) {
+            const auto [known, fresh] = all.hosts.emplace(host, state);
+            known->second = std::max(known->second, state);
+        }
+        if (all.process.empty())
+            all.process = pool->process;
+        if (!all.upstream.idle_timeout.timeout())
+            all.upstream.idle_timeout = pool->upstream.idle_timeout;
+        if (!all.upstream.own_idle_limit.timeout())
+            all.upstream.own_idle_limit = pool->upstream.own_idle_limit;
+        all.upstream.longest_reused_idle_ms =
+            std::max(all.upstream.longest_reused_idle_ms, pool->upstream.longest_reused_idle_ms);
+        if (pool->exposure.state != PoolState::exposed)
+            continue;
+        all.exposure.window_ms = std::max(all.exposure.window_ms, pool->exposure.window_ms);
+        all.exposure.late_reuses += pool->exposure.late_reuses;
+        all.exposure.told_by += pool->exposure.told_by;
+        all.exposure.races_a_day += pool->exposure.races_a_day;
+    }
+    // Each host's share is of its own requests.
+    double lost = 0;
+    for (const Pool& pool : pools)
+        lost += pool.exposure.share * static_cast<double>(pool.requests);
+    if (all.requests > 0)
+        all.exposure.share = lost / static_cast<double>(all.requests);
+    return all;
+}
+
+} // namespace
+
+void Fleet::add(FleetGroup group)
+{
+    take_server(group);
+    Merged& merged = findings_[{group.where, group.cause}];
+    Finding& finding = merged.finding;
+    finding.where = group.where;
+    finding.server_side = group.server_side;
+    finding.cause = group.cause;
+    finding.verdicts += group.verdicts;
+    finding.affected += group.affected;
+    finding.hidden += group.hidden;
+    finding.certainties[group.certainty] += group.verdicts;
+    finding.incomplete += group.incomplete ? group.verdicts : 0;
+    finding.hosts[group.host] += group.verdicts;
+    if (group.server)
+        finding.upstream_hosts[group.server->host] += group.verdicts;
+    if (group.reason && *group.reason != Reason::unknown)
+        finding.reasons[*group.reason] += group.verdicts;
+    if (group.status != 0)
+        finding.answers[group.status] += group.verdicts;
+    finding.clients_left += group.clients_left;
+    finding.last_ns = std::max(finding.last_ns, group.last_ns);
+    if (!group.waits_ms.empty()) {
+        if (!finding.waits)
+            finding.waits.emplace(
+                Finding::Waits{.lowest_ms = group.lowest_wait_ms, .highest_ms = group.highest_wait_ms, .all = {}});
+        finding.waits->lowest_ms = std::min<std::uint64_t>(finding.waits->lowest_ms, group.lowest_wait_ms);
+        finding.waits->highest_ms = std::max<std::uint64_t>(finding.waits->highest_ms, group.highest_wait_ms);
+    }
+    merged.groups.push_back(std::move(group));
+}
+
+void Fleet::add(Pool pool)
+{
+    pools_[pool.where].push_back(std::move(pool));
+}
+
+std::vector<std::uint64_t> Fleet::instances() const
+{
+    std::vector<std::uint64_t> all;
+    for (const auto& [key, merged] : findings_)
+        all.push_back(std::min_element(
+                          merged.groups.begin(), merged.groups.end(),
+                          [](const FleetGroup& one, const FleetGroup& other) { return telling(one) < telling(other); })
+                          ->instance);
+    return all;
+}
+
+void Fleet::instance(std::uint64_t number, Finding::Instance told)
+{
+    for (auto& [key, merged] : findings_)
+        for (const FleetGroup& group : merged.groups)
+            if (group.instance == number) {
+                // As both ends together tell it.
+                if (group.server && told.verdict.cause != group.cause)
+                    told.verdict.variant = group.server->reset ? Variant::reset_unread : Variant::fin_lingering;
+                told.verdict.cause = group.cause;
+                told.verdict.certainty = group.certainty;
+                told.verdict.reason = group.reason;
+                merged.finding.instance = std::move(told);
+                return;
+            }
+}
+
+/// Their times, as Diagnosis has them of one host: bursts that overlap are one.
+void Fleet::merge_bursts(Merged& merged)
+{
+    Finding& finding = merged.finding;
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> bursts;
+    std::vector<std::pair<std::uint32_t, std::uint64_t>> waits;
+    for (const FleetGroup& group : merged.groups) {
+        bursts.insert(bursts.end(), group.bursts.begin(), group.bursts.end());
+        finding.times_ns.insert(finding.times_ns.end(), group.times_ns.begin(), group.times_ns.end());
+        waits.insert(waits.end(), group.waits_ms.begin(), group.waits_ms.end());
+    }
+    std::sort(finding.times_ns.begin(), finding.times_ns.end());
+    if (!finding.times_ns.empty())
+        finding.first_ns = finding.times_ns.front();
+    if (finding.times_ns.size() > Finding::most_times)
+        finding.times_ns.resize(Finding::most_times);
+    std::sort(bursts.begin(), bursts.end());
+    std::uint64_t end_ns = 0;
+    for (const auto& [from_ns, to_ns] : bursts) {
+        if (finding.bursts == 0 || from_ns > end_ns + burst_apart_ns) {
+            if (finding.bursts > 0)
+                finding.gaps.learn(
+                    static_cast<std::uint32_t>(std::min<std::uint64_t>((from_ns - finding.burst_ns) / ns_per_ms,
+                                                                       std::numeric_limits<std::uint32_t>::max())),
+                    from_ns);
+            ++finding.bursts;
+            finding.burst_ns = from_ns;
+        }
+        end_ns = std::max(end_ns, to_ns);
+    }
+    std::sort(waits.begin(), waits.end(), [](const auto& one, const auto& other) { return one.second < other.second; });
+    for (const auto& [wait_ms, at_ns] : waits)
+        finding.waits->all.learn(wait_ms, at_ns);
+}
+
+Diagnosis Fleet::diagnosis() &&
+{
+    Diagnosis diagnosis;
+    for (auto& [where, pools] : pools_) {
+        Pool pool = merged(std::move(pools));
+        for (const Cause cause : race_causes)
+            if (const auto found = findings_.find({where, cause}); found != findings_.end())
+                for (const auto& [reason, count] : found->second.finding.reasons)
+                    pool.race_reasons[reason] += count;
+        pool.ends = ends_by_name(where, {.process = pool.process});
+        diagnosis.add(std::move(pool));
+    }
+    for (auto& [key, merged] : findings_) {
+        merge_bursts(merged);
+        diagnosis.add(std::move(merged.finding));
+    }
+    return diagnosis;
+}
+
+} // namespace finrace
