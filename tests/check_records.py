@@ -21,6 +21,25 @@ def validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(schema)
 
 
+def flat_names() -> set:
+    """The names of a record's values on one level, all that the schema knows: what --flat may write."""
+    schema = json.loads(SCHEMA.read_text())
+    names = set()
+
+    def visit(part, way):
+        while "$ref" in part:
+            part = schema["$defs"][part["$ref"].rsplit("/", 1)[1]]
+        if "properties" in part:
+            for name, inner in part["properties"].items():
+                visit(inner, (*way, name))
+        else:
+            names.add(".".join(way))
+
+    for kind in ("verdict", "connection", "upstream", "health"):
+        visit(schema["$defs"][f"{kind}_record"], ())
+    return names
+
+
 def refuse_constant(name: str):
     raise ValueError(f"{name} is no JSON")
 

@@ -84,7 +84,7 @@ class ClickHouse:
             more += f"<interserver_http_port>{interserver_port}</interserver_http_port><interserver_http_host>{HOST}</interserver_http_host>"
         if zookeeper:
             nodes = "".join(f"<node><host>{escape(host)}</host><port>{port}</port></node>" for host, port in zookeeper)
-            more += f"<zookeeper>{nodes}</zookeeper><distributed_ddl><path>/clickhouse/task_queue/ddl</path></distributed_ddl>"
+            more += f"<zookeeper>{nodes}<session_timeout_ms>4000</session_timeout_ms></zookeeper><distributed_ddl><path>/clickhouse/task_queue/ddl</path></distributed_ddl>"
         if macros:
             more += "<macros>" + "".join(f"<{name}>{escape(str(value))}</{name}>" for name, value in macros.items()) + "</macros>"
         self.write("users.xml", USERS)
@@ -194,3 +194,37 @@ class ClickHouse:
         (row,) = self.rows(sql)
         (found,) = row.values()
         return found
+
+
+class ZooKeeper:
+    """Debian's ZooKeeper, a single server on loopback, for replicated tables; `with ZooKeeper(...)` starts it and ends it."""
+
+    def __init__(self, folder, port):
+        self.folder, self.port = os.path.abspath(folder), port
+        self.program = need("/usr/share/zookeeper/bin/zkServer.sh", "zookeeper")
+        self.process = None
+        os.makedirs(self.folder, exist_ok=True)
+        with open(os.path.join(self.folder, "zoo.cfg"), "w", encoding="utf-8") as file:
+            file.write(f"tickTime=2000\ndataDir={self.folder}/data\nclientPort={port}\nclientPortAddress={HOST}\n"
+                       "admin.enableServer=false\nmaxClientCnxns=0\n")
+
+    def __enter__(self):
+        with open(os.path.join(self.folder, "output"), "ab") as output:
+            self.process = subprocess.Popen([self.program, "start-foreground", os.path.join(self.folder, "zoo.cfg")],
+                                            stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent,
+                                            env={**os.environ, "JMXDISABLE": "true"})
+
+        def answers():
+            must(self.process.poll() is None, lambda: f"ZooKeeper ended with {self.process.returncode}")
+            # It listens before it serves, and may leave a question unanswered then.
+            with suppress(OSError), socket.create_connection((HOST, self.port), 1) as asked:
+                asked.sendall(b"srvr")
+                return b"Mode: standalone" in asked.makefile("rb").read()
+            return False
+
+        wait_for(answers, "ZooKeeper to answer")
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait(LIMIT)

@@ -32,13 +32,14 @@ constexpr std::uint64_t ns_per_second = 1'000'000'000;
 /// A host whose newest record is older than others' by this has fallen silent: summaries come every 10 s as a rule.
 constexpr std::uint64_t silent_after_s = 600;
 
-/// What groups of verdicts have alike, and what they add up to; $SERVER stands for what the other end says.
+/// What groups of verdicts have alike, and what they add up to.
 constexpr std::string_view group_columns = R"(
     `upstream.address` AS address, `upstream.port` AS port, `host.name` AS host, `process.executable.name` AS process,
     `finrace.cause` AS cause, `finrace.certainty` AS certainty, `finrace.reason` AS reason,
     ifNull(`finrace.incomplete`, 0) AS incomplete,
     ifNull(`finrace.outcome.client_answered`, 0) AS answered,
     if(ifNull(`finrace.outcome.client_answered`, 0) = 1, ifNull(`http.response.status_code`, 0), 0) AS status,
+    `finrace.cause` IN ('keepalive_race', 'stale_response', 'stale_reuse') AS is_race,
     ifNull(`finrace.connection.reused`, 0) = 1 OR ifNull(`finrace.connection.idle_ms`, 0) >= 900 AS rested)";
 
 constexpr std::string_view group_sums = R"(
@@ -55,13 +56,15 @@ constexpr std::string_view group_sums = R"(
                 arrayPushFront(arrayPopBack(arraySort(groupArray(at_ns))), toUInt64(0))) AS begins,
     arrayFilter((x, after) -> after = 0 OR after > x + 1000000000, arraySort(groupArray(at_ns)),
                 arrayPushBack(arrayPopFront(arraySort(groupArray(at_ns))), toUInt64(0))) AS ends,
-    groupArray(128)(toUInt32(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0))) AS waits,
-    groupArray(128)(at_ns) AS waits_at,
+    groupArrayIf(16)(toUInt32(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0)), NOT is_race) AS waits,
+    groupArrayIf(16)(at_ns, NOT is_race) AS waits_at,
     toUInt32(min(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0))) AS lowest_wait,
     toUInt32(max(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0))) AS highest_wait,
     countIf(`finrace.close.after_request_ms` IS NULL) AS without_wait,
-    min((`finrace.outcome.client_address` = '') * 4294967296 + toUnixTimestamp(at)) AS rank,
-    argMin(id, (`finrace.outcome.client_address` = '') * 4294967296 + toUnixTimestamp(at)) AS instance)";
+    min({rank}) AS rank, argMin(id, {rank}) AS instance)";
+
+/// The lower, the more a verdict tells: whose client is known, then the first.
+constexpr std::string_view rank_of = "(`finrace.outcome.client_address` = '') * 4294967296 + toUnixTimestamp(at)";
 
 constexpr std::string_view both_ends = "`upstream.address`, `upstream.port`, `client.address`, `client.port`";
 
@@ -79,12 +82,13 @@ SELECT {columns},
     if(alone, '', server_events[found]) AS server_event,
     NOT alone AND server_unread[found] >= ifNull(`finrace.request.bytes`, 0) AS server_whole,
     NOT alone AND server_signals[found] != 0 AS server_killed,
-    {sums}
+    {sums},
+    argMin(if(alone, '', server_messages[found]), {rank}) AS server_message
 FROM finrace.verdicts FINAL
 ANY LEFT JOIN (
     SELECT {ends}, groupArray(assumeNotNull(`finrace.request.sequence_number`)) AS server_numbers,
            groupArray(`host.name`) AS server_hosts, groupArray(`finrace.cause`) AS server_causes,
-           groupArray(`finrace.evidence.event`) AS server_events,
+           groupArray(`finrace.evidence.event`) AS server_events, groupArray(`finrace.message`) AS server_messages,
            groupArray(ifNull(`finrace.evidence.unread_bytes`, 0)) AS server_unread,
            groupArray(ifNull(`finrace.evidence.exit_signal`, 0)) AS server_signals
     FROM finrace.verdicts FINAL
@@ -92,10 +96,11 @@ ANY LEFT JOIN (
     GROUP BY {ends}
 ) USING ({ends})
 WHERE `finrace.side` = 'client' AND at >= toDateTime({since})
-GROUP BY address, port, host, process, cause, certainty, reason, incomplete, answered, status, rested, found, alone,
+GROUP BY address, port, host, process, cause, certainty, reason, incomplete, answered, status, is_race, rested, found, alone,
          server_host, server_cause, server_event, server_whole, server_killed)",
-                       fmt::arg("columns", group_columns), fmt::arg("sums", group_sums), fmt::arg("ends", both_ends),
-                       fmt::arg("since", since_s));
+                       fmt::arg("columns", group_columns),
+                       fmt::arg("sums", fmt::format(group_sums, fmt::arg("rank", rank_of))), fmt::arg("rank", rank_of),
+                       fmt::arg("ends", both_ends), fmt::arg("since", since_s));
 }
 
 /// Servers' own verdicts, but for those whose clients' hosts tell of the same.
@@ -109,15 +114,17 @@ ANY LEFT JOIN (
            groupArray(ifNull(`finrace.request.bytes`, 0)) AS client_bytes
     FROM finrace.verdicts FINAL
     WHERE `finrace.side` = 'client' AND `finrace.request.sequence_number` IS NOT NULL AND at >= toDateTime({since})
+        AND ({ends}) IN (SELECT {ends} FROM finrace.verdicts WHERE `finrace.side` = 'server' AND at >= toDateTime({since}))
     GROUP BY {ends}
 ) USING ({ends})
 WHERE `finrace.side` = 'server' AND at >= toDateTime({since})
     AND (`finrace.request.sequence_number` IS NULL
          OR NOT arrayExists((number, bytes) -> toUInt32(ifNull(`finrace.request.sequence_number`, 0) - number) <= bytes,
                             client_numbers, client_bytes))
-GROUP BY address, port, host, process, cause, certainty, reason, incomplete, answered, status, rested)",
-                       fmt::arg("columns", group_columns), fmt::arg("sums", group_sums), fmt::arg("ends", both_ends),
-                       fmt::arg("since", since_s));
+GROUP BY address, port, host, process, cause, certainty, reason, incomplete, answered, status, is_race, rested)",
+                       fmt::arg("columns", group_columns),
+                       fmt::arg("sums", fmt::format(group_sums, fmt::arg("rank", rank_of))), fmt::arg("rank", rank_of),
+                       fmt::arg("ends", both_ends), fmt::arg("since", since_s));
 }
 
 constexpr std::string_view pool_key = "`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, "
@@ -308,13 +315,15 @@ private:
             group.lowest_wait_ms = static_cast<std::uint32_t>(record.number("lowest_wait"));
             group.highest_wait_ms = static_cast<std::uint32_t>(record.number("highest_wait"));
         }
-        if (const auto says = cause_from_string(record.text("server_cause")))
+        if (const auto says = cause_from_string(record.text("server_cause"))) {
+            group.server_message = record.text("server_message");
             group.server = ServerSays{.host = printable(record.text("server_host")),
                                       .cause = *says,
                                       .late = record.text("server_event") == "segment_after_close",
                                       .whole = record.truth("server_whole"),
                                       .reset = record.text("server_event") == "closed",
                                       .killed = record.truth("server_killed")};
+        }
         fleet_.add(std::move(group));
     }
 

@@ -80,6 +80,7 @@ void add_placement(Json& record, const Placement& there)
 Reporter::Reporter(RunOptions options, Outputs& outputs, const Feed& feed)
     : options_(std::move(options)), disguise_(options_.addresses.disguise()), outputs_(outputs), feed_(feed)
 {
+    name_run();
     begin();
 }
 
@@ -169,6 +170,7 @@ void Reporter::on_end()
     adopted_closed_ = 0;
     histories_ = StateHistories();
     told_.clear();
+    name_run(); // a recording may hold another one
 }
 
 bool Reporter::on_hangup()
@@ -226,11 +228,15 @@ std::string Reporter::state() const
                        counts.lost(), sum.written, sum.dropped);
 }
 
-/// A recording's run begins with its first tick.
-void Reporter::begin()
+void Reporter::name_run()
 {
     run_id_ = fmt::format("{:016x}", random_number());
     sequence_ = 0;
+}
+
+/// A recording's run begins with its first tick.
+void Reporter::begin()
+{
     started_ns_ = feed_.now_ns();
     next_summary_ns_ = started_ns_ + interval_ns();
 }

@@ -5,6 +5,8 @@
 #include <limits>
 #include <tuple>
 
+#include <fmt/format.h>
+
 #include "core/server_end.h"
 
 namespace finrace {
@@ -139,6 +141,8 @@ void Fleet::instance(std::uint64_t number, Finding::Instance told)
                 told.verdict.cause = group.cause;
                 told.verdict.certainty = group.certainty;
                 told.verdict.reason = group.reason;
+                if (group.server)
+                    told.verdict.message += fmt::format(" {} says: {}", group.server->host, group.server_message);
                 merged.finding.instance = std::move(told);
                 return;
             }

@@ -40,6 +40,7 @@ struct FleetGroup {
     std::string host{};
     std::string process{};
     std::optional<ServerSays> server{};
+    std::string server_message{}; ///< its own sentence, on the most telling one
     std::uint64_t verdicts = 0;
     std::uint64_t affected = 0;
     std::uint64_t hidden = 0;
