@@ -55,15 +55,16 @@ class Collector:
         self.holds = threading.Event()  # takes nothing while it is set
         self.thread = None
 
-    def start(self):
+    def start(self, owner=0):
         stream = self.kind == "unix-stream"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
-        if os.path.exists(self.path):
-            os.unlink(self.path)
-        listener.bind(self.path)
+        fresh = self.path + ".new"
+        listener.bind(fresh)
         listener.settimeout(0.02)
         if stream:
             listener.listen()
+        os.chown(fresh, owner, owner)
+        os.rename(fresh, self.path)
         self.stopping.clear()
         self.thread = threading.Thread(target=self.work, args=(listener, stream), daemon=True)
         self.thread.start()
@@ -367,8 +368,7 @@ def test_strangers(options):
         wait_for(lambda: all(one.ports(net) == due for one in collectors), "the verdict")
         for one in collectors:
             one.stop()
-            one.start()
-            os.chown(one.path, STRANGER, STRANGER)
+            one.start(STRANGER)
         os.rename(path, path + ".moved")
         os.symlink(target, path)
         finrace.send(signal.SIGHUP)
