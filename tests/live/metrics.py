@@ -204,6 +204,13 @@ def test_hostile(options):
                     except OSError:
                         pass
             must(ask(net, port)[0] == 200, "it does not answer after nonsense")
+            before = finrace.memory()
+            with host_network(net):
+                for _ in range(5000):
+                    with socket.socket() as sock:
+                        sock.setblocking(False)
+                        sock.connect_ex(("127.0.0.1", port))  # those that find room in the queue are connected by now
+            must(ask(net, port)[0] == 200, "it does not answer after thousands that went away")
 
             silent = [connect(net, port) for _ in range(60)]
             due = [unanswered(net, listener)]
@@ -264,6 +271,7 @@ def test_hostile(options):
             deaf.close()
             must(set(answers) == {200}, f"{set(answers)}")
             must([one.ends for one in finrace.verdicts(net)] == due, "verdicts are missing, or in another order")
+            must(finrace.memory() < before + (16 << 20), lambda: f"{before} bytes of memory, then {finrace.memory()}")
             finrace.stop()
             must(finrace.health().at("finrace.health.complete"), f"{finrace.health()}")
 

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,15 +55,16 @@ class Collector:
         self.holds = threading.Event()  # takes nothing while it is set
         self.thread = None
 
-    def start(self):
+    def start(self, owner=0):
         stream = self.kind == "unix-stream"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
-        if os.path.exists(self.path):
-            os.unlink(self.path)
-        listener.bind(self.path)
+        fresh = self.path + ".new"
+        listener.bind(fresh)
         listener.settimeout(0.02)
         if stream:
             listener.listen()
+        os.chown(fresh, owner, owner)
+        os.rename(fresh, self.path)
         self.stopping.clear()
         self.thread = threading.Thread(target=self.work, args=(listener, stream), daemon=True)
         self.thread.start()
@@ -306,6 +308,92 @@ def test_confined(options):
     other.stop()
 
 
+STRANGER = 65534  # nobody's number
+
+
+def test_strangers(options):
+    """In a folder that everybody may write to, nothing that another user has put there is written to, at the start and later."""
+    folder, own = (os.path.join(options.folder, name) for name in ("shared", "own"))
+    for path, mode in ((folder, 0o777), (own, 0o700)):  # not sticky: there the kernel has no rules of its own
+        os.makedirs(path)
+        os.chmod(path, mode)
+    target, path = os.path.join(own, "target"), os.path.join(folder, "records.jsonl")
+    text = b"as it was\n"
+    with open(target, "wb") as file:
+        file.write(text)
+
+    def socket_at(where):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(where)
+
+    def file_at(where):
+        with open(where, "wb") as file:
+            file.write(text)
+
+    planted = [
+        ("file", file_at, path), ("fifo", os.mkfifo, path), ("link", lambda where: os.symlink(target, where), path),
+        ("dangling link", lambda where: os.symlink(os.path.join(own, "new"), where), path),
+        ("second name", lambda where: os.link(target, where), path), ("socket", socket_at, f"unix-stream:{path}"),
+        ("socket", socket_at, f"syslog:{path}"), ("link to a folder", lambda where: os.symlink(own, where), f"{path}/new"),
+        ("folder", os.mkdir, f"{path}/new"), ("link to a folder", lambda where: os.symlink(own, where), f"unix-dgram:{path}/new"),
+    ]
+    for name, plant, output in planted:
+        plant(path)
+        if name != "second name":  # that one is root's: whose it is tells nothing
+            os.lchown(path, STRANGER, STRANGER)
+        for command in (["run", *options.backend_flags, "--output", output], ["record", *options.backend_flags, "--output", output]):
+            if command[0] == "record" and ":" in output:
+                continue
+            reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if name == "fifo" else None
+            done = run_finrace(options, [*command, "--for", "1s"])
+            must(done.returncode == 2 and f"{path} is " in done.stderr and "others may write to" in done.stderr,
+                 f"{command[0]} to another's {name}: exit {done.returncode}: {done.stderr}")
+            if reader is not None:
+                must(os.read(reader, 1) == b"", "the pipe's reader got something")
+                os.close(reader)
+        with open(target, "rb") as file:
+            must(file.read() == text and os.listdir(own) == ["target"], f"{name}: written to: {os.listdir(own)}")
+        if name == "file":
+            with open(path, "rb") as file:
+                must(file.read() == text, "another's file was written to")
+        shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+
+    collectors = [Collector(folder, kind) for kind in ("unix-stream", "unix-dgram")]
+    for one in collectors:
+        one.start()  # root's, as finrace is
+    flags = [flag for one in collectors for flag in ("--output", one.output)]
+    with network() as net, Finrace(options, *flags, "--output", path, interval="100ms") as finrace:
+        listener = listen(net)
+        due = [unanswered(net, listener)[1]]
+        wait_for(lambda: all(one.ports(net) == due for one in collectors), "the verdict")
+        for one in collectors:
+            one.stop()
+            one.start(STRANGER)
+        os.rename(path, path + ".moved")
+        os.symlink(target, path)
+        finrace.send(signal.SIGHUP)
+        wait_for(lambda: has_said(finrace, f"{path} is a symbolic link"), finrace.words)
+        due.append(unanswered(net, listener)[1])
+        for one in collectors:
+            wait_for(lambda one=one: has_said(finrace, f"to {one.output}: Permission denied"), finrace.words)
+        must(all(one.ports(net) == due[:1] for one in collectors), "a stranger got records")
+        states = {state["name"]: state.get("problem") for state in finrace.next_health().at("finrace.outputs")}
+        must([states[one.output] for one in collectors] == ["EACCES", "EACCES"], f"{states}")
+        for one in collectors:
+            os.chown(one.path, 0, 0)
+        wait_for(lambda: all(one.ports(net) == due for one in collectors), lambda: f"{due}: {[one.ports(net) for one in collectors]}")
+        with open(path + ".moved", "rb") as file:
+            ports = [record.at("network.local.port") for record in map(harness.parse_line, file.read().split(b"\n")[:-1])
+                     if record.name == "finrace.verdict" and net.owns(record)]
+        must(ports == due, f"in the file that was open before: {ports}")
+        finrace.stop()
+        must(finrace.health().at("finrace.output.dropped") == 0, f"dropped: {finrace.health()}")
+    for one in collectors:
+        one.stop()
+    with open(target, "rb") as file:
+        must(file.read() == text, "the link's target was written to")
+
+
 def test_rsyslog(options):
     """A real rsyslog reads it as RFC 5424, and what was said while it was away comes after."""
     program = need("rsyslogd", "rsyslog")
@@ -380,7 +468,8 @@ def test_refusals(options):
 
 
 TESTS = [
-    test_refusals, test_all_at_once, test_one_stands_still, test_full_disk_beside, test_reader_leaves, test_confined, test_rsyslog,
+    test_refusals, test_all_at_once, test_one_stands_still, test_full_disk_beside, test_reader_leaves, test_strangers, test_confined,
+    test_rsyslog,
 ]
 
 

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 from contextlib import contextmanager, suppress
 
 sys.dont_write_bytecode = True
@@ -248,18 +249,24 @@ def in_child(work):
         os.waitpid(pid, 0)
 
 
+def named_accidents(net):
+    """{ends: (process id, name)} of an accident by a process of each of those names."""
+    listener = listen(net)
+    due = {}
+    for name in NAMES:
+        def named_accident(name=name):
+            checked(libc.prctl(PR_SET_NAME, ctypes.create_string_buffer(name)), "prctl")
+            return unanswered(net, listener)
+
+        with in_child(named_accident) as (pid, ends):
+            due[tuple(ends)] = (pid, name)
+    return due
+
+
 def test_process_names(options):
     """Names with any bytes in them: valid JSON, the readable part kept, the right process."""
     with network() as net, Finrace(options, "--connections", interval="200ms") as finrace:
-        listener = listen(net)
-        due = {}
-        for name in NAMES:
-            def named_accident(name=name):
-                checked(libc.prctl(PR_SET_NAME, ctypes.create_string_buffer(name)), "prctl")
-                return unanswered(net, listener)
-
-            with in_child(named_accident) as (pid, ends):
-                due[tuple(ends)] = (pid, name)
+        due = named_accidents(net)
         finrace.wait_verdicts(net, len(NAMES))
         finrace.stop()
         harness.check_schema(finrace)
@@ -273,6 +280,59 @@ def test_process_names(options):
             except UnicodeDecodeError:
                 readable = re.findall(rb"[ -~]+", kept)
                 must(all(part.decode() in said for part in readable) and "\ufffd" in said, f"name {said!r} of {kept!r}")
+
+
+def test_text_for_people(options):
+    """Nothing in a process's name steers the terminal of who reads a diagnosis or watches."""
+    recording = os.path.join(options.folder, "named")
+    with network() as net, Finrace(options, "--record", recording) as finrace:
+        watch = subprocess.Popen([options.finrace, "watch", *options.backend_flags], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, preexec_fn=Finrace.enter_host)
+        said = harness.wait_said(watch, "finrace: ready")
+        named_accidents(net)
+        finrace.wait_verdicts(net, len(NAMES))
+        finrace.stop()
+        watch.send_signal(signal.SIGINT)
+        watched, rest = (part.decode("utf-8", "replace") for part in watch.communicate(timeout=LIMIT))
+    done = run_finrace(options, ["diagnose", recording])
+    must("red" in watched and "upstream_closed" in done.stdout, f"{watched}{done.stdout}")
+    for command, text in (("diagnose", done.stdout + done.stderr), ("watch", watched + said + rest)):
+        steering = {c for c in text if c == "\ufffd" or unicodedata.category(c).startswith("C")} - {"\n"}
+        must(not steering, f"{command}: {steering}: {text[-500:]}")
+
+
+def test_endless_configuration(options):
+    """A process that calls itself nginx and names a pipe, a device and files without end for its configuration keeps no diagnosis."""
+    folder = tempfile.mkdtemp(prefix="f")  # short: the new command line has the room of the old one
+    configuration, pipe = os.path.join(folder, "c"), os.path.join(folder, "pipe")
+    os.mkfifo(pipe)
+    arguments = b"\0".join([b"nginx", b"-c", configuration.encode(), b""])
+
+    def pretend():
+        server = listen(net)
+        with open(configuration, "w", encoding="ascii") as file:
+            file.write("http {{ include {}; include /dev/zero; upstream u {{ server {}:{}; keepalive 2; keepalive_timeout 7s; }}\n"
+                       "include /*/*/*/*/*/*/*/*; include {}; }}\n".format(pipe, *server.getsockname(), configuration))
+        checked(libc.prctl(PR_SET_NAME, ctypes.create_string_buffer(b"nginx")), "prctl")
+        fields = read_file("/proc/self/stat").rpartition(b")")[2].split()
+        begin, end = int(fields[45]), int(fields[46])  # arg_start, arg_end
+        must(end - begin >= len(arguments), "no room for other arguments")
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(begin)
+            memory.write(arguments.ljust(end - begin, b"\0"))
+        return stale(net, server)
+
+    diagnosis = harness.Diagnosis(options, *options.backend_flags, "--for", "1h", preexec_fn=Finrace.enter_host)
+    try:
+        with network() as net:
+            diagnosis.wait_ready()
+            with in_child(pretend):
+                _, report, _ = diagnosis.end(signal.SIGINT)
+            ends = [one.get("proxy", {}) for one in report["upstreams"] if one["address"].startswith(net.prefix)]
+    finally:
+        diagnosis.kill()
+        shutil.rmtree(folder)
+    must([[present["place"] for present in end.get("present", [])] for end in ends] == [[f"{configuration}:1"]], f"{ends}")
 
 
 # ---- many ----------------------------------------------------------------------------------------------------------------
@@ -1775,8 +1835,8 @@ def test_no_cgroup_root(options):
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
-    test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names,
-    test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
+    test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
+    test_endless_configuration,     test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,
     test_churn_at_start, test_start_stop,
     test_many_connections,

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import ctypes
 import glob
 import grp
 import json
@@ -12,8 +13,10 @@ import pwd
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -21,6 +24,7 @@ from contextlib import contextmanager
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
 from harness import LIMIT, Pair, must, need, network, wait_for  # noqa: E402
+from robustness import in_child  # noqa: E402
 
 UNIT = "finrace.service"
 LOG = "/var/log/finrace/finrace.jsonl"
@@ -216,7 +220,16 @@ def test_logrotate(options):
 
 
 def test_watchdog(options):
-    """A loop that stands still is ended, and another process takes over."""
+    """A loop that stands still is ended, and another process takes over. No core is left of it, with the records in it."""
+    cores = os.path.join(options.folder, "cores")
+    os.mkdir(cores)
+    with open("/proc/sys/kernel/core_pattern", "w", encoding="ascii") as file:
+        file.write(f"|/usr/bin/tee {cores}/%p")  # no limit keeps a core from a program
+    other = subprocess.Popen([need("setpriv", "util-linux"), "--reuid=finrace", "--clear-groups", "sleep", "600"])
+    wait_for(lambda: os.readlink(f"/proc/{other.pid}/exe").endswith("sleep"), "another process")
+    other.send_signal(signal.SIGABRT)
+    other.wait(LIMIT)
+    wait_for(lambda: os.listdir(cores) == [str(other.pid)], "another process's core")
     configured("WatchdogSec=2s")
     time.sleep(5)
     must(shown("NRestarts") == "0", "a loop that turns was ended")
@@ -225,6 +238,7 @@ def test_watchdog(options):
     wait_for(lambda: shown("NRestarts") == "1" and shown("ActiveState") == "active", "the restart", limit=SLOW)
     must(main_pid() != pid, "the same process")
     wait_for(lambda: "result 'watchdog'" in journal(), lambda: f"the watchdog's line in {journal()}")
+    must(os.listdir(cores) == [str(other.pid)], "a core was written")
     must_see()
 
 
@@ -243,19 +257,195 @@ def test_killed(options):
         wait_verdict(pair.ends[:2])
 
 
-def test_other_users(_options):
-    """Who is neither root nor finrace reads no record, changes no file, and stops nothing."""
-    def as_nobody(*command):
-        return subprocess.run([need("setpriv", "util-linux"), "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command],
-                              capture_output=True, text=True, timeout=LIMIT).returncode
+# ---- other users of the host ---------------------------------------------------------------------------------------------
 
-    must(as_nobody("true") == 0, "setpriv does nothing")
+
+def become(user, groups=()):
+    """This process, a child of the test's, is that user from now on; `groups` beside its own."""
+    who = pwd.getpwnam(user)
+    os.setgroups(list(groups))
+    os.setresgid(who.pw_gid, who.pw_gid, who.pw_gid)
+    os.setresuid(who.pw_uid, who.pw_uid, who.pw_uid)
+    harness.die_with_parent()
+
+
+def opening(path, flags=os.O_RDONLY):
+    return lambda: os.close(os.open(path, flags))
+
+
+def beside_the_log(make):
+    path = LOG + ".planted"
+
+    def attempt():
+        make(path)
+        os.unlink(path)
+
+    return attempt
+
+
+def call_kernel(*arguments):
+    whole = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    return lambda: harness.checked(min(harness.libc.syscall(*whole), 0), f"system call {arguments[0]}")
+
+
+def into_process(pid):
+    """{what: how} to get at a process's memory and files; each raises OSError if it is refused, and does no harm if it is not."""
+    numbers = {"process_vm_readv": 310, "pidfd_getfd": 438}  # of x86-64
+    with open(f"/proc/{pid}/maps", encoding="ascii") as file:
+        address = int(file.readline().split("-")[0], 16)
+    buffer = ctypes.create_string_buffer(16)
+    local = (ctypes.c_size_t * 2)(ctypes.addressof(buffer), 16)
+    remote = (ctypes.c_size_t * 2)(address, 16)
+    ways = {f"open /proc/PID/{name}": opening(f"/proc/{pid}/{name}") for name in ("mem", "environ", "maps", "auxv", "pagemap", "io")}
+    ways |= {f"list /proc/PID/{name}": lambda name=name: os.listdir(f"/proc/{pid}/{name}") for name in ("fd", "map_files")}
+    ways |= {f"follow /proc/PID/{name}": lambda name=name: os.readlink(f"/proc/{pid}/{name}") for name in ("exe", "root", "cwd", "ns/net")}
+
+    def seize():
+        harness.checked(harness.libc.ptrace(0x4206, pid, None, None), "PTRACE_SEIZE")  # until this child ends
+
+    def take_descriptor():
+        call_kernel(numbers["pidfd_getfd"], os.pidfd_open(pid), 0, 0)()
+
+    def read_memory():
+        call_kernel(numbers["process_vm_readv"], pid, local, 1, remote, 1, 0)()
+        must(bytes(buffer)[:4] == b"\x7fELF", "other bytes")  # the beginning of its program
+
+    return ways | {"ptrace": seize, "pidfd_getfd": take_descriptor, "process_vm_readv": read_memory}
+
+
+def into_service(pid):
+    """The same for its files, the kernel's objects, and what steers it."""
+    with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:
+        cgroup = "/sys/fs/cgroup" + next(line.rstrip("\n")[3:] for line in file if line.startswith("0::"))
+    journals = glob.glob("/var/log/journal/*/*.journal") + glob.glob("/run/log/journal/*/*.journal")
+    must(journals, "there is no journal")
+    ways = {f"write to {path}": opening(path, os.O_WRONLY) for path in (
+        LOG, CONFIGURATION, f"/lib/systemd/system/{UNIT}", "/etc/logrotate.d/finrace", f"/proc/{pid}/oom_score_adj",
+        f"{cgroup}/cgroup.procs", f"{cgroup}/cgroup.freeze")}
+    create = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    for name, make in (("pipe", os.mkfifo), ("link", lambda path: os.symlink("/etc/passwd", path)),
+                       ("second name", lambda path: os.link(LOG, path)), ("file", lambda path: os.close(os.open(path, create)))):
+        ways[f"a {name} beside the log"] = beside_the_log(make)
+    for path in journals:
+        ways[f"read {path}"] = opening(path)
+    bpf, by_id = 321, {"prog": 13, "map": 14, "link": 30}  # BPF_..._GET_FD_BY_ID
+    for kind, number in harness.held_objects([pid]):
+        attributes = (ctypes.c_uint32 * 3)(number, 0, 0)
+        ways[f"BPF {kind} {number}"] = call_kernel(bpf, by_id[kind], attributes, ctypes.sizeof(attributes))
+    ways["signal"] = lambda: os.kill(pid, 0)
+    ways["affinity"] = lambda: os.sched_setaffinity(pid, os.sched_getaffinity(pid))
+    ways["limits"] = lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    return ways
+
+
+def allowed(ways, user, groups=()):
+    """Those of them that this user is allowed."""
+    def attempt():
+        become(user, groups)
+        done = []
+        for name, way in ways.items():
+            try:
+                way()
+                done.append(name)
+            except OSError:
+                pass
+        return done
+
+    with in_child(attempt) as (_, done):
+        return set(done)
+
+
+def test_other_users(_options):
+    """Who is neither root nor finrace reads nothing of it, changes no file, has none of its objects, and stops nothing; who reads
+    its log by its group can do that alone; and what else runs as finrace does not get into the process."""
     pid = main_pid()
-    for command in (["cat", LOG], ["ls", os.path.dirname(LOG)], ["touch", os.path.dirname(LOG) + "/new"], ["kill", "-HUP", str(pid)],
-                    ["kill", "-KILL", str(pid)], ["ln", "-sf", "/etc/passwd", LOG], ["cat", f"/proc/{pid}/environ"],
-                    ["systemctl", "--no-ask-password", "stop", UNIT]):
-        must(as_nobody(*command) != 0, f"nobody may {' '.join(command)}")
-    must(main_pid() == pid and shown("ActiveState") == "active", "it was stopped")
+    readings = {"read the log": opening(LOG), "list its folder": lambda: os.listdir(os.path.dirname(LOG))}
+    inside, around = into_process(pid), into_service(pid)
+    everything = readings | inside | around
+    must(allowed(everything, "root") == everything.keys(), lambda: f"not even root may {everything.keys() - allowed(everything, 'root')}")
+    for user, groups, due in (("nobody", [], set()), ("nobody", [grp.getgrnam("finrace").gr_gid], set(readings))):
+        found = allowed(everything, user, groups)
+        must(found == due, f"{user}, of {groups}, may {found ^ due}")
+    must(not allowed(inside, "finrace"), lambda: f"what runs as finrace may {allowed(inside, 'finrace')}")
+
+    status, restarts = shown("StatusText"), shown("NRestarts")
+
+    def steer():
+        become("nobody")
+        done = [f"kill -{number}" for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGSTOP, signal.SIGABRT, signal.SIGKILL) if signalled(number)]
+        # systemd takes what comes, from anybody, and looks at who sent it.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            for message in ("STATUS=spoofed", "STOPPING=1", f"MAINPID={os.getpid()}", "WATCHDOG=trigger", f"ERRNO=1\nMAINPID={pid}"):
+                sock.sendto(message.encode(), "/run/systemd/notify")
+        answers = {}
+        for command in (["show", "--property=MainPID", UNIT], ["stop", UNIT], ["reload", UNIT], ["kill", "--signal=KILL", UNIT],
+                        ["set-property", "--runtime", UNIT, "CPUQuota=1%"]):
+            said = subprocess.run(["systemctl", "--no-ask-password", *command], capture_output=True, text=True, timeout=LIMIT)
+            answers[command[0]] = said.returncode, said.stdout + said.stderr
+        return done, answers
+
+    def signalled(number):
+        try:
+            os.kill(pid, number)
+        except PermissionError:
+            return False
+        return True
+
+    with in_child(steer) as (_, (done, answers)):
+        must(not done, f"nobody may {done}")
+    must(answers.pop("show") == [0, f"MainPID={pid}\n"], "systemctl does not reach systemd: what follows proves nothing")
+    for verb, (code, said) in answers.items():
+        must(code != 0 and re.search("authentication required|[Aa]ccess denied|not permitted", said), f"systemctl {verb}: {code}, {said}")
+    must((main_pid(), shown("ActiveState"), shown("StatusText"), shown("NRestarts")) == (pid, "active", status, restarts),
+         f"{main_pid()}, {shown('ActiveState')}, {shown('StatusText')!r}, {shown('NRestarts')}")
+    must_see()
+
+
+HOSTILE_NAME = b'\x1b[2J\n"}{\x7f\xc2\x9b2J'
+
+
+def test_flooded(options):
+    """Of nobody's connections thousands, most of them accidents, by a process with a name that steers terminals, and all of metrics'
+    connections held: another's verdict is told, memory stays within bounds, each line is whole."""
+    def memory():
+        with open(f"/proc/{main_pid()}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    def flood(_held):
+        listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        while True:
+            with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
+                client.sendall(b"x" * 50)
+                server.recv(50)
+
+    def begin():
+        become("nobody")
+        harness.libc.prctl(15, ctypes.create_string_buffer(HOSTILE_NAME))  # PR_SET_NAME
+        held = [socket.create_connection(("127.0.0.1", 9735)) for _ in range(60)]
+        for sock in held:
+            sock.send(b"GET /metrics HTTP/1.1\r\nX: ")
+        threading.Thread(target=flood, args=(held,), daemon=True).start()
+
+    def floods(name):
+        return [one for one in records("finrace.verdict") if one["process"]["executable"].get("name") == name]
+
+    with changed_configuration(lambda text: text.replace("#metrics = 9735", "metrics = 9735")):
+        configured()
+        pid, before = main_pid(), memory()
+        name = HOSTILE_NAME.decode()
+        with in_child(begin):
+            wait_for(lambda: len(floods(name)) > 200, "its verdicts")
+            must_see()
+            wait_for(lambda: len(floods(name)) > 600, "more of them")
+            must_see()
+            must(memory() < before + (32 << 20), f"{before} bytes of memory, then {memory()}")
+        with urllib.request.urlopen("http://127.0.0.1:9735/metrics", timeout=LIMIT) as answer:
+            must(answer.status == 200, "no metrics once it is over")
+        must(main_pid() == pid, "it was restarted")
+    configured()
+    with open(LOG, "rb") as file:
+        text = file.read()
+    must(not re.search(rb"[^\n\x20-\x7e\x80-\xff]|\xc2[\x80-\x9f]", text), "its log steers a terminal")
 
 
 def test_linked_log(options):
@@ -317,8 +507,16 @@ def test_journal(_options):
 
 
 def test_metrics(_options):
-    """Served to this host, by the confined service."""
+    """Served to this host, by the confined service. Where somebody else has the port it does not start, and says so."""
+    def take_port():
+        become("nobody")
+        socket.create_server(("127.0.0.1", 9735)).detach()
+
     with changed_configuration(lambda text: text.replace("#metrics = 9735", "metrics = 9735")):
+        with in_child(take_port):
+            configured()
+            must((shown("ActiveState"), shown("ExecMainStatus"), shown("NRestarts")) == ("failed", "2", "0"), "it started")
+            wait_for(lambda: "--metrics 127.0.0.1:9735: Address already in use" in journal(), journal)
         configured()
         with urllib.request.urlopen("http://127.0.0.1:9735/metrics", timeout=LIMIT) as answer:
             text = answer.read().decode("utf-8")
@@ -353,8 +551,8 @@ def test_remove(options):
 WHOLE_ON = (6, 1)
 EVERYWHERE = [test_verdict, test_killed, test_stop]
 TESTS = [
-    test_verdict, test_upgrade, test_reload, test_reload_configuration, test_logrotate, test_watchdog, test_killed, test_other_users, test_linked_log,
-    test_exposure, test_usage_error, test_journal, test_metrics, test_stop, test_remove,
+    test_verdict, test_upgrade, test_reload, test_reload_configuration, test_logrotate, test_watchdog, test_killed, test_other_users, test_flooded,
+    test_linked_log, test_exposure, test_usage_error, test_journal, test_metrics, test_stop, test_remove,
 ]
 
 

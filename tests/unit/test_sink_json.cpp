@@ -90,6 +90,14 @@ TEST_CASE("a crossing's record, word for word")
           R"("lost_events":0,"incomplete":false}})");
 }
 
+TEST_CASE("a record's line has no control characters, and reads back as it was")
+{
+    const std::string text = "\x01\x1b[2J\n\x7f\x7f\xc2\x80\xc2\x9b\xc2\xa0\xc3\xa9\xe2\x82\xac\xc2\x9f";
+    const std::string line = to_line(Json{{"name", text}});
+    CHECK(line == "{\"name\":\"\\u0001\\u001b[2J\\n\\u007f\\u007f\\u0080\\u009b\xc2\xa0\xc3\xa9\xe2\x82\xac\\u009f\"}");
+    CHECK(Json::parse(line).at("name") == text);
+}
+
 TEST_CASE("a refused connection's record, word for word")
 {
     Verdict verdict = race(Variant::none);

@@ -222,11 +222,57 @@ TEST_CASE("a file is created for its owner, appended to, and its torn last line 
     CHECK(content(path) == "one\ntorn\ntwo\n");
 }
 
+TEST_CASE("in a folder that others may write to, what may lead elsewhere is refused, and untouched")
+{
+    const Folder directory;
+    const std::string shared = directory.at("shared");
+    const std::string target = directory.holding("target", "as it was");
+    std::filesystem::create_directory(shared);
+    REQUIRE(::chmod(shared.c_str(), 01777) == 0);
+    const std::string path = shared + "/records";
+    const auto refused = [&](const std::string& name, const std::string& why) {
+        CHECK_THROWS_WITH(Stream::to_file(name), Catch::StartsWith(path + " is " + why));
+        CHECK(content(target) == "as it was");
+    };
+    SECTION("a link")
+    {
+        std::filesystem::create_symlink(target, path);
+        refused(path, "a symbolic link");
+        std::filesystem::remove(path);
+        std::filesystem::create_symlink(directory.at("not there"), path);
+        refused(path, "a symbolic link");
+        CHECK(!std::filesystem::exists(directory.at("not there")));
+    }
+    SECTION("a link to a folder")
+    {
+        std::filesystem::create_directory_symlink(directory.path, path);
+        refused(path + "/target", "a symbolic link");
+        refused(path + "//target", "a symbolic link");
+        refused(path + "/../shared/records/target", "a symbolic link");
+    }
+    SECTION("a file that has another name")
+    {
+        std::filesystem::create_hard_link(target, path);
+        refused(path, "a file that has another name");
+    }
+    SECTION("what is one's own is not; and nowhere else is a link")
+    {
+        std::ofstream(path) << "one\n";
+        std::filesystem::create_symlink(path, directory.at("link"));
+        Stream stream = Stream::to_file(directory.at("link"));
+        stream.write("two");
+        stream.flush();
+        CHECK(content(path) == "one\ntwo\n");
+    }
+}
+
 TEST_CASE("outputs that cannot be opened say why")
 {
     const Folder directory;
     CHECK_THROWS_WITH(Stream::to_file(directory.path), Catch::Contains("Is a directory"));
     CHECK_THROWS_WITH(Stream::to_file(directory.at("no/such")), Catch::Contains("No such file"));
+    CHECK_THROWS_WITH(Stream::to_file(directory.path + "/"), Catch::Contains("Is a directory"));
+    CHECK_THROWS_WITH(Stream::to_file(""), Catch::Contains("cannot open"));
     const std::string fifo = directory.at("fifo");
     REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
     CHECK_THROWS_WITH(Stream::to_file(fifo), Catch::Contains("nobody reads"));

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <poll.h>
@@ -20,6 +21,8 @@
 #include "cli/stored_feed.h"
 #include "sink/log_formats.h"
 #include "sink/unix_socket.h"
+#include "sink/untampered.h"
+#include "source/descriptor.h"
 
 namespace finrace {
 
@@ -52,8 +55,9 @@ void require_folder(const OutputTarget& target)
     if (!std::filesystem::is_directory(folder, error))
         throw OutputError(fmt::format("--output {}: there is no folder {}; make it, or start what listens there first",
                                       target.text(), folder.string()));
+    const Descriptor there(open_untampered(target.path, O_PATH));
     struct stat status {};
-    if (::stat(target.path.c_str(), &status) == 0 && !S_ISSOCK(status.st_mode))
+    if (there && ::fstat(there.get(), &status) == 0 && !S_ISSOCK(status.st_mode))
         throw OutputError(fmt::format("--output {}: that is no socket", target.text()));
 }
 

@@ -18,6 +18,7 @@
 
 #include "cli/confinement.h"
 #include "cli/options.h"
+#include "sink/untampered.h"
 #include "source/descriptor.h"
 
 namespace finrace {
@@ -103,6 +104,7 @@ Recorder::Recorder(RecordOptions options)
     : options_(std::move(options)), stream_([&] {
           if (options_.path == "-")
               return Stream::to_descriptor(STDOUT_FILENO);
+          const Descriptor trusted(open_untampered(options_.path, O_PATH)); // before it is read
           unreadable_before_ = holds_what_is_not_read(options_.path);
           return Stream::to_file(options_.path);
       }())

@@ -488,7 +488,15 @@ Json flattened(const Json& record)
 
 std::string to_line(const Json& record)
 {
-    return record.dump(-1, ' ', false, Json::error_handler_t::replace);
+    std::string line = record.dump(-1, ' ', false, Json::error_handler_t::replace);
+    for (std::size_t at = 0; (at = line.find_first_of("\x7f\xc2", at)) != std::string::npos; ++at) {
+        const bool is_delete = line[at] == '\x7f';
+        const auto code =
+            static_cast<unsigned char>(is_delete ? line[at] : line[at + 1]); // U+0080 to U+00BF: C2 80 to C2 BF
+        if (is_delete || code < 0xa0)
+            line.replace(at, is_delete ? 1 : 2, fmt::format("\\u{:04x}", code));
+    }
+    return line;
 }
 
 } // namespace finrace

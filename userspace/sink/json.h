@@ -105,7 +105,8 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
 /// stay lists.
 Json flattened(const Json& record);
 
-/// One line without its newline; bytes that are no UTF-8 become U+FFFD.
+/// One line without its newline; bytes that are no UTF-8 become U+FFFD. Control characters are escaped, those too that
+/// JSON may have as they are (U+007F to U+009F): a terminal obeys them.
 std::string to_line(const Json& record);
 
 } // namespace finrace

@@ -16,6 +16,7 @@
 #include <fmt/format.h>
 
 #include "sink/unix_socket.h"
+#include "sink/untampered.h"
 
 namespace finrace {
 
@@ -24,7 +25,7 @@ namespace {
 /// A crash may have left a last line without its end: the next one must not be glued to it.
 bool ends_within_a_line(const std::string& path, off_t size)
 {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    const int fd = open_untampered(path, O_RDONLY | O_NONBLOCK);
     if (fd < 0)
         return false;
     char last = '\n';
@@ -63,7 +64,7 @@ Stream::~Stream()
 Stream Stream::to_file(const std::string& path, std::size_t backlog, mode_t mode)
 {
     // O_NONBLOCK: a FIFO without a reader is refused instead of waited for.
-    const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, mode);
+    const int fd = open_untampered(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY, mode);
     if (fd < 0)
         throw OutputError(errno == ENXIO ? fmt::format("nobody reads from {}: start the pipe's reader first", path)
                                          : fmt::format("cannot open {} for appending: {}", path, std::strerror(errno)));

@@ -2,6 +2,14 @@
 #include "sink/unix_socket.h"
 
 #include <cerrno>
+#include <string>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "sink/untampered.h"
 
 namespace finrace {
 
@@ -20,12 +28,31 @@ std::optional<UnixAddress> unix_address(std::string_view name)
 
 bool connect_unix(int fd, std::string_view name)
 {
-    const std::optional<UnixAddress> address = unix_address(name);
+    std::optional<UnixAddress> address = unix_address(name);
     if (!address) {
         errno = EINVAL;
         return false;
     }
-    return ::connect(fd, reinterpret_cast<const sockaddr*>(&address->where), address->size) == 0;
+    int socket = -1;
+    bool by_others = false;
+    if (name.front() == '/') {
+        try {
+            socket = open_untampered(std::string(name), O_PATH, 0, &by_others);
+        } catch (const Tampered&) {
+            errno = EACCES;
+            return false;
+        }
+        if (socket < 0)
+            return false;
+        if (by_others) // what was looked at, whatever has the name by now
+            address = unix_address(fmt::format("/proc/self/fd/{}", socket));
+    }
+    const bool connected = ::connect(fd, reinterpret_cast<const sockaddr*>(&address->where), address->size) == 0;
+    const int error = errno;
+    if (socket >= 0)
+        ::close(socket);
+    errno = error;
+    return connected;
 }
 
 } // namespace finrace

@@ -21,7 +21,8 @@ struct UnixAddress {
 /// Nothing if it is too long, or neither begins with / nor with @.
 std::optional<UnixAddress> unix_address(std::string_view name);
 
-/// connect(2). Returns false and leaves the reason in errno, also for what is no such name (EINVAL).
+/// connect(2). Returns false and leaves the reason in errno, also for what is no such name (EINVAL), and for a socket
+/// that another user may have put in its server's place (EACCES; open_untampered()).
 bool connect_unix(int fd, std::string_view name);
 
 } // namespace finrace

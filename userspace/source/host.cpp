@@ -42,7 +42,8 @@ namespace fs = std::filesystem;
 
 constexpr std::uint64_t ns_per_ms = 1'000'000;
 constexpr std::size_t largest_file = 1U << 20U;
-constexpr std::size_t most_read = 16U << 20U; ///< of one process's files, all together
+constexpr std::size_t most_read = 16U << 20U;  ///< of one process's files, all together
+constexpr std::size_t most_listed = 1U << 16U; ///< names in folders: any user's process may name /*/*/*/*
 constexpr unsigned most_parents = 8;
 
 std::string read_proc(std::uint32_t pid, std::string_view name)
@@ -121,23 +122,27 @@ private:
             ::syscall(SYS_openat2, root_.get(), path.empty() ? "." : path.c_str(), &how, sizeof(how))));
     }
 
-    [[nodiscard]] std::vector<std::string> names_in(const std::string& directory) const
+    [[nodiscard]] std::vector<std::string> names_in(const std::string& directory)
     {
         std::vector<std::string> names;
         Descriptor fd = opened(directory, O_DIRECTORY);
         const std::unique_ptr<DIR, int (*)(DIR*)> listing(::fdopendir(::dup(fd.get())), ::closedir);
         if (!listing)
             return names;
-        while (const dirent* entry = ::readdir(listing.get())) // NOLINT(concurrency-mt-unsafe): a DIR of our own
+        while (listed_ < most_listed) {
+            const dirent* entry = ::readdir(listing.get()); // NOLINT(concurrency-mt-unsafe): a DIR of our own
+            if (entry == nullptr)
+                break;
+            ++listed_;
             if (entry->d_name[0] != '.')
                 names.emplace_back(entry->d_name);
+        }
         std::sort(names.begin(), names.end());
         return names;
     }
 
     /// One component further, which may be a pattern.
-    [[nodiscard]] std::vector<std::string> extended(const std::vector<std::string>& paths,
-                                                    const std::string& part) const
+    [[nodiscard]] std::vector<std::string> extended(const std::vector<std::string>& paths, const std::string& part)
     {
         std::vector<std::string> longer;
         for (const std::string& path : paths) {
@@ -185,6 +190,7 @@ private:
     Descriptor root_;
     std::map<std::string, std::vector<ConfigurationFile>> opened_; ///< by what was asked for
     std::size_t read_ = 0;
+    std::size_t listed_ = 0;
 };
 
 /// A worker's command line is its master's: the topmost of its parents of the same name.
