@@ -42,6 +42,7 @@ PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node
 PROVEN_ON = ("fentry", "6.1")
 PEERS_ON = ("fentry", "5.10")
 OUTPUTS_ON = ("kprobe", "5.10")  # they know nothing of how the kernel is watched; there what confines them is the oldest
+TWO_HOSTS_ON = ("fentry", "6.12")
 VIEWED_ON = {("fentry", "6.12"), ("kprobe", "6.1")}  # where a connection's accounting can be sampled, and where not
 LIMIT = 600  # seconds, of each command
 
@@ -67,6 +68,8 @@ def exact(options, name):
         ], True
         if here in PROXIES or kernel == "5.10":
             yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *BACKENDS[name], *tools(options, line=False)], True
+        if here == TWO_HOSTS_ON:
+            yield "two hosts in one store", [f"{TESTS}/pipelines/fleet.py", *BACKENDS[name], *tools(options)], True
         if here == PROVEN_ON:
             yield "the proving ground, a part", [
                 f"{TESTS}/e2e/prove.py", *BACKENDS[name], *tools(options), "--pairs", "nginx+uvicorn", "--timers", "short",

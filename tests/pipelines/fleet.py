@@ -1,13 +1,14 @@
 #!/usr/bin/python3
 """What a fleet's hosts have told, in a cluster of real ClickHouse servers: two shards of two replicas each, and ZooKeeper.
 
-The records are those of real runs, one for each host, whose local reports the fleet's must equal when they are added up. What
-no single machine has, connections whose two ends are on two hosts, is made of real verdicts with other numbers; and ten million
-records are ClickHouse's own work.
+The records are those of real runs, one for each host, whose local reports the fleet's must equal when they are added up. By
+cgroup, connections whose two ends are on two hosts are made of real verdicts with other numbers; by trace two real runs tell
+of them, each of one end. Ten million records are ClickHouse's own work.
 """
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -91,6 +92,14 @@ def cluster(folder):
         finally:
             for server in servers:
                 server.kill()
+
+
+def single_schema(server):
+    """As an administrator makes it: schema.sql through single-node.sed."""
+    with open(SCHEMA, encoding="utf-8") as file:
+        done = subprocess.run(["sed", "-f", SINGLE], stdin=file, capture_output=True, text=True, timeout=LIMIT, check=True)
+    must("_local" not in done.stdout and "Replicated" not in done.stdout, "something of a cluster is left")
+    server.script(done.stdout)
 
 
 class Host:
@@ -468,16 +477,74 @@ def test_ten_million_records(options, there, hosts):
 def test_a_single_server(options, hosts):
     """The same schema, by single-node.sed, without a cluster."""
     http, tcp = free_ports(2)
-    with open(SCHEMA, encoding="utf-8") as file, \
-            ClickHouse(os.path.join(options.folder, "single"), http, tcp) as server:
-        done = subprocess.run(["sed", "-f", SINGLE], stdin=file, capture_output=True, text=True, timeout=LIMIT, check=True)
-        must("_local" not in done.stdout and "Replicated" not in done.stdout, "something of a cluster is left")
-        server.script(done.stdout)
+    with ClickHouse(os.path.join(options.folder, "single"), http, tcp) as server:
+        single_schema(server)
         for host in hosts:
             server.query("INSERT INTO finrace.records FORMAT JSONEachRow", b"\n".join(host.flat()),
                          input_format_skip_unknown_fields=1)
         fleet = fleet_report(options, server.url)
         must(added_up([host.report() for host in hosts]) == added_up([fleet]), "the report is another one")
+
+
+# Whose server leaves the request unread, is closed as it comes, or cuts its answer: ends of which its host tells too.
+TOLD_BY_BOTH = "race_reset_unread,race_fin_lingering,race_reset_closed,cut_by_reset"
+
+
+def test_two_hosts_and_one_connection(options):
+    """Live, by trace: a proxy's finrace and an upstream's, each blind for the other's end, and the lab between them. In the
+    store each connection has one verdict, which the upstream's host has strengthened."""
+    truth = os.path.join(options.folder, "truth")
+    files = {name: os.path.join(options.folder, f"{name}.jsonl") for name in ("proxy-1", "app-1")}
+    ports = random.randrange(10000, 19900)
+    running = []
+    try:
+        for name, side in (("proxy-1", "client"), ("app-1", "server")):
+            command = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name, options.finrace, "run", "--flat",
+                       "--output", files[name], "--side", side, *options.backend_flags]
+            running.append(subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=harness.die_with_parent))
+            harness.wait_said(running[-1], "finrace: ready")
+        lab = [sys.executable, os.path.join(ROOT, "tools", "lab.py"), "--truth", truth, "--runs", "5", "--scenario", TOLD_BY_BOTH,
+               "--parallel", "20", "--port-base", str(ports), "--delay-line", options.delay_line]
+        done = subprocess.run(lab, capture_output=True, text=True, timeout=10 * LIMIT, check=False)
+        must(done.returncode == 0, lambda: f"the lab failed: {done.stderr[-1000:]}")
+        time.sleep(3)  # an end waits a second for its client's to show
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait(STOP_LIMIT)
+    lines = {}
+    for name, path in files.items():
+        with open(path, "rb") as file:
+            lines[name] = [line for line in file.read().splitlines() if b'"finrace.verdict"' in line
+                           and ports <= json.loads(line)["network.local.port" if name == "app-1" else "network.peer.port"] < ports + 100]
+    with open(truth, encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if (row["expected"] or {}).get("cause")]
+    due = Counter(row["expected"]["cause"] for row in rows)
+    said = Counter(json.loads(line)["finrace.cause"] for line in lines["proxy-1"])
+    must(said == due, lambda: f"the proxy's host says {said}, not {due}")
+    of_server = [json.loads(line) for line in lines["app-1"]]
+    must(len(of_server) >= len(rows) * 3 // 4, lambda: f"the upstream's host tells of {len(of_server)} ends of {len(rows)}")
+    must(all(one.get("finrace.request.sequence_number") for one in of_server), "an end without a number")
+    weak = sum(1 for line in lines["proxy-1"] if json.loads(line)["finrace.cause"] == "keepalive_race"
+               and json.loads(line)["finrace.certainty"] != "proven")
+    must(weak > 0, "the proxy's host alone has proven all: nothing is left to strengthen")
+    http, tcp = free_ports(2)
+    with ClickHouse(os.path.join(options.folder, "single"), http, tcp) as server:
+        single_schema(server)
+        for of_host in lines.values():
+            server.query("INSERT INTO finrace.records FORMAT JSONEachRow", b"\n".join(of_host), input_format_skip_unknown_fields=1)
+        report = fleet_report(options, server.url)
+    found = {cause: sum(one["verdicts"] for one in report["findings"] if one["cause"] == cause and one["side"] == "client") for cause in due}
+    must(found == due, lambda: f"together they say {found}, not {due}")
+    alone = [one for one in report["findings"] if one["side"] == "server"]
+    must(not alone, lambda: f"ends of which the proxy's host told as well: {[(one['cause'], one['verdicts']) for one in alone]}")
+    joined = sum(sum(one.get("upstream_hosts", {}).values()) for one in report["findings"])
+    must(joined == len(of_server), f"{joined} of {len(of_server)} ends met their other ends")
+    closed = sum(1 for one in of_server if one["finrace.cause"] == "closed_on_request")
+    proven = sum(one["certainty"].get("proven", 0) for one in report["findings"] if one["cause"] == "keepalive_race")
+    must(proven >= closed, f"{proven} races are proven, though {closed} servers had them unread")
+    print(f"          {len(rows)} connections, of {len(of_server)} both ends; {weak} races were not proven by one alone, "
+          f"{due['keepalive_race'] - proven} are not by both")
 
 
 def test_it_says_what_is_wrong(options, there, hosts):
@@ -520,12 +587,16 @@ def test_it_says_what_is_wrong(options, there, hosts):
 
 def parse():
     parser = harness.parser_of(__doc__)
+    parser.add_argument("--delay-line", default=os.path.join(ROOT, "build", "delay-line"), help="program of the lab")
     parser.add_argument("--records", type=int, default=10 * MILLION, help="how many the largest load has (default %(default)s)")
     return parser.parse_args()
 
 
 def test(options, results):
     need("curl", "curl")
+    if options.backend == "trace":  # which tells of servers' ends; all else is alike by whatever means the kernel is watched
+        results.run("two hosts and one connection", test_two_hosts_and_one_connection, options)
+        return
     results.run("names are the records' own", test_names_are_the_records_own, options)
     with network() as net:
         listener = listen(net)

@@ -103,6 +103,8 @@ void set_times(const FlatRecord& record, std::uint64_t at_ns, connection& c)
     c.peer_fin_ns = time_of("finrace.evidence.peer_fin_ms");
     c.peer_reset_ns = time_of("finrace.evidence.peer_reset_ms");
     c.local_close_ns = time_of("finrace.evidence.local_close_ms");
+    if (c.exchange == 0 && (c.flags & CONNECTION_PEER_RESET) != 0) // of a SYN, which the record is about
+        c.peer_reset_ns = at_ns;
     if (record.has("finrace.connection.age_ms"))
         c.opened_ns = later_by(at_ns, -record.real("finrace.connection.age_ms"));
 }
