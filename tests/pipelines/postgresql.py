@@ -77,12 +77,9 @@ class PostgreSQL:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait(LIMIT)
 
-    def query(self, sql, database="finrace", data=None):
-        """What psql prints of these statements, unaligned. `data`: text for a COPY FROM STDIN."""
+    def query(self, sql, database="finrace"):
+        """What psql prints of these statements, or commands of its own, unaligned."""
         command = [self.psql, "-X", "-q", "-h", f"{self.folder}/cluster", "-U", "postgres", "-d", database, "-v", "ON_ERROR_STOP=1", "-At"]
-        if data is None:
-            done = subprocess.run([*command, "-f", "-"], input=sql, capture_output=True, text=True, timeout=LIMIT)
-        else:
-            done = subprocess.run([*command, "-c", sql], input=data, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run([*command, "-f", "-"], input=sql, capture_output=True, text=True, timeout=LIMIT)
         must(done.returncode == 0, lambda: f"psql: {done.stderr[-2000:]}")
         return done.stdout
