@@ -77,6 +77,7 @@ class ClickHouse:
         self.folder, self.http_port, self.tcp_port = os.path.abspath(folder), http_port, tcp_port
         self.program = need("clickhouse-server", "clickhouse-server")
         self.process = None
+        self.patience = LIMIT  # seconds, for an answer
         os.makedirs(self.folder, exist_ok=True)
         self.log = os.path.join(self.folder, "server.log")
         more = cluster_xml(cluster or {}, internal_replication)
@@ -158,7 +159,7 @@ class ClickHouse:
         self.kill()
 
     def request(self, path, body=None):
-        connection = http.client.HTTPConnection(HOST, self.http_port, timeout=LIMIT)
+        connection = http.client.HTTPConnection(HOST, self.http_port, timeout=self.patience)
         try:
             connection.request("POST" if body is not None else "GET", path, body)
             response = connection.getresponse()
