@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // What a long-lived process gives up once it has attached: the file system but for its outputs' folders, the
-// capabilities, and the system calls that it never makes again. Whoever finds a way into it finds little there; and none
-// but root gets in as its debugger would.
+// capabilities, and the system calls that it never makes again. Whoever finds a way into it finds little there; and
+// none but root gets in as its debugger would.
 #pragma once
 
 #include <functional>
 #include <string>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
+#include "cli/command_line.h"
 #include "sink/json.h"
 
 namespace finrace {

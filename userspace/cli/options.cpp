@@ -7,6 +7,7 @@
 #include <map>
 #include <utility>
 
+#include <CLI/CLI.hpp>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>

@@ -9,8 +9,7 @@
 #include <unordered_set>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
+#include "cli/command_line.h"
 #include "cli/process_names.h"
 #include "sink/clock.h"
 #include "sink/stream.h"

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <set>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <sys/stat.h>
 

@@ -8,8 +8,7 @@
 #include <string>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
+#include "cli/command_line.h"
 #include "cli/config_file.h"
 #include "cli/options.h"
 #include "cli/outputs.h"

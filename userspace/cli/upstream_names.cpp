@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <sys/random.h>

@@ -8,8 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
+#include "cli/command_line.h"
 #include "cli/parse.h"
 #include "core/upstream.h"
 #include "sink/disguise.h"
