@@ -337,7 +337,7 @@ def test_strangers(options):
         ("socket", socket_at, f"syslog:{path}"), ("link to a folder", lambda where: os.symlink(own, where), f"{path}/new"),
         ("folder", os.mkdir, f"{path}/new"), ("link to a folder", lambda where: os.symlink(own, where), f"unix-dgram:{path}/new"),
     ]
-    for name, plant, output in planted:
+    for name, plant, output in planted[::4] if options.small else planted:
         plant(path)
         if name != "second name":  # that one is root's: whose it is tells nothing
             os.lchown(path, STRANGER, STRANGER)
