@@ -7,8 +7,10 @@
 #include <cstring>
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sched.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -57,10 +59,14 @@ int join_first_process(const char* kind, int flag)
 
 int stat_namespace(const std::string& file, struct stat& status)
 {
-    if (::stat(file.c_str(), &status) != 0)
+    struct statfs system {};
+    if (::stat(file.c_str(), &status) != 0 || ::statfs(file.c_str(), &system) != 0)
         return errno;
-    // Debian's Linux 5.10 leads to the folder around it, where it should refuse.
-    return S_ISDIR(status.st_mode) ? EACCES : 0;
+    if (system.f_type == NSFS_MAGIC)
+        return 0;
+    // Debian's Linux 5.10 leads to the folder around it, where it should refuse. In /run/netns names outlive
+    // namespaces.
+    return S_ISDIR(status.st_mode) ? EACCES : ENOENT;
 }
 
 std::uint64_t parse_effective_capabilities(std::string_view status)

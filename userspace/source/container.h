@@ -13,7 +13,8 @@ struct stat;
 
 namespace finrace {
 
-/// stat(2) of a file in /proc/PID/ns. Returns an errno, or 0.
+/// stat(2) of a namespace's file, in /proc/PID/ns or /run/netns. Returns an errno, or 0; ENOENT if it is no
+/// namespace's.
 int stat_namespace(const std::string& file, struct stat& status);
 
 /// CapEff of /proc/self/status, a bit each; 0 if it can't be read.
