@@ -289,8 +289,9 @@ _host_network = None  # descriptor of the namespace in which finrace runs
 class Finrace:
     """A running `finrace run`. Its standard error and its records are read as they come, by threads of this process."""
 
-    def __init__(self, options, *flags, interval="1s", output=None, wait=True, environment=None):
-        """`output`: None for a file that is read along, else where records go (a path, or a descriptor as stdout)."""
+    def __init__(self, options, *flags, interval="1s", output=None, wait=True, environment=None, container=None):
+        """`output`: None for a file that is read along, else where records go (a path, or a descriptor as stdout).
+        `container`: the whole command that runs it elsewhere, whose standard output is read along."""
         self.options = options
         self.lines = []  # (wall time, bytes), complete lines alone
         self.rest = b""
@@ -302,8 +303,11 @@ class Finrace:
         stdout = subprocess.DEVNULL
         if output is None:
             handle, self.path = tempfile.mkstemp(prefix="records-", suffix=".jsonl", dir=options.folder)
-            os.close(handle)
-            command += ["--output", self.path]
+            if container:
+                stdout, command = handle, list(container)
+            else:
+                os.close(handle)
+                command += ["--output", self.path]
         elif isinstance(output, int):
             stdout = output
         else:
@@ -314,6 +318,8 @@ class Finrace:
             command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, preexec_fn=self.enter_host,
             env={**os.environ, **(environment or {})},
         )
+        if container:
+            os.close(stdout)
         self.watchers = [threading.Thread(target=self.listen, daemon=True)]
         if self.path:
             self.watchers.append(threading.Thread(target=self.follow, daemon=True))

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""finrace as Debian's package installs it, under real systemd: from its first start to its purge. For a virtual machine alone
-(scripts/vm --systemd): what it installs and kills is this system's.
+"""finrace as Debian's package installs it, under real systemd: from its first start to its purge; and in a container
+(container.py). For a virtual machine alone (scripts/vm --systemd): what it installs and kills is this system's.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import urllib.request
 from contextlib import contextmanager
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import container  # noqa: E402
 import harness  # noqa: E402
 from harness import LIMIT, Pair, must, need, network, wait_for  # noqa: E402
 from robustness import in_child  # noqa: E402
@@ -578,6 +579,11 @@ def test(options, results):
     results.run_each([test_install], options)
     if not results.failed:  # the others need it
         results.run_each(tests, options)
+    if options.kernel == container.KERNEL or options.whole:
+        call("systemctl", "stop", UNIT, good=(0, 5), limit=SLOW)  # 5: it has been purged
+        container.test(options, results)
+    else:
+        print(f"service: in a container on {container.KERNEL[0]}.{container.KERNEL[1]} alone, without --whole", flush=True)
     if results.failed and options.logs:
         with open(os.path.join(options.logs, "service-journal"), "w", encoding="utf-8") as file:
             file.write(call("journalctl", "--no-pager", "--boot"))

@@ -13,6 +13,7 @@
 #include "cli/filter.h"
 #include "cli/parse.h"
 #include "cli/privileges.h"
+#include "source/container.h"
 #include "test_sink_events.h"
 
 using namespace finrace;

@@ -243,6 +243,9 @@ void leave_capabilities(bool reopens, const std::function<bool()>& counts)
     capng_clear(CAPNG_SELECT_CAPS);
     if (needs_more && (may_bpf || may_all))
         capng_update(CAPNG_ADD, both, may_bpf ? CAP_BPF : CAP_SYS_ADMIN);
+    if (needs_more && !may_bpf && may_all)
+        say("warning: CAP_SYS_ADMIN is kept, to read the counters: before Linux 5.19 that takes a capability; give it "
+            "CAP_BPF as well, and it keeps that alone");
     if (reopens && may_override)
         capng_update(CAPNG_ADD, both, CAP_DAC_OVERRIDE);
     require(capng_apply(CAPNG_SELECT_CAPS) == 0, "capset()");

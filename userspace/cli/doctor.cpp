@@ -23,6 +23,7 @@
 #include "cli/terminal.h"
 #include "core/cause.h"
 #include "sink/text.h"
+#include "source/container.h"
 #include "source/descriptor.h"
 #include "source/live.h"
 
@@ -74,6 +75,8 @@ struct Findings {
     bool btf = false;
     std::string lockdown;
     std::vector<std::string> missing_capabilities;
+    std::optional<std::string> refusal;
+    bool host_processes = false;
     std::string cgroup_root;
     std::vector<BackendReport> backends;
 
@@ -101,11 +104,13 @@ Findings examine()
         .btf = ::access("/sys/kernel/btf/vmlinux", R_OK) == 0,
         .lockdown = lockdown_mode(),
         .missing_capabilities = missing_capabilities(effective_capabilities()),
+        .refusal = refusal(),
+        .host_processes = sees_host_processes(),
         .cgroup_root = find_cgroup_root(),
         .backends = {},
     };
-    // Without these every attempt fails with EPERM, which says nothing of the kernel.
-    if (findings.missing_capabilities.empty())
+    // Every attempt would fail with EPERM, which says nothing of the kernel.
+    if (!findings.refusal)
         findings.backends = examine_backends();
     return findings;
 }
@@ -136,15 +141,16 @@ void print(const Findings& findings)
          findings.lockdown != "confidentiality");
     fact("cgroup v2",
          findings.cgroup_root.empty() ? "no cgroup2 with its root in /proc/self/mountinfo: backend cgroup needs it; "
-                                        "mount -t cgroup2 none /sys/fs/cgroup/unified"
+                                        "mount -t cgroup2 none /sys/fs/cgroup/unified, in a container the host's"
                                       : findings.cgroup_root,
          !findings.cgroup_root.empty());
     fact("capabilities",
          findings.missing_capabilities.empty()
              ? "all that is needed"
-             : fmt::format("{} missing: run it as root to see what this kernel allows",
-                           fmt::join(findings.missing_capabilities, ", ")),
+             : fmt::format("{} missing", fmt::join(findings.missing_capabilities, ", ")),
          findings.missing_capabilities.empty());
+    fact("processes", findings.host_processes ? "by the host's numbers" : "by a container's own numbers",
+         findings.host_processes);
 
     for (const BackendReport& report : findings.backends) {
         fmt::print("\n{}  {}\n", paint.bold(full_name(report)),
@@ -164,14 +170,16 @@ void print(const Findings& findings)
         }
         for (const std::string& what : report.unseen)
             fmt::print("  {} {}\n", paint.yellow("not seen:"), what);
+        for (const std::string& what : report.warnings)
+            fmt::print("  {} {}\n", paint.yellow("warning:"), what);
         if (const auto causes = never_named(report); !causes.empty())
             fmt::print("  {} {}\n", paint.yellow("never named:"), fmt::join(causes, ", "));
     }
     const BackendReport* choice = findings.choice();
     fmt::print("\n{}\n", choice != nullptr
                              ? paint.bold(fmt::format("--backend auto takes {}.", full_name(*choice)))
-                             : paint.red(findings.backends.empty() ? "No backend was tried, for want of capabilities."
-                                                                   : "No backend works here."));
+                             : paint.red(findings.refusal ? "No backend was tried: " + *findings.refusal + "."
+                                                          : "No backend works here."));
 }
 
 Json to_json(const Findings& findings)
@@ -181,6 +189,9 @@ Json to_json(const Findings& findings)
         {"machine", findings.machine},   {"btf", findings.btf},
         {"lockdown", findings.lockdown}, {"missing_capabilities", findings.missing_capabilities},
     };
+    if (findings.refusal)
+        json["refusal"] = *findings.refusal;
+    json["host_processes"] = findings.host_processes;
     if (!findings.cgroup_root.empty())
         json["cgroup_root"] = findings.cgroup_root;
     Json& backends = json["backends"] = Json::array();
@@ -203,6 +214,8 @@ Json to_json(const Findings& findings)
         }
         if (!report.unseen.empty())
             one["unseen"] = report.unseen;
+        if (!report.warnings.empty())
+            one["warnings"] = report.warnings;
         if (const auto causes = never_named(report); !causes.empty())
             one["never_named"] = causes;
         backends.push_back(std::move(one));

@@ -56,7 +56,7 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, R
     : tick_(std::min(tick, longest_tick)), recorder_(recorder), clock_measured_(std::chrono::steady_clock::now())
 {
     check_combination(options);
-    require_capabilities();
+    require_privileges();
 
     ::signal(SIGPIPE, SIG_IGN); // a reader that leaves is told by EPIPE
     sigset_t stop{};

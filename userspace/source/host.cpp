@@ -30,6 +30,7 @@
 
 #include "bpf/connection.h"
 #include "source/configuration.h"
+#include "source/container.h"
 #include "source/descriptor.h"
 #include "source/placement.h"
 #include "source/sockets.h"
@@ -46,9 +47,15 @@ constexpr std::size_t most_read = 16U << 20U;  ///< of one process's files, all 
 constexpr std::size_t most_listed = 1U << 16U; ///< names in folders: any user's process may name /*/*/*/*
 constexpr unsigned most_parents = 8;
 
+/// Of a process by the kernel's number: no file's name where /proc has other numbers.
+std::string proc_file(std::uint32_t pid, std::string_view name)
+{
+    return sees_host_processes() ? fmt::format("/proc/{}/{}", pid, name) : std::string();
+}
+
 std::string read_proc(std::uint32_t pid, std::string_view name)
 {
-    return read_whole(fmt::format("/proc/{}/{}", pid, name));
+    return read_whole(proc_file(pid, name));
 }
 
 std::vector<std::string> split_at_zeros(std::string_view text)
@@ -94,7 +101,7 @@ std::int64_t started_s(std::uint32_t pid)
 class ProcessFiles {
 public:
     explicit ProcessFiles(std::uint32_t pid)
-        : root_(::open(fmt::format("/proc/{}/root", pid).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC))
+        : root_(::open(proc_file(pid, "root").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC))
     {
     }
 
@@ -218,7 +225,7 @@ ProcessFacts facts_of(std::uint32_t pid)
             facts.environment[variable.substr(0, equals)] = variable.substr(equals + 1);
     }
     std::error_code gone;
-    facts.directory = fs::read_symlink(fmt::format("/proc/{}/cwd", facts.pid), gone).string();
+    facts.directory = fs::read_symlink(proc_file(facts.pid, "cwd"), gone).string();
     return facts;
 }
 

@@ -6,22 +6,27 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <fstream>
 #include <optional>
 #include <set>
 #include <sstream>
+#include <string_view>
 
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
 #include "core/address.h"
+#include "source/container.h"
 #include "source/descriptor.h"
 #include "source/sockets.h"
 
@@ -43,6 +48,7 @@ class LibbpfLog {
 public:
     static void install() { libbpf_set_print(&LibbpfLog::print); }
     static void clear() { text().clear(); }
+    static bool has(std::string_view words) { return text().find(words) != std::string::npos; }
 
     /// The last lines that say something, for an error message.
     static std::string tail()
@@ -95,17 +101,42 @@ std::string first_line(const char* path)
     return line;
 }
 
-/// What the kernel's refusal of backend trace means, where that can be told.
-std::string hint_for(int error)
+/// The memory of maps is charged to RLIMIT_MEMLOCK (up to Linux 5.10), which libbpf could not lift.
+bool locked_memory_counts()
 {
+    utsname kernel{};
+    unsigned major = 0;
+    unsigned minor = 0;
+    rlimit limit{};
+    return ::uname(&kernel) == 0 && std::sscanf(kernel.release, "%u.%u", &major, &minor) == 2 &&
+           (major < 5 || (major == 5 && minor < 11)) && ::getrlimit(RLIMIT_MEMLOCK, &limit) == 0 &&
+           limit.rlim_cur != RLIM_INFINITY;
+}
+
+/// What the kernel's refusal to load or attach means, where that can be told.
+std::string hint_for(int error, Backend backend)
+{
+    if (error == EPERM && locked_memory_counts())
+        return "\n  up to Linux 5.10 the memory of its maps counts as locked, of which this process may have little: "
+               "give "
+               "it CAP_SYS_RESOURCE, or no such limit (ulimit -l unlimited; LimitMEMLOCK=infinity of the service or "
+               "container runtime)";
+    if (error == EPERM && backend == Backend::cgroup)
+        return "\n  attaching to a control group takes CAP_NET_ADMIN, which before Linux 6.9 CAP_SYS_ADMIN does not "
+               "contain";
+    // libbpf, load_module_btfs(): for a function that this kernel does not have.
+    if (LibbpfLog::has("failed to iterate BTF objects"))
+        return "\n  from Linux 5.11 to 6.1 backend trace takes CAP_SYS_ADMIN, to read the types of modules; --backend "
+               "cgroup "
+               "does not";
     const std::string lockdown = first_line("/sys/kernel/security/lockdown");
     if (error == EPERM && lockdown.find("[confidentiality]") != std::string::npos)
         return "\n  the kernel is locked down (lockdown=confidentiality): it refuses programs that read its memory; "
                "--backend cgroup works there";
     if (error == EPERM)
         return "\n  no capability is missing: the kernel itself refuses programs that read its memory, or what runs "
-               "this host does (lockdown=confidentiality, a container's seccomp filter, a user namespace, a "
-               "security module); --backend cgroup needs no such programs";
+               "this host does (lockdown=confidentiality, a container's seccomp filter, a security module); --backend "
+               "cgroup needs no such programs";
     if (error == ENOENT && access("/sys/bus/event_source/devices/kprobe", F_OK) != 0)
         return "\n  this kernel has no kprobes (CONFIG_KPROBES); --backend cgroup needs none";
     return {};
@@ -216,6 +247,7 @@ std::string cgroup_root()
 {
     std::ifstream mounts("/proc/self/mountinfo");
     std::string looked;
+    bool is_part = false;
     for (std::string line; std::getline(mounts, line);) {
         const std::size_t separator = line.find(" - ");
         if (separator == std::string::npos)
@@ -223,15 +255,23 @@ std::string cgroup_root()
         std::istringstream fields(line);
         std::string skip, root, mount_point;
         fields >> skip >> skip >> skip >> root >> mount_point;
-        if (line.compare(separator + 3, 8, "cgroup2 ") == 0 && root == "/")
-            return mount_point;
+        // Not by `root`, which is that of this process's cgroup namespace.
+        if (line.compare(separator + 3, 8, "cgroup2 ") == 0) {
+            if (is_cgroup_root(mount_point))
+                return mount_point;
+            is_part = true;
+        }
         if (line.compare(separator + 3, 6, "cgroup") == 0)
             looked += fmt::format("\n    {} ({}, root {})", mount_point,
                                   line.substr(separator + 3, line.find(' ', separator + 3) - separator - 3), root);
     }
     throw SetupError("no cgroup v2 hierarchy is mounted with its root; looked in /proc/self/mountinfo" +
                      (looked.empty() ? std::string(", which lists no cgroup file system") : " and found:" + looked) +
-                     "\n  mount one: mount -t cgroup2 none /sys/fs/cgroup (or below it, in a hybrid layout)");
+                     (is_part
+                          ? "\n  a container's own part of it does not do: only its own connections would be seen; "
+                            "give it the host's (podman or docker run -v /sys/fs/cgroup:/host/cgroup:ro, in "
+                            "Kubernetes a hostPath volume of /sys/fs/cgroup)"
+                          : "\n  mount one: mount -t cgroup2 none /sys/fs/cgroup (or below it, in a hybrid layout)"));
 }
 
 /// Everything behind LiveSource that does not depend on the backend's skeleton type.
@@ -282,6 +322,13 @@ struct LiveSource::Implementation {
                          .required = row.required,
                          .purpose = row.purpose,
                          .problem = std::move(problem)});
+    }
+
+    /// Of network namespaces: their connections older than the tracer are not taken in.
+    void warn(const std::vector<std::string>& closed)
+    {
+        for (const std::string& what : closed)
+            warnings.push_back("connections older than finrace are not taken in everywhere: " + what);
     }
 
     std::string backend;
@@ -377,7 +424,7 @@ struct TraceSource : LiveSource::Implementation {
                                    types.allocation_from_tracing() ? std::uint32_t{BPF_F_NO_PREALLOC} : 0U);
         }
 
-        socket_owners = find_socket_owners();
+        socket_owners = find_socket_owners(&warnings);
         bpf_map__set_max_entries(owner->maps.socket_owners,
                                  std::max(1U, static_cast<std::uint32_t>(socket_owners.size())));
 
@@ -401,7 +448,7 @@ struct TraceSource : LiveSource::Implementation {
         LibbpfLog::clear();
         if (const int error = -bpf_object__load_skeleton(owner->skeleton); error != 0)
             throw SetupError(fmt::format("backend trace by {}: the kernel does not load the programs: {}{}{}", how,
-                                         error_text(error), LibbpfLog::tail(), hint_for(error)));
+                                         error_text(error), LibbpfLog::tail(), hint_for(error, Backend::trace)));
         open_ring(owner.skeleton->obj);
         for (const ProgramRow* row : wanted) {
             const bool own_prefix = std::strchr(row->hook, '/') != nullptr;
@@ -409,7 +456,8 @@ struct TraceSource : LiveSource::Implementation {
             const int error = errno;
             if (!link && row->required)
                 throw SetupError(fmt::format("backend trace: {}{} does not attach ({}): {}{}", own_prefix ? "" : prefix,
-                                             row->hook, row->purpose, error_text(error), hint_for(error)));
+                                             row->hook, row->purpose, error_text(error),
+                                             hint_for(error, Backend::trace)));
             add_hook(*row, own_prefix ? "" : prefix, link ? "" : error_text(error));
             if (std::strcmp(row->name, "trace_adopt") == 0)
                 adopt(bpf_link__fd(link.get()));
@@ -430,10 +478,10 @@ struct TraceSource : LiveSource::Implementation {
         for (const auto& [inode, pid] : socket_owners)
             bpf_map_update_elem(map, &inode, &pid, BPF_NOEXIST);
         std::set<int> errors;
-        warnings = in_each_network_namespace([&] {
+        warn(in_each_network_namespace([&] {
             if (const int error = run_iterator(link_fd); error != 0)
                 errors.insert(error);
-        });
+        }));
         for (const auto& [inode, pid] : socket_owners)
             bpf_map_delete_elem(map, &inode);
         socket_owners.clear();
@@ -479,8 +527,8 @@ struct CgroupSource : LiveSource::Implementation {
 
         LibbpfLog::clear();
         if (const int error = -bpf_object__load_skeleton(owner->skeleton); error != 0)
-            throw SetupError(fmt::format("backend cgroup: the kernel does not load the programs: {}{}",
-                                         error_text(error), LibbpfLog::tail()));
+            throw SetupError(fmt::format("backend cgroup: the kernel does not load the programs: {}{}{}",
+                                         error_text(error), LibbpfLog::tail(), hint_for(error, Backend::cgroup)));
         const Descriptor cgroup(open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
         if (!cgroup)
             throw SetupError(fmt::format("backend cgroup: {}: {}", root, error_text(errno)));
@@ -494,8 +542,8 @@ struct CgroupSource : LiveSource::Implementation {
             Link link(bpf_program__attach_cgroup(program, cgroup.get()));
             const int error = errno;
             if (!link && row.required)
-                throw SetupError(fmt::format("backend cgroup: {} does not attach to {} ({}): {}", row.hook, root,
-                                             row.purpose, error_text(error)));
+                throw SetupError(fmt::format("backend cgroup: {} does not attach to {} ({}): {}{}", row.hook, root,
+                                             row.purpose, error_text(error), hint_for(error, Backend::cgroup)));
             add_hook(row, "", link ? "" : error_text(error));
             if (link) {
                 links.push_back(std::move(link));
@@ -514,7 +562,7 @@ struct CgroupSource : LiveSource::Implementation {
         };
         std::vector<Older> older;
         int refused = 0;
-        warnings = in_each_network_namespace([&] {
+        warn(in_each_network_namespace([&] {
             std::vector<ListedSocket> sockets;
             std::set<std::uint16_t> listening;
             if (!list_tcp_sockets([&](const ListedSocket& s) { sockets.push_back(s); })) {
@@ -527,16 +575,16 @@ struct CgroupSource : LiveSource::Implementation {
             for (const ListedSocket& s : sockets)
                 if (s.state != TCP_STATE_LISTEN)
                     older.push_back({s, listening.contains(s.local_port)});
-        });
+        }));
         if (refused != 0)
             warnings.push_back(
                 fmt::format("connections older than the tracer can't be listed: {}", error_text(refused)));
         if (!options.follow_accepted)
             std::erase_if(older, [](const Older& o) { return o.accepted; });
+        const SocketOwners owners = find_socket_owners(&warnings);
         if (older.empty())
             return;
 
-        const SocketOwners owners = find_socket_owners();
         const int map = bpf_map__fd(owner->maps.adoptables);
         std::int64_t added = 0;
         for (const auto& [socket, accepted] : older) {
@@ -639,7 +687,10 @@ std::unique_ptr<Implementation> open_first(const LiveOptions& options)
 LiveSource::LiveSource(const LiveOptions& options)
 {
     LibbpfLog::install();
+    const std::optional<std::string> problem = take_host_names();
     implementation_ = open_first(options);
+    if (problem)
+        implementation_->warnings.push_back(*problem);
 }
 
 LiveSource::~LiveSource() = default;
@@ -797,12 +848,14 @@ std::vector<BackendReport> examine_backends()
                              .works = false,
                              .problem = {},
                              .hooks = {},
-                             .unseen = {}};
+                             .unseen = {},
+                             .warnings = {}};
         try {
             const LiveSource source({.backend = way.backend, .attach = way.attach, .ring_bytes = 4096});
             report.works = true;
             report.hooks = source.hooks();
             report.unseen = unseen_by(way.backend);
+            report.warnings = source.warnings();
         } catch (const SetupError& error) {
             report.problem = error.what();
         }

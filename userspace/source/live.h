@@ -76,10 +76,12 @@ struct BackendReport {
     bool works = false;
     std::string problem;
     std::vector<Hook> hooks;
-    std::vector<std::string> unseen; ///< what no hook of this backend can show on this kernel
+    std::vector<std::string> unseen;   ///< what no hook of this backend can show on this kernel
+    std::vector<std::string> warnings; ///< what was refused to this process, as LiveSource::warnings()
 };
 
-/// Where the cgroup v2 hierarchy is mounted: /proc/self/mountinfo, proc(5). Throws SetupError, with where it looked.
+/// Where the cgroup v2 hierarchy is mounted, with its root: /proc/self/mountinfo, proc(5). Throws SetupError, with
+/// where it looked.
 std::string cgroup_root();
 
 /// For `finrace doctor`: tries every backend.

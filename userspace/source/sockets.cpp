@@ -9,12 +9,15 @@
 #include <cstring>
 #include <ctime>
 #include <filesystem>
+#include <initializer_list>
+#include <optional>
 #include <set>
 #include <string_view>
 #include <thread>
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
@@ -27,9 +30,11 @@
 #include <unistd.h>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "bpf/event.h"
 #include "core/address.h"
+#include "source/container.h"
 #include "source/descriptor.h"
 
 namespace finrace {
@@ -51,6 +56,54 @@ std::vector<fs::path> namespace_files()
     }
     return files;
 }
+
+struct Capability {
+    unsigned number;
+    const char* name;
+};
+
+/// What could not be looked into, but for what is gone by now: the first of it, and how many of how many.
+class Denials {
+public:
+    /// `few_tell`: a few where all capabilities are there are worth telling. Security modules keep some processes from
+    /// everybody, which nobody can mend.
+    explicit Denials(bool few_tell) : few_tell_(few_tell) {}
+    void attempt() { ++attempts_; }
+    void note(const fs::path& file, int error)
+    {
+        // ESRCH: of a process that has just ended, fs/proc.
+        if (error == ENOENT || error == ESRCH)
+            return;
+        if (count_++ == 0) {
+            file_ = file;
+            error_ = error;
+        }
+    }
+    /// Nothing if nothing is worth telling.
+    [[nodiscard]] std::optional<std::string> told(std::string_view what,
+                                                  std::initializer_list<Capability> capabilities) const
+    {
+        const std::uint64_t effective = effective_capabilities();
+        std::vector<std::string_view> missing;
+        for (const Capability& one : capabilities)
+            if ((effective >> one.number & 1U) == 0)
+                missing.emplace_back(one.name);
+        if (count_ == 0 || (missing.empty() && !few_tell_ && 2 * count_ <= attempts_))
+            return std::nullopt;
+        return fmt::format("{} of {} {} ({}: {}), {}", count_, attempts_, what, file_.string(), std::strerror(error_),
+                           missing.empty()
+                               ? "though no capability is missing: a security module may refuse it (AppArmor, "
+                                 "SELinux: a container's profile)"
+                               : fmt::format("which takes {}", fmt::join(missing, " and ")));
+    }
+
+private:
+    bool few_tell_;
+    std::size_t attempts_ = 0;
+    std::size_t count_ = 0;
+    fs::path file_;
+    int error_ = 0;
+};
 
 /// Calls `handle` with each of the attributes in `bytes` bytes.
 template <typename Handle>
@@ -168,30 +221,35 @@ std::uint64_t monotonic_ns()
 
 std::vector<std::string> in_each_network_namespace(const std::function<void()>& work)
 {
-    std::vector<std::string> problems;
+    Denials unseen(false);
+    Denials closed(true);
     std::thread([&] {
         std::set<std::pair<dev_t, ino_t>> done;
-        std::error_code ignored;
         for (const fs::path& file : namespace_files()) {
             struct stat status {};
-            // A process may be gone by now; what it was in is then listed through another, or gone as well.
-            if (stat(file.c_str(), &status) != 0 || !done.emplace(status.st_dev, status.st_ino).second)
-                continue;
-            const Descriptor ns(open(file.c_str(), O_RDONLY | O_CLOEXEC));
-            if (!ns) {
-                if (errno != ENOENT)
-                    problems.push_back(fmt::format("{}: {}", file.string(), std::strerror(errno)));
+            unseen.attempt();
+            if (const int error = stat_namespace(file, status); error != 0) {
+                unseen.note(file, error);
                 continue;
             }
+            if (!done.emplace(status.st_dev, status.st_ino).second)
+                continue;
+            closed.attempt();
+            const Descriptor ns(open(file.c_str(), O_RDONLY | O_CLOEXEC));
             // The first is our own: entering it takes no privilege.
-            if (done.size() > 1 && setns(ns.get(), CLONE_NEWNET) != 0) {
-                problems.push_back(
-                    fmt::format("network namespace {} can't be entered: {}", file.string(), std::strerror(errno)));
+            if (!ns || (done.size() > 1 && setns(ns.get(), CLONE_NEWNET) != 0)) {
+                closed.note(file, errno);
                 continue;
             }
             work();
         }
     }).join();
+    std::vector<std::string> problems;
+    if (const auto text =
+            unseen.told("processes do not show their network namespace", {{CAP_SYS_PTRACE, "CAP_SYS_PTRACE"}}))
+        problems.push_back(*text);
+    if (const auto text = closed.told("network namespaces can't be entered", {{CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}}))
+        problems.push_back(*text);
     return problems;
 }
 
@@ -204,19 +262,29 @@ bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle, in
            list_family(netlink.get(), AF_INET6, handle, accounting);
 }
 
-void for_each_socket_holder(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle)
+std::optional<std::string>
+for_each_socket_holder(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle)
 {
+    if (!sees_host_processes())
+        return "this container has its own numbers for processes, not those that the kernel tells: which process has a "
+               "connection is not told, its container neither, and nothing of connections older than finrace in other "
+               "network namespaces; give it the host's (podman or docker run --pid=host, in Kubernetes hostPID: true)";
+    Denials denials(false);
     std::error_code ignored;
     for (const auto& process : fs::directory_iterator("/proc", ignored)) {
         const std::string name = process.path().filename();
         std::uint32_t pid = 0;
         if (std::from_chars(name.data(), name.data() + name.size(), pid).ptr != name.data() + name.size())
             continue;
-        std::error_code gone;
-        for (fs::directory_iterator file(process.path() / "fd", gone), end; !gone && file != end;
-             file.increment(gone)) {
+        const fs::path folder = process.path() / "fd";
+        denials.attempt();
+        std::error_code error;
+        int unreadable = 0;
+        for (fs::directory_iterator file(folder, error), end; !error && file != end; file.increment(error)) {
             std::array<char, 64> target{};
             const ssize_t length = readlink(file->path().c_str(), target.data(), target.size());
+            if (length < 0)
+                unreadable = errno;
             constexpr std::string_view prefix = "socket:[";
             const std::string_view text(target.data(), length > 0 ? static_cast<std::size_t>(length) : 0);
             std::uint32_t inode = 0;
@@ -224,13 +292,23 @@ void for_each_socket_holder(const std::function<void(std::uint32_t inode, std::u
                 std::from_chars(text.data() + prefix.size(), text.data() + text.size(), inode).ec == std::errc())
                 handle(inode, pid);
         }
+        if (error)
+            denials.note(folder, error.value());
+        else if (unreadable != 0)
+            denials.note(folder, unreadable);
     }
+    return denials.told(
+        "processes do not show their files, so not which of the connections older than finrace are theirs",
+        {{CAP_SYS_PTRACE, "CAP_SYS_PTRACE"}, {CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH"}});
 }
 
-SocketOwners find_socket_owners()
+SocketOwners find_socket_owners(std::vector<std::string>* problems)
 {
     SocketOwners owners;
-    for_each_socket_holder([&](std::uint32_t inode, std::uint32_t pid) { owners.emplace(inode, pid); });
+    const std::optional<std::string> problem =
+        for_each_socket_holder([&](std::uint32_t inode, std::uint32_t pid) { owners.emplace(inode, pid); });
+    if (problem && problems != nullptr)
+        problems->push_back(*problem);
     return owners;
 }
 

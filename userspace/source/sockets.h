@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -14,7 +15,8 @@
 namespace finrace {
 
 /// Runs `work` once inside every network namespace of this host that can be entered (each one only once), on a
-/// thread of its own. Returns what could not be entered, for people. Needs CAP_SYS_ADMIN for foreign ones.
+/// thread of its own. Returns what could not be entered, for people. Needs CAP_SYS_ADMIN for foreign ones, and
+/// CAP_SYS_PTRACE to see them.
 std::vector<std::string> in_each_network_namespace(const std::function<void()>& work);
 
 /// CLOCK_MONOTONIC, as ListedSocket has it.
@@ -40,10 +42,12 @@ struct ListedSocket {
 /// `accounting`: descriptor of the socket storage with struct connection to tell as well (since Linux 5.7), or -1.
 bool list_tcp_sockets(const std::function<void(const ListedSocket&)>& handle, int accounting = -1);
 
-/// One walk through /proc: calls `handle` for each socket (by its inode) that a process holds.
-void for_each_socket_holder(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle);
-/// Process ids by socket inode: of several that hold one, any.
+/// One walk through /proc: calls `handle` for each socket (by its inode) that a process holds. Returns what could not
+/// be seen, for people; nothing at all is where /proc has other numbers than the kernel.
+std::optional<std::string>
+for_each_socket_holder(const std::function<void(std::uint32_t inode, std::uint32_t pid)>& handle);
+/// Process ids by socket inode: of several that hold one, any. What could not be seen is added to `problems`.
 using SocketOwners = std::unordered_map<std::uint32_t, std::uint32_t>;
-SocketOwners find_socket_owners();
+SocketOwners find_socket_owners(std::vector<std::string>* problems = nullptr);
 
 } // namespace finrace
