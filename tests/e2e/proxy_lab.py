@@ -428,14 +428,15 @@ class Lab:
         self.server = Child(self, "upstream", command, netns=self.right, env=env, stop=signal.SIGINT)
         wait_for("the upstream listens", lambda: listens(self.server.process.pid, self.port), child=self.server)
 
-    def _nginx(self):
+    def _nginx(self, more: str = "", locations: str = ""):
+        """`more` goes into nginx's http block, `locations` into its server."""
         host = f"[{self.address}]" if ":" in self.address else self.address
         keep = max(60, self.keep_alive * 4)  # nginx lets its connections idle far longer than the upstream does
         (self.directory / "nginx.conf").write_text(NGINX.format(
             directory=self.directory, port=self.proxy_port,
             upstreams="".join(f"  upstream client{n} {{ server {host}:{self.port}; keepalive 1; "
-                              f"keepalive_timeout {keep}s; }}\n" for n in range(self.clients)),
-            locations="".join(f"    location = /{n} {{ proxy_pass http://client{n}; }}\n" for n in range(self.clients))))
+                              f"keepalive_timeout {keep}s; }}\n" for n in range(self.clients)) + more,
+            locations="".join(f"    location = /{n} {{ proxy_pass http://client{n}; }}\n" for n in range(self.clients)) + locations))
         self.nginx = Child(self, "nginx", [need("nginx", "nginx-light"), "-p", self.directory, "-e",
                                            self.directory / "error.log", "-c", self.directory / "nginx.conf"],
                            netns=self.left)

@@ -299,7 +299,8 @@ class Finrace:
         self.ready = threading.Event()
         self.finished = threading.Event()
         self.path = None
-        command = [options.finrace, "run", *options.backend_flags, *options.unconfined, "--interval", interval]
+        command = [options.finrace, "run", *options.backend_flags, *options.unconfined]
+        command += ["--interval", interval] if interval else []  # none: as a configuration says
         stdout = subprocess.DEVNULL
         if output is None:
             handle, self.path = tempfile.mkstemp(prefix="records-", suffix=".jsonl", dir=options.folder)
