@@ -60,7 +60,7 @@ SECURITY = {
 CONTAINER = {
     "name!": str, "image!": str, "command": [str], "args": [str], "ports": [{"name": str, "containerPort!": int}],
     "securityContext": SECURITY, "resources": {"requests": Map(any=QUANTITY), "limits": Map(any=QUANTITY)},
-    "startupProbe": PROBE, "livenessProbe": PROBE, "volumeMounts": [{"name!": str, "mountPath!": str, "readOnly": bool}],
+    "startupProbe": PROBE, "volumeMounts": [{"name!": str, "mountPath!": str, "readOnly": bool}],
 }
 VOLUME = {
     "name!": str, "configMap": {"name!": str}, "emptyDir": {"medium": OneOf(("", "Memory")), "sizeLimit": QUANTITY},
@@ -150,7 +150,7 @@ def test_manifest(setup):
     must(sorted(volumes) == sorted(one["name"] for one in manifest.container["volumeMounts"]), "volumes and mounts differ")
     configured = manifest.by_kind["ConfigMap"]
     must([one["configMap"]["name"] for one in manifest.pod["volumes"] if "configMap" in one] == [configured["metadata"]["name"]], "no such ConfigMap")
-    for probe in ("startupProbe", "livenessProbe"):
+    for probe in ("startupProbe",):
         must(manifest.port(manifest.container[probe]) == manifest.container["ports"][0]["containerPort"], probe)
     must(manifest.security["capabilities"]["drop"] == ["ALL"] and not manifest.security["privileged"], "more than it names")
 
@@ -431,7 +431,7 @@ def must_see_all(setup, backend):
         must(health.at("finrace.health.confinement") == {"files": True, "system_calls": True, "capabilities": kept}, f"{health}")
         must(health.at("host.name") == socket.gethostname(), f"{health}")
         must(health.at("finrace.health.backend") == backend and health.at("finrace.health.complete"), f"{health}")
-        for probe in ("startupProbe", "livenessProbe"):
+        for probe in ("startupProbe",):
             status, text = answer(finrace, setup, setup.manifest.container[probe])
             must(status == 200 and "\nfinrace_races_total" in text, text)
         setup.configuration('upstream_name = "10.0.0.0/8=billing"\n')

@@ -1836,7 +1836,7 @@ TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
-    test_endless_configuration,     test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
+    test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,
     test_churn_at_start, test_start_stop,
     test_many_connections,

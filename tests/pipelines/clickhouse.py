@@ -8,6 +8,7 @@ Nothing but processes that were started here is ever ended.
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,15 +32,16 @@ USERS = """<yandex>
 
 
 def free_ports(count):
-    """As many TCP ports that nobody listens on now, in this thread's network namespace."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """As many TCP ports that nobody listens on now, in this thread's network namespace; nor takes for a client's, as those that a
+    kernel chooses (net.ipv4.ip_local_port_range) may be before a server does."""
+    found = []
+    while len(found) < count:
+        port = random.randrange(20000, 32000)
+        with suppress(OSError), socket.socket() as one:
+            one.bind((HOST, port))
+            if port not in found:
+                found.append(port)
+    return found
 
 
 def shards(ports, replicas=1):

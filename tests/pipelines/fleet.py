@@ -340,14 +340,54 @@ def test_what_came_before(options, there, hosts):
                               **{f"finrace__upstream__{name}": count for name, count in zip(names, counts)}),
                       changed(verdict, timestamp=at(hours), finrace__sequence=100 + sequence)])
     where = json.loads(upstream)["network.peer.address"]
-    for since, counts, verdicts in (("30m", (7, 75, 1, 4), None), ("3h", (7, 75, 1, 4), 2), ("7h", (12, 125, 2, 5), 3),
+    for since, counts, verdicts in (("3h", (7, 75, 1, 4), 2), ("7h", (12, 125, 2, 5), 3),
                                     ("24h", (17, 175, 2, 6), 4)):
         report = fleet_report(options, there.url, "--since", since)
         (pool,) = (one for one in report["upstreams"] if one["address"] == where)
         found = pool["connections"], pool["requests"], pool["unclassified"], pool["races"]
-        if since != "30m":  # whether its hour has begun half an hour ago depends on the time of day
-            must(found == counts, f"since {since}: {found}, not {counts}")
-            must(sum(one["verdicts"] for one in report["findings"]) == verdicts, f"since {since}: {report['findings']}")
+        must(found == counts, f"since {since}: {found}, not {counts}")
+        must(sum(one["verdicts"] for one in report["findings"]) == verdicts, f"since {since}: {report['findings']}")
+
+
+def test_a_host_that_was_started_again(options, there, hosts):
+    """Of one host's runs what they have counted adds up; how its pool stands, and what is to be expected, is the newest's word."""
+    there.empty()
+    upstream = [line for line in hosts[0].flat() if b'"finrace.upstream"' in line][-1]
+    now = time.time()
+    for number, (minutes, state, races) in enumerate(((180, "exposed", 40.0), (120, "exposed", 50.0), (1, "safe", None))):
+        there.insert([changed(upstream, timestamp=time.strftime("%Y-%m-%dT%H:%M:%S.000000001Z", time.gmtime(now - 60 * minutes)),
+                              finrace__run=f"{number:016x}", finrace__upstream__exchanges=100,
+                              finrace__upstream__exposure__state=state, finrace__upstream__exposure__races_a_day=races,
+                              finrace__upstream__exposure__told_by=25.0 if races else None)])
+        (pool,) = fleet_report(options, there.url)["upstreams"]
+        must(pool["requests"] == 100 * (number + 1), f"{pool['requests']} requests of {number + 1} runs")
+        must(pool["state"] == state and list(pool["hosts"].values()) == [state], f"{pool['state']}, not {state}")
+        if races:
+            range_ = pool["exposure"]["races_a_day"]
+            must(range_["low"] < races < range_["high"], f"{range_} races a day, of {number + 1} runs that say {races}")
+
+
+def test_filters(options, there, hosts):
+    """--upstream, --process and --side choose here as they do on one host; and what is not chosen hides nothing that is."""
+    there.empty()
+    line = next(line for line in hosts[0].flat() if b'"upstream_closed"' in line)
+    client = json.loads(line)
+    number = client["finrace.request.sequence_number"]
+    server = {**client, "host.name": "app-1", "finrace.run": "f" * 16, "finrace.side": "server",
+              "finrace.cause": "closed_on_request", "process.executable.name": "uvicorn", "process.pid": 7,
+              "network.local.address": client["network.peer.address"], "network.local.port": client["network.peer.port"],
+              "network.peer.address": client["network.local.address"], "network.peer.port": client["network.local.port"],
+              "finrace.evidence.event": "closed", "finrace.evidence.unread_bytes": client["finrace.request.bytes"]}
+    client["process.executable.name"] = "nginx"
+    there.insert([json.dumps({**client, "process.pid": 6, "finrace.connection.idle_ms": 1000, "finrace.connection.reused": True}).encode(),
+                  json.dumps(server).encode()])
+    where = f"{client['network.peer.address']}:{client['network.peer.port']}"
+    for flags, due in (((), ["keepalive_race"]), (("--upstream", where), ["keepalive_race"]), (("--upstream", "10.0.0.0/30"), []),
+                       (("--side", "client"), ["keepalive_race"]), (("--side", "server"), ["closed_on_request"]),
+                       (("--process", "nginx"), ["keepalive_race"]), (("--process", "uvicorn"), ["closed_on_request"]),
+                       (("--process", "caddy"), [])):
+        report = fleet_report(options, there.url, *flags)
+        must([one["cause"] for one in report["findings"]] == due, lambda: f"{flags}: {[one['cause'] for one in report['findings']]}, not {due}")
 
 
 def test_both_ends_of_a_connection(options, there, hosts):
@@ -386,9 +426,11 @@ def test_both_ends_of_a_connection(options, there, hosts):
     pair("upstream_closed", 5005, number, number + 1_000_000)               # another connection of these ports
     pair("response_cut", 5006, number, (number + size) % 2**32, **{"finrace.cause": "server_cut_response"})
     pair("upstream_closed", 5007, number, number, unread_bytes=size - 1)    # some had been read: no race is proven
+    # Some had come before the close, so that its process may have begun to read: of a crossing that is no proof.
+    pair("keepalive_race", 5008, number, number + 5, late=True, **{"finrace.certainty": "likely"})
     report = fleet_report(options, there.url)
     found = {(one["side"], one["cause"]): (one["verdicts"], one["certainty"], one.get("upstream_hosts", {})) for one in report["findings"]}
-    due = {("client", "keepalive_race"): (3, {"proven": 3}, {"app-1": 3}),
+    due = {("client", "keepalive_race"): (4, {"proven": 3, "likely": 1}, {"app-1": 4}),
            ("client", "upstream_closed"): (3, {"proven": 1, "likely": 2}, {"app-1": 2}),
            ("client", "response_cut"): (1, {"likely": 1}, {"app-1": 1}),
            ("server", "closed_on_request"): (1, {"proven": 1}, {})}
@@ -396,7 +438,7 @@ def test_both_ends_of_a_connection(options, there, hosts):
     # The most telling one is a race now, whatever its record said.
     done = subprocess.run([options.finrace, "diagnose", "--clickhouse", there.url], capture_output=True, text=True, timeout=LIMIT, check=False)
     said = " ".join(done.stdout.split())
-    for words in ("keepalive_race (reset_unread) proven", "The upstream's own host tells of the same connections: app-1 (3)",
+    for words in ("keepalive_race (reset_unread) proven", "The upstream's own host tells of the same connections: app-1 (4)",
                   "app-1 says: It lay unread."):
         must(words in said, lambda words=words: f"no {words!r} in {done.stdout}")
 
@@ -411,6 +453,12 @@ def test_a_host_falls_silent(options, there, hosts):
         there.insert([changed(health, host__name=name, timestamp=stamp[minutes], finrace__health__last=last)])
     report = fleet_report(options, there.url)
     must(report["fleet"] == {"hosts": ["ended", "silent", "well"], "silent": ["silent"]}, f"{report['fleet']}")
+    # All of them at once, as when nothing arrives any more; but one that tells once an hour has time.
+    there.empty()
+    for name, interval in (("gone", 10_000), ("rare", 3_600_000)):
+        there.insert([changed(health, host__name=name, timestamp=stamp[30], finrace__health__last=False, finrace__health__interval_ms=interval)])
+    report = report_of(options, "--clickhouse", there.url, status=(3,))
+    must(report["fleet"] == {"hosts": ["gone", "rare"], "silent": ["gone"]}, f"{report['fleet']}")
 
 
 def test_retention(options, there, hosts):
@@ -428,7 +476,7 @@ def test_retention(options, there, hosts):
     for number in (0, 1):
         wait_for(lambda number=number: [there.count(table, number) for table in TABLES] == young, 
                  lambda number=number: f"the old ones to be gone: {[there.count(table, number) for table in TABLES]}, not {young}")
-    for words in (["0"], ["ten"], []):
+    for words in (["0"], ["ten"], ["36500"], []):
         done = subprocess.run([RETENTION, there.url, *words], capture_output=True, text=True, timeout=LIMIT, check=False)
         must(done.returncode == 2 and done.stderr, f"{words} is not refused: {done}")
 
@@ -566,6 +614,8 @@ def test_it_says_what_is_wrong(options, there, hosts):
             (["--clickhouse", "http://127.0.0.1:0"], "is no port"),
             (["--clickhouse", "ftp://user:s3cret@127.0.0.1"], "accepted: http[s]://"),
             (["--clickhouse", f"http://%4@{address}"], "%25"),
+            (["--clickhouse", f"http://me:s3cret/x@{address}"], "%2F"),
+            (["--clickhouse", f"http://me:12/s3cret@{address}"], "%2F"),
             (["--clickhouse", f"http://127.0.0.1:{free_ports(1)[0]}"], "8123"),
             (["--clickhouse", f"http://nobody:s3cret@{address}"], "nobody"),
             (["--clickhouse", f"https://{address}"], "no answer"),
@@ -608,7 +658,7 @@ def test(options, results):
             host.watch(lambda: make_traffic(net, listener, closed, stale, refused))
         with cluster(os.path.join(options.folder, "cluster")) as there:
             for one in (test_the_report_equals_the_local_ones_added_up, test_the_same_lines_again_change_nothing,
-                        test_a_replica_that_dies, test_what_came_before, test_both_ends_of_a_connection,
+                        test_a_replica_that_dies, test_what_came_before, test_a_host_that_was_started_again, test_filters, test_both_ends_of_a_connection,
                         test_a_host_falls_silent, test_retention, test_it_says_what_is_wrong, test_ten_million_records):
                 results.run(one.__name__.removeprefix("test_").replace("_", " "), one, options, there, hosts)
         results.run("a single server", test_a_single_server, options, hosts)

@@ -36,8 +36,13 @@ FleetGroup group_of(const char* host, Cause cause = Cause::keepalive_race)
 
 ServerSays server_says(const char* host = "app-1")
 {
-    return {
-        .host = host, .cause = Cause::closed_on_request, .late = false, .whole = true, .reset = true, .killed = false};
+    return {.host = host,
+            .cause = Cause::closed_on_request,
+            .late = false,
+            .proven = true,
+            .whole = true,
+            .reset = true,
+            .killed = false};
 }
 
 Pool pool_of(const char* host, PoolState state, std::uint64_t requests)

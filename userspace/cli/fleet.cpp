@@ -3,7 +3,7 @@
 #include "cli/fleet.h"
 
 #include <algorithm>
-#include <array>
+#include <csignal>
 #include <map>
 #include <optional>
 #include <tuple>
@@ -29,12 +29,17 @@ using nlohmann::json;
 
 constexpr std::uint64_t s_per_hour = 3600;
 constexpr std::uint64_t ns_per_second = 1'000'000'000;
-/// A host whose newest record is older than others' by this has fallen silent: summaries come every 10 s as a rule.
+/// Numbers in one question: a store takes no question without end (max_query_size).
+constexpr std::ptrdiff_t most_asked = 2000;
+/// A host that has told nothing for so long, or so many intervals, has fallen silent: it tells of itself at each.
 constexpr std::uint64_t silent_after_s = 600;
+constexpr std::uint64_t most_missed = 3;
+constexpr std::uint64_t ms_per_second = 1000;
 
 /// What groups of verdicts have alike, and what they add up to.
 constexpr std::string_view group_columns = R"(
     `upstream.address` AS address, `upstream.port` AS port, `host.name` AS host, `process.executable.name` AS process,
+    if(startsWith(`upstream.address`, '127.') OR `upstream.address` = '::1', ifNull(`finrace.connection.netns`, 0), 0) AS netns,
     `finrace.cause` AS cause, `finrace.certainty` AS certainty, `finrace.reason` AS reason,
     ifNull(`finrace.incomplete`, 0) AS incomplete,
     ifNull(`finrace.outcome.client_answered`, 0) AS answered,
@@ -50,12 +55,12 @@ constexpr std::string_view group_sums = R"(
     countIf(ifNull(`finrace.outcome.retried`, 0) = 1 AND ifNull(`finrace.outcome.client_answered`, 0) = 1
             AND ifNull(`http.response.status_code`, 0) BETWEEN 1 AND 499) AS hidden,
     countIf(`finrace.outcome.client_address` != '' AND ifNull(`finrace.outcome.client_answered`, 0) = 0) AS clients_left,
-    arraySlice(arraySort(groupArray(at_ns)), 1, 5) AS times,
+    arraySlice(arraySort(groupArray(100000)(at_ns)), 1, 5) AS times,
     max(at_ns) AS last_ns,
-    arrayFilter((x, before) -> before = 0 OR x > before + 1000000000, arraySort(groupArray(at_ns)),
-                arrayPushFront(arrayPopBack(arraySort(groupArray(at_ns))), toUInt64(0))) AS begins,
-    arrayFilter((x, after) -> after = 0 OR after > x + 1000000000, arraySort(groupArray(at_ns)),
-                arrayPushBack(arrayPopFront(arraySort(groupArray(at_ns))), toUInt64(0))) AS ends,
+    arrayFilter((x, before) -> before = 0 OR x > before + 1000000000, arraySort(groupArray(100000)(at_ns)),
+                arrayPushFront(arrayPopBack(arraySort(groupArray(100000)(at_ns))), toUInt64(0))) AS begins,
+    arrayFilter((x, after) -> after = 0 OR after > x + 1000000000, arraySort(groupArray(100000)(at_ns)),
+                arrayPushBack(arrayPopFront(arraySort(groupArray(100000)(at_ns))), toUInt64(0))) AS ends,
     groupArrayIf(16)(toUInt32(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0)), NOT is_race) AS waits,
     groupArrayIf(16)(at_ns, NOT is_race) AS waits_at,
     toUInt32(min(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0))) AS lowest_wait,
@@ -66,19 +71,38 @@ constexpr std::string_view group_sums = R"(
 /// The lower, the more a verdict tells: whose client is known, then the first.
 constexpr std::string_view rank_of = "(`finrace.outcome.client_address` = '') * 4294967296 + toUnixTimestamp(at)";
 
+std::string sums()
+{
+    return fmt::format(group_sums, fmt::arg("rank", rank_of));
+}
+
+constexpr std::string_view group_keys = "address, port, netns, host, process, cause, certainty, reason, incomplete, "
+                                        "answered, status, is_race, rested";
+
 constexpr std::string_view both_ends = "`upstream.address`, `upstream.port`, `client.address`, `client.port`";
+
+/// Each end's values in one order, whatever order the store has them in: what a close proves comes first.
+std::string in_order(std::string_view values)
+{
+    constexpr std::string_view order = "groupArray(concat(if(`finrace.cause` = 'closed_on_request', '0', '1'), "
+                                       "if(`finrace.certainty` = 'proven', '0', '1'), "
+                                       "toString(id)))";
+    return fmt::format("arraySort((value, place) -> place, groupArray({}), {})", values, order);
+}
 
 /// Clients' verdicts, each with what its upstream's own host says of the same connection: the byte that its process had
 /// not read is one of the request's, or the one behind it. Sequence numbers go around (RFC 9293, 3.4).
 std::string client_groups(std::uint64_t since_s)
 {
-    return fmt::format(R"(
+    return fmt::format(
+        R"(
 SELECT {columns},
     arrayFirstIndex(number -> toUInt32(number - ifNull(`finrace.request.sequence_number`, 0))
                               <= ifNull(`finrace.request.bytes`, 0), server_numbers) AS found,
     `finrace.request.sequence_number` IS NULL OR found = 0 AS alone,
     if(alone, '', server_hosts[found]) AS server_host,
     if(alone, '', server_causes[found]) AS server_cause,
+    if(alone, '', server_certainties[found]) AS server_certainty,
     if(alone, '', server_events[found]) AS server_event,
     NOT alone AND server_unread[found] >= ifNull(`finrace.request.bytes`, 0) AS server_whole,
     NOT alone AND server_signals[found] != 0 AS server_killed,
@@ -86,24 +110,38 @@ SELECT {columns},
     argMin(if(alone, '', server_messages[found]), {rank}) AS server_message
 FROM finrace.verdicts FINAL
 ANY LEFT JOIN (
-    SELECT {ends}, groupArray(assumeNotNull(`finrace.request.sequence_number`)) AS server_numbers,
-           groupArray(`host.name`) AS server_hosts, groupArray(`finrace.cause`) AS server_causes,
-           groupArray(`finrace.evidence.event`) AS server_events, groupArray(`finrace.message`) AS server_messages,
-           groupArray(ifNull(`finrace.evidence.unread_bytes`, 0)) AS server_unread,
-           groupArray(ifNull(`finrace.evidence.exit_signal`, 0)) AS server_signals
+    SELECT {ends}, {numbers} AS server_numbers, {hosts} AS server_hosts, {causes} AS server_causes, {certainties} AS
+           server_certainties, {events} AS server_events, {messages} AS server_messages, {unread} AS server_unread,
+           {signals} AS server_signals
     FROM finrace.verdicts FINAL
     WHERE `finrace.side` = 'server' AND `finrace.request.sequence_number` IS NOT NULL AND at >= toDateTime({since})
     GROUP BY {ends}
 ) USING ({ends})
 WHERE `finrace.side` = 'client' AND at >= toDateTime({since})
-GROUP BY address, port, host, process, cause, certainty, reason, incomplete, answered, status, is_race, rested, found, alone,
-         server_host, server_cause, server_event, server_whole, server_killed)",
-                       fmt::arg("columns", group_columns),
-                       fmt::arg("sums", fmt::format(group_sums, fmt::arg("rank", rank_of))), fmt::arg("rank", rank_of),
-                       fmt::arg("ends", both_ends), fmt::arg("since", since_s));
+GROUP BY {keys}, found, alone, server_host, server_cause, server_certainty, server_event, server_whole, server_killed)",
+        fmt::arg("columns", group_columns), fmt::arg("sums", sums()), fmt::arg("rank", rank_of),
+        fmt::arg("ends", both_ends), fmt::arg("keys", group_keys),
+        fmt::arg("numbers", in_order("assumeNotNull(`finrace.request.sequence_number`)")),
+        fmt::arg("hosts", in_order("`host.name`")), fmt::arg("causes", in_order("`finrace.cause`")),
+        fmt::arg("certainties", in_order("`finrace.certainty`")),
+        fmt::arg("events", in_order("`finrace.evidence.event`")), fmt::arg("messages", in_order("`finrace.message`")),
+        fmt::arg("unread", in_order("ifNull(`finrace.evidence.unread_bytes`, 0)")),
+        fmt::arg("signals", in_order("ifNull(`finrace.evidence.exit_signal`, 0)")), fmt::arg("since", since_s));
 }
 
-/// Servers' own verdicts, but for those whose clients' hosts tell of the same.
+/// Servers' own verdicts, all of them.
+std::string all_server_groups(std::uint64_t since_s)
+{
+    return fmt::format(R"(
+SELECT {columns}, {sums}
+FROM finrace.verdicts FINAL
+WHERE `finrace.side` = 'server' AND at >= toDateTime({since})
+GROUP BY {keys})",
+                       fmt::arg("columns", group_columns), fmt::arg("sums", sums()), fmt::arg("keys", group_keys),
+                       fmt::arg("since", since_s));
+}
+
+/// The same without those whose clients' hosts tell of the same connection.
 std::string server_groups(std::uint64_t since_s)
 {
     return fmt::format(R"(
@@ -121,10 +159,9 @@ WHERE `finrace.side` = 'server' AND at >= toDateTime({since})
     AND (`finrace.request.sequence_number` IS NULL
          OR NOT arrayExists((number, bytes) -> toUInt32(ifNull(`finrace.request.sequence_number`, 0) - number) <= bytes,
                             client_numbers, client_bytes))
-GROUP BY address, port, host, process, cause, certainty, reason, incomplete, answered, status, is_race, rested)",
-                       fmt::arg("columns", group_columns),
-                       fmt::arg("sums", fmt::format(group_sums, fmt::arg("rank", rank_of))), fmt::arg("rank", rank_of),
-                       fmt::arg("ends", both_ends), fmt::arg("since", since_s));
+GROUP BY {keys})",
+                       fmt::arg("columns", group_columns), fmt::arg("sums", sums()), fmt::arg("rank", rank_of),
+                       fmt::arg("ends", both_ends), fmt::arg("keys", group_keys), fmt::arg("since", since_s));
 }
 
 constexpr std::string_view pool_key = "`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, "
@@ -169,6 +206,7 @@ std::string health(std::uint64_t since_s)
         "SELECT `host.name` AS host, `finrace.run` AS run, {} AS lost, {} AS lost_before, "
         "max(timestamp) AS last, max(hour) >= toDateTime({}) AS is_within, "
         "argMax(`finrace.health.last`, `finrace.sequence`) AS ended, "
+        "argMax(`finrace.health.interval_ms`, `finrace.sequence`) AS interval_ms, toUnixTimestamp(now()) AS now_s, "
         "toUnixTimestamp(max(toDateTime(replaceOne(substring(timestamp, 1, 19), 'T', ' '), 'UTC'))) AS last_s "
         "FROM finrace.health_hours GROUP BY host, run HAVING is_within",
         lost(">="), lost("<"), since_s);
@@ -185,14 +223,19 @@ public:
     {
         if (filter_.side != Side::server)
             each(client_groups(since_s_), [this](const json& row) { add_group(row, false); });
+        // What the filter keeps of the clients' verdicts must not hide the servers'.
+        const bool both = filter_.side != Side::server && filter_.processes.empty();
         if (filter_.side != Side::client)
-            each(server_groups(since_s_), [this](const json& row) { add_group(row, true); });
-        std::vector<std::uint64_t> instances = fleet_.instances();
-        if (instances.empty())
-            return;
-        each(fmt::format("SELECT * FROM finrace.verdicts WHERE at >= toDateTime({}) AND id IN ({}) LIMIT 1 BY id",
-                         since_s_, fmt::join(instances, ", ")),
-             [this](const json& row) { add_instance(row); });
+            each(both ? server_groups(since_s_) : all_server_groups(since_s_),
+                 [this](const json& row) { add_group(row, true); });
+        const std::vector<std::uint64_t> instances = fleet_.instances();
+        for (auto from = instances.begin(); from != instances.end();) {
+            const auto to = from + std::min(most_asked, instances.end() - from);
+            each(fmt::format("SELECT * FROM finrace.verdicts WHERE at >= toDateTime({}) AND id IN ({}) LIMIT 1 BY id",
+                             since_s_, fmt::join(from, to, ", ")),
+                 [this](const json& row) { add_instance(row); });
+            from = to;
+        }
     }
 
     void read_pools()
@@ -205,26 +248,33 @@ public:
             const auto found = before.find(id_of(row));
             add_pool(row, found != before.end() ? found->second : json::object());
         });
+        for (auto& [where, pool] : pools_)
+            fleet_.add(std::move(pool.second));
     }
 
     /// Whether any host has told anything at all, by this filter or another.
     void read_health(Watched& watched)
     {
-        std::uint64_t newest_s = 0;
-        std::map<std::string, std::pair<std::uint64_t, bool>> heard; // when, and whether its run had ended
+        struct Heard {
+            std::uint64_t at_s = 0;
+            bool is_silent = false;
+        };
+        std::map<std::string, Heard> heard; // last, of each host
         each(health(since_s_), [&](const json& row) {
             const FlatRecord record(row);
             const std::uint64_t before = record.number("lost_before");
             watched.lost += record.number("lost") - std::min(record.number("lost"), before);
             const std::uint64_t last_s = record.number("last_s");
-            newest_s = std::max(newest_s, last_s);
-            auto& host = heard[record.text("host")];
-            host = std::max(host, std::pair(last_s, record.truth("ended")));
+            const std::uint64_t patience_s =
+                std::max(silent_after_s, most_missed * record.number("interval_ms") / ms_per_second);
+            if (Heard& host = heard[record.text("host")]; host.at_s <= last_s)
+                host = {.at_s = last_s,
+                        .is_silent = !record.truth("ended") && last_s + patience_s < record.number("now_s")};
         });
         watched.fleet.emplace();
         for (const auto& [host, last] : heard) {
             watched.fleet->hosts.push_back(printable(host));
-            if (!last.second && last.first + silent_after_s < newest_s)
+            if (last.is_silent)
                 watched.fleet->silent.push_back(printable(host));
         }
     }
@@ -255,9 +305,9 @@ private:
         });
     }
 
-    /// Nothing of what the filter does not choose. Each host has a loopback of its own.
+    /// Nothing of what the filter does not choose. Each host's network namespaces have loopbacks of their own.
     std::optional<UpstreamKey> chosen(const std::string& address, std::uint64_t port, const std::string& host,
-                                      const std::string& process)
+                                      std::uint64_t netns, const std::string& process)
     {
         std::optional<UpstreamKey> key = upstream_key(address, port);
         if (!key)
@@ -272,7 +322,8 @@ private:
                                                [&](const ProcessPattern& pattern) { return pattern.name == process; }))
             return std::nullopt;
         if (key->is_loopback())
-            key->netns = static_cast<std::uint32_t>(networks_.try_emplace(host, networks_.size() + 1).first->second);
+            key->netns =
+                static_cast<std::uint32_t>(networks_.try_emplace({host, netns}, networks_.size() + 1).first->second);
         return key;
     }
 
@@ -282,7 +333,8 @@ private:
         FleetGroup group;
         group.host = printable(record.text("host"));
         group.process = record.text("process");
-        const auto where = chosen(record.text("address"), record.number("port"), group.host, group.process);
+        const auto where =
+            chosen(record.text("address"), record.number("port"), group.host, record.number("netns"), group.process);
         const auto cause = cause_from_string(record.text("cause"));
         const auto certainty = certainty_from_string(record.text("certainty"));
         if (!where || !cause || !certainty)
@@ -320,6 +372,7 @@ private:
             group.server = ServerSays{.host = printable(record.text("server_host")),
                                       .cause = *says,
                                       .late = record.text("server_event") == "segment_after_close",
+                                      .proven = record.text("server_certainty") == to_string(Certainty::proven),
                                       .whole = record.truth("server_whole"),
                                       .reset = record.text("server_event") == "closed",
                                       .killed = record.truth("server_killed")};
@@ -350,10 +403,10 @@ private:
             if (!filter_.upstreams.empty() || !filter_.processes.empty())
                 return;
         }
-        const auto where =
-            record.truth("finrace.upstream.other")
-                ? std::optional(UpstreamKey{})
-                : chosen(record.text("network.peer.address"), record.number("network.peer.port"), host, process);
+        const auto where = record.truth("finrace.upstream.other")
+                               ? std::optional(UpstreamKey{})
+                               : chosen(record.text("network.peer.address"), record.number("network.peer.port"), host,
+                                        record.number("finrace.upstream.netns"), process);
         if (!where)
             return;
         const auto counted = [&](const char* name) {
@@ -397,14 +450,35 @@ private:
         exposure.share = record.real("finrace.upstream.exposure.share");
         exposure.told_by = record.real("finrace.upstream.exposure.told_by");
         pool.hosts[host] = exposure.state;
-        fleet_.add(std::move(pool));
+        keep(std::move(pool), host, record.text("timestamp"));
+    }
+
+    /// Of one host's runs all that they have counted, and how the newest one sees it.
+    void keep(Pool pool, const std::string& host, const std::string& timestamp)
+    {
+        const auto [known, fresh] = pools_.try_emplace({pool.where, host}, timestamp, pool);
+        if (fresh)
+            return;
+        auto& [newest, before] = known->second;
+        Pool& older = timestamp > newest ? before : pool;
+        Pool& newer = timestamp > newest ? pool : before;
+        newer.connections += older.connections;
+        newer.requests += older.requests;
+        newer.races += older.races;
+        newer.unclassified += older.unclassified;
+        if (timestamp > newest) {
+            newest = timestamp;
+            before = std::move(pool);
+        }
     }
 
     const ClickHouse& store_;
     const Filter& filter_;
     std::uint64_t since_s_;
     Fleet fleet_;
-    std::map<std::string, std::size_t> networks_; ///< numbers that stand for hosts' loopbacks
+    std::map<std::pair<std::string, std::uint64_t>, std::size_t> networks_; ///< numbers that stand for loopbacks
+    /// By upstream and host; with the newest word on it.
+    std::map<std::pair<UpstreamKey, std::string>, std::pair<std::string, Pool>> pools_;
 };
 
 void check_filter(const Filter& filter)
@@ -420,6 +494,7 @@ void check_filter(const Filter& filter)
 FleetReport ask_fleet(const std::string& url, std::chrono::nanoseconds since, const Filter& filter)
 {
     check_filter(filter);
+    ::signal(SIGPIPE, SIG_IGN); // a store that goes away is told by an error
     try {
         const ClickHouse store(url);
         const auto now_s = static_cast<std::uint64_t>(

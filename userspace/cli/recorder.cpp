@@ -105,8 +105,10 @@ Recorder::Recorder(RecordOptions options)
     : options_(std::move(options)), stream_([&] {
           if (options_.path == "-")
               return Stream::to_descriptor(STDOUT_FILENO);
-          const Descriptor trusted(open_untampered(options_.path, O_PATH)); // before it is read
-          unreadable_before_ = holds_what_is_not_read(options_.path);
+          // The file that was looked at, whatever has its name by then.
+          const Descriptor trusted(open_untampered(options_.path, O_PATH));
+          unreadable_before_ =
+              holds_what_is_not_read(trusted ? fmt::format("/proc/self/fd/{}", trusted.get()) : options_.path);
           return Stream::to_file(options_.path);
       }())
 {

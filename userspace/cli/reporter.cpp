@@ -107,16 +107,18 @@ void Reporter::change(const RunOptions& fresh)
 {
     options_.addresses.names = fresh.addresses.names;
     options_.interval = fresh.interval;
+    if (options_.watch.filter.flags != fresh.watch.filter.flags)
+        open_.lose_track(); // what is no longer chosen ends unseen
+    options_.watch.filter = fresh.watch.filter;
     next_summary_ns_ = std::min(next_summary_ns_, feed_.now_ns() + interval_ns());
 }
 
 void Reporter::on_event(const event& e)
 {
-    if (is_client(e)) {
+    if (is_client(e))
         open_.follow(e);
-        if (e.kind == EVENT_CLOSED && (e.connection.flags & CONNECTION_ADOPTED) != 0)
-            ++adopted_closed_;
-    }
+    if (e.kind == EVENT_CLOSED && (e.connection.flags & CONNECTION_ADOPTED) != 0)
+        ++adopted_closed_;
     if (options_.connections) {
         histories_.add(e);
         if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
@@ -199,8 +201,10 @@ void Reporter::summarise(bool last)
 void Reporter::tell_upstreams(std::uint64_t now_ns, bool all)
 {
     auto open = open_.at(now_ns);
-    // Of connections that are older than finrace it is not known for how long they have been open, nor how many are.
-    const bool knows_open = !open_.lost_track() && adopted_closed_ >= feed_.counts().connections_adopted;
+    // Of connections that are older than finrace it is not known for how long they have been open, nor how many are; of
+    // a lost event not whose end it was.
+    const SourceCounts counts = feed_.counts();
+    const bool knows_open = !open_.lost_track() && counts.lost() == 0 && adopted_closed_ >= counts.connections_adopted;
     std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told;
     feed_.intake().upstreams().for_each([&](const UpstreamKey* key, const Upstream& upstream) {
         const UpstreamKey where = key != nullptr ? *key : UpstreamKey{};

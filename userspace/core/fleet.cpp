@@ -22,7 +22,7 @@ void take_server(FleetGroup& group)
     if (!group.server || group.incomplete || group.server->cause != Cause::closed_on_request)
         return;
     const ServerSays& server = *group.server;
-    if (!server.late && !server.whole)
+    if (server.late ? !server.proven : !server.whole)
         return;
     const ClosedUnread closed{.late = server.late, .rested = group.rested, .killed = server.killed};
     if (const auto cause = cause_of_closed_unread(group.cause, closed)) {
@@ -84,7 +84,10 @@ Pool merged(std::vector<Pool> pools)
 
 void Fleet::add(FleetGroup group)
 {
+    const bool was_race = is_race(group.cause);
     take_server(group);
+    if (!was_race && is_race(group.cause))
+        more_races_[group.where] += group.verdicts;
     Merged& merged = findings_[{group.where, group.cause}];
     Finding& finding = merged.finding;
     finding.where = group.where;
@@ -192,6 +195,7 @@ Diagnosis Fleet::diagnosis() &&
             if (const auto found = findings_.find({where, cause}); found != findings_.end())
                 for (const auto& [reason, count] : found->second.finding.reasons)
                     pool.race_reasons[reason] += count;
+        pool.races += more_races_[where];
         pool.ends = ends_by_name(where, {.process = pool.process});
         diagnosis.add(std::move(pool));
     }

@@ -21,6 +21,7 @@ struct ServerSays {
     std::string host;
     Cause cause{};
     bool late = false;                                   ///< the request came after the close
+    bool proven = false;                                 ///< by that alone: nothing of the request had come before
     bool whole = false;                                  ///< all of the request lay unread
     bool reset = false;                                  ///< the close was an RST
     bool killed = false;                                 ///< by a signal
@@ -78,6 +79,7 @@ private:
 
     std::map<std::pair<UpstreamKey, Cause>, Merged> findings_;
     std::map<UpstreamKey, std::vector<Pool>> pools_;
+    std::map<UpstreamKey, std::uint64_t> more_races_; ///< that the upstream's own host has proven to be some
 };
 
 } // namespace finrace

@@ -18,6 +18,8 @@ public:
 
     /// Any event of a connection that this host opened.
     void follow(const event& e);
+    /// Events of some connections no longer come: from now on it has not all that are open.
+    void lose_track() { lost_track_ = true; }
     /// What is open at `now_ns` (CLOCK_MONOTONIC), by upstream: nothing else is known of it.
     [[nodiscard]] std::unordered_map<UpstreamKey, OpenConnections, UpstreamKeyHash> at(std::uint64_t now_ns) const;
     /// Whether some are open that it has not: then none is known to be the oldest.

@@ -68,7 +68,10 @@ struct Watched {
     std::vector<CaptureSeen> captures{}; ///< what was read, if that is what was read
 
     /// Whether there is something of which nothing is known.
-    [[nodiscard]] bool is_partial() const { return lost > 0 || missing_hooks > 0 || (adopted_open > 0 && !chosen); }
+    [[nodiscard]] bool is_partial() const
+    {
+        return lost > 0 || missing_hooks > 0 || (adopted_open > 0 && !chosen) || (fleet && !fleet->silent.empty());
+    }
 };
 
 /// Upstreams' names. Two containers may have the same loopback address: then the network namespace tells them apart;

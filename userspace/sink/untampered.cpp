@@ -46,7 +46,9 @@ Opened open_in(int folder, const std::string& name, int flags, mode_t mode)
     struct stat there {};
     if (::fstat(folder, &in) != 0)
         return {.error = errno};
-    opened.by_others = (in.st_mode & S_IWOTH) != 0 || !is_trusted(in.st_uid);
+    const bool group_is_others = in.st_gid != 0 && in.st_gid != ::getegid();
+    opened.by_others =
+        (in.st_mode & S_IWOTH) != 0 || ((in.st_mode & S_IWGRP) != 0 && group_is_others) || !is_trusted(in.st_uid);
     // Asked before, for it says more than ELOOP and opens no pipe; and of what was opened, for it may be another by
     // then.
     if (opened.by_others && ::fstatat(folder, name.c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0)

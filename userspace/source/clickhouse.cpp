@@ -66,8 +66,7 @@ ClickHouse::ClickHouse(const std::string& url)
     const std::string_view all(url);
     const std::size_t scheme = all.starts_with("http://") ? 7 : all.starts_with("https://") ? 8 : 0;
     if (scheme == 0)
-        throw StoreError(
-            fmt::format("'{}' is no URL; {}", all.substr(0, all.find('@') + 1).empty() ? all : "...", accepted));
+        throw StoreError(fmt::format("that is no URL; {}", accepted));
     const std::string_view rest = all.substr(scheme);
     const std::size_t slash = std::min(rest.find('/'), rest.size());
     std::string_view authority = rest.substr(0, slash);
@@ -82,6 +81,8 @@ ClickHouse::ClickHouse(const std::string& url)
             password_ = decoded(who.substr(colon + 1));
         authority.remove_prefix(at + 1);
     }
+    if (path_.find('@') != std::string::npos) // quoted, it would tell a password
+        throw StoreError(fmt::format("a / in user or password ends them; write it as %2F; {}", accepted));
     if (authority.empty() || path_.find('?') != std::string::npos)
         throw StoreError(fmt::format("that URL names no host, or has a query; {}", accepted));
     if (const char* password = std::getenv("CLICKHOUSE_PASSWORD"); password != nullptr && password_.empty())
@@ -95,7 +96,7 @@ ClickHouse::ClickHouse(const std::string& url)
         const std::string_view digits = authority.substr(port + 1);
         const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
         if (error != std::errc{} || end != digits.data() + digits.size() || number == 0 || number > 65535)
-            throw StoreError(fmt::format("'{}' is no port; {}", digits, accepted));
+            throw StoreError(fmt::format("what follows the host's : is no port; {}", accepted));
     }
     const std::string host(authority);
     base_ = fmt::format("{}{}{}", all.substr(0, scheme), host, has_port ? "" : scheme == 7 ? ":8123" : ":8443");
