@@ -391,7 +391,7 @@ class Soak:
     # -- load
 
     def measure(self):
-        seconds = max(5, min(60, self.options.minutes * 3))
+        seconds = max(5, min(60, self.options.minutes * 3 * self.options.load))
         before, begun = self.stage.processor_seconds(), time.monotonic()
         self.most, _, _ = self.stage.wrk(seconds, 0)
         cores = (self.stage.processor_seconds() - before) / (time.monotonic() - begun)
@@ -850,27 +850,36 @@ def test(options, results):
     syslog_ng_files()
     need("wrk", "wrk")
     harness.leave_mounts()
-    with ExitStack() as stack:
-        def go_on():
-            try:
-                soak.run()
-            except LabError as error:
-                raise Wrong(str(error)) from error
+    try:
+        with ExitStack() as stack:
+            soak_and_judge(options, results, stack)
+    finally:
+        # Thousands of files, and nothing that a failed run needs.
+        shutil.rmtree(os.path.join(options.folder, "clickhouse", "data"), ignore_errors=True)
 
-        soak = None
+
+def soak_and_judge(options, results, stack):
+    soak = None
+
+    def go_on():
         try:
-            soak = Soak(options, stack)
-            results.run("the soak runs to its end", go_on)
-            if results.failed == 0:
-                for check in (soak.check_file, soak.check_races, soak.check_outputs, soak.check_losses, soak.check_flat, soak.check_store,
-                              soak.check_reports, soak.check_kernel):
-                    results.run(check.__name__.removeprefix("check_"), check)
-                tell(options, soak, results)
+            soak.run()
         except LabError as error:
-            raise harness.EnvironmentProblem(str(error)) from error
-        finally:
-            if soak is not None and results.failed:
-                shutil.copytree(soak.stage.directory, os.path.join(options.folder, "lab"), ignore=harness.neither_file_nor_folder)
+            raise Wrong(str(error)) from error
+
+    try:
+        soak = Soak(options, stack)
+        results.run("the soak runs to its end", go_on)
+        if results.failed == 0:
+            for check in (soak.check_file, soak.check_races, soak.check_outputs, soak.check_losses, soak.check_flat, soak.check_store,
+                          soak.check_reports, soak.check_kernel):
+                results.run(check.__name__.removeprefix("check_"), check)
+            tell(options, soak, results)
+    except LabError as error:
+        raise harness.EnvironmentProblem(str(error)) from error
+    finally:
+        if soak is not None and results.failed:
+            shutil.copytree(soak.stage.directory, os.path.join(options.folder, "lab"), ignore=harness.neither_file_nor_folder)
 
 
 def tell(options, soak, results):
