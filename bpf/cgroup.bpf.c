@@ -420,7 +420,8 @@ static __noinline struct connection *adopt(struct __sk_buff *skb)
 	}
 	view.now_ns = bpf_ktime_get_ns();
 	view.last_receive_ns = adoptable->last_receive_ns;
-	view.bytes_received = tp->bytes_received;
+	/* Not as of now: what has come since is the answer to the request that was under way. */
+	view.bytes_received = adoptable->bytes_received;
 	view.send_next = tp->snd_nxt;
 	view.acknowledged = tp->snd_una;
 	if (adoptable->flags & CONNECTION_PEER_FIN && view.bytes_received)

@@ -160,8 +160,9 @@ struct loss_counters {
 struct adoptable {
 	__u64 last_receive_ns; /* 0 for never */
 	__u64 last_send_ns;
-	__u32 flags; /* enum connection_flag */
-	__u32 pid;   /* 0 if not known */
+	__u64 bytes_received; /* when it was listed, a FIN's number included */
+	__u32 flags;          /* enum connection_flag */
+	__u32 pid;            /* 0 if not known */
 };
 
 /* The numbers of a FIN or RST that its socket has not processed yet. */
@@ -262,11 +263,12 @@ struct event {
 
 #define FINRACE_AT(type, member, offset) FINRACE_STATIC_ASSERT(__builtin_offsetof(struct type, member) == (offset))
 
-FINRACE_STATIC_ASSERT(sizeof(struct adoptable) == 24);
+FINRACE_STATIC_ASSERT(sizeof(struct adoptable) == 32);
 FINRACE_AT(adoptable, last_receive_ns, 0);
 FINRACE_AT(adoptable, last_send_ns, 8);
-FINRACE_AT(adoptable, flags, 16);
-FINRACE_AT(adoptable, pid, 20);
+FINRACE_AT(adoptable, bytes_received, 16);
+FINRACE_AT(adoptable, flags, 24);
+FINRACE_AT(adoptable, pid, 28);
 
 FINRACE_STATIC_ASSERT(sizeof(struct connection) == 120);
 FINRACE_AT(connection, id, 0);

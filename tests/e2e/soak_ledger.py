@@ -21,11 +21,17 @@ from fleet import nested  # noqa: E402
 from harness import LIMIT  # noqa: E402
 from proxy_lab import Verdict, parse_time  # noqa: E402
 
-LAST_WORDS = re.compile(rb'"finrace\.run":"([0-9a-f]{16})","finrace\.sequence":(\d+)\}$')
+IDENTITY = re.compile(rb'"finrace\.run":"([0-9a-f]{16})","finrace\.sequence":(\d+)[,}]')
 NAME = re.compile(rb'^\{"timestamp":"[^"]*","event\.name":"(finrace\.\w+)"')
 RACES = ("keepalive_race", "stale_response", "stale_reuse")
 RECORD_BYTES = 1000  # the least that a record takes; so much a second is a leak
 SAMPLE_NOISE = 512 << 10  # bytes by which resident memory moves in a few minutes without any leak
+
+
+def identity(line):
+    """(run, number) of a whole record, None of anything else."""
+    found = IDENTITY.search(line)
+    return (found[1].decode(), int(found[2])) if found and NAME.match(line) and line.endswith(b"}") else None
 
 
 class Seen:
@@ -42,10 +48,10 @@ class Seen:
 
     def take(self, line):
         """The same of a line; False if it is no whole record."""
-        found = LAST_WORDS.search(line)
-        if found is None or not NAME.match(line):
+        found = identity(line)
+        if found is None:
             return False
-        self.note(found[1].decode(), int(found[2]))
+        self.note(*found)
         return True
 
     def has(self, run, number):

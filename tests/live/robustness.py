@@ -598,6 +598,40 @@ def test_churn_at_start(options):
         load.check()
 
 
+def test_answers_at_start(options):
+    """Requests that are answered while finrace starts, some between its looks at a socket: their upstream did not close on them."""
+    many, older = 100, 0
+    with network() as net:
+        listener = listen(net)
+        for _ in range(5):
+            pairs = [Pair(net, listener) for _ in range(many)]
+            for pair in pairs:
+                pair.client.sendall(REQUEST)
+                read_all(pair.server, len(REQUEST))
+
+            def answer(pairs=pairs):
+                for pair in pairs:
+                    pair.server.sendall(RESPONSE)
+                    time.sleep(options.pause)
+
+            finrace = Finrace(options, "--upstream", f"{net.prefix}0/24", interval="100ms", wait=False)
+            with finrace:
+                answering = threading.Thread(target=answer, daemon=True)
+                answering.start()
+                finrace.wait_ready()
+                answering.join(LIMIT)
+                for pair in pairs:
+                    read_all(pair.client, len(RESPONSE))
+                    pair.server.close()
+                    must(pair.client.recv(1) == b"", "a byte came after the answer")
+                    pair.client.close()
+                older += finrace.adopted()
+                finrace.next_health()
+                finrace.stop()
+                must(not finrace.verdicts(net), lambda: f"{len(finrace.verdicts(net))} verdicts on answered requests: {finrace.verdicts(net)[0]}")
+        must(older > 0, "it took no connection in: this test has proved nothing")
+
+
 def test_start_stop(options):
     """Started and stopped again and again under load, also before it is ready, also killed: nothing stays in the kernel."""
     before = set(harness.bpf_objects())
@@ -1569,6 +1603,21 @@ def test_full_disk_at_start(options):
             must([one.ends for one in finrace.verdicts(net)] == [accident], f"verdicts {finrace.verdicts(net)}")
 
 
+def test_full_disk_all_along(options):
+    """A disk that is full from start to end, behind a torn line: what it has not taken is counted to the record."""
+    with small_disk(options) as folder:
+        path = os.path.join(folder, "records.jsonl")
+        with open(path, "wb", buffering=0) as file, suppress(OSError):
+            while file.write(b"torn"):
+                pass
+        with Finrace(options, "--output", path, interval="100ms") as finrace:
+            wait_full(finrace)
+            finrace.next_health()
+            finrace.stop()
+            due = f"{len(finrace.lines)} records were dropped: {path} did not take them"
+            must(any(text.endswith(due) for text in finrace.said), lambda: f"not {due!r}: {finrace.words()}")
+
+
 def mount(source, target, kind, data, remount=False):
     flags = 32 if remount else 0  # MS_REMOUNT
     checked(libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode()), f"mount {target}")
@@ -1838,7 +1887,7 @@ TESTS = [
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
     test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,
-    test_churn_at_start, test_start_stop,
+    test_full_disk_all_along, test_answers_at_start, test_churn_at_start, test_start_stop,
     test_many_connections,
 ]
 

@@ -48,9 +48,9 @@ Stream::Stream(int fd, std::size_t limit) : fd_(fd), limit_(limit) {}
 Stream::Stream(Stream&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), owned_(std::exchange(other.owned_, false)), socket_(other.socket_),
       pipe_(other.pipe_), may_block_(other.may_block_), reader_left_(other.reader_left_),
-      within_line_(other.within_line_), problem_(other.problem_), limit_(other.limit_), name_(std::move(other.name_)),
-      backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)), written_(other.written_),
-      dropped_(other.dropped_)
+      within_line_(other.within_line_), ends_torn_(other.ends_torn_), problem_(other.problem_), limit_(other.limit_),
+      name_(std::move(other.name_)), backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)),
+      written_(other.written_), dropped_(other.dropped_)
 {
     other.backlog_.clear();
 }
@@ -78,6 +78,7 @@ Stream Stream::to_file(const std::string& path, std::size_t backlog, mode_t mode
         if (errno != ENOSPC && errno != EDQUOT)
             throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(errno)));
         stream.backlog_.push_back('\n'); // a full disk is no reason not to start: what was torn ends once there is room
+        stream.ends_torn_ = true;
     }
     return stream;
 }
@@ -157,6 +158,8 @@ void Stream::reopen(const std::string& path, bool discard)
         within_line_ = false;
     }
     drop_torn_line(); // the disk was full
+    if (std::exchange(ends_torn_, false))
+        backlog_.erase(0, 1);
     // The number stays: to everybody else it is the same output.
     if (::dup3(fresh.fd_, fd_, O_CLOEXEC) < 0)
         throw OutputError(fmt::format("cannot go on in {}: {}", path, std::strerror(errno)));
@@ -218,6 +221,8 @@ void Stream::flush()
             break;
         }
         written_ += static_cast<std::uint64_t>(std::count(data, data + count, '\n'));
+        if (count > 0 && std::exchange(ends_torn_, false))
+            --written_;
         sent_ += static_cast<std::size_t>(count);
         within_line_ = count > 0 ? data[count - 1] != '\n' : within_line_;
     }
@@ -249,6 +254,8 @@ void Stream::drop_waiting()
 {
     dropped_ += static_cast<std::uint64_t>(
         std::count(backlog_.begin() + static_cast<std::ptrdiff_t>(sent_), backlog_.end(), '\n'));
+    if (std::exchange(ends_torn_, false))
+        --dropped_;
     backlog_.clear();
     sent_ = 0;
 }

@@ -78,6 +78,7 @@ private:
     bool may_block_ = false;   ///< could not be opened anew: ask poll() before each small write
     bool reader_left_ = false; ///< or has not come yet
     bool within_line_ = false; ///< only a part of a line is out
+    bool ends_torn_ = false;   ///< the backlog's first byte ends another's torn line, and is no line of its own
     int problem_ = 0;
     std::size_t limit_;
     std::string name_{}; ///< of the socket to connect to; else empty

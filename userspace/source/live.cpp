@@ -591,6 +591,7 @@ struct CgroupSource : LiveSource::Implementation {
             adoptable entry{};
             entry.last_receive_ns = socket.last_receive_ns;
             entry.last_send_ns = socket.last_send_ns;
+            entry.bytes_received = socket.bytes_received;
             entry.flags = accepted ? 0U : std::uint32_t{CONNECTION_CLIENT};
             if (socket.state == TCP_STATE_CLOSE_WAIT || socket.state == TCP_STATE_LAST_ACK ||
                 socket.state == TCP_STATE_CLOSING)
