@@ -252,7 +252,7 @@ class Tracer:
         recording = os.path.join(self.folder, "recordings", f"{len(self.runs)}.rec")
         flags = [flag for output in self.outputs for flag in ("--output", output)]
         begun = time.time()
-        finrace = Finrace(self.options, "--flat", "--connections", "--config", self.config, "--metrics", str(self.metrics), "--record", recording,
+        finrace = Finrace(self.options, "--flat", "--connections", "--ring-bytes", "64M", "--config", self.config, "--metrics", str(self.metrics), "--record", recording,
                           "--keep", "100", *flags, interval=None, output=self.path)
         run = Run(finrace, recording, begun)
         run.ready = time.time()
