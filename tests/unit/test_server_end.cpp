@@ -550,3 +550,12 @@ TEST_CASE("a flood of ends is bounded, and none is lost", "[server]")
     ends.finish();
     CHECK(taken == flood);
 }
+
+TEST_CASE("what a source can't tell of a server's socket is no evidence that it had read all")
+{
+    event e = closed_unread(0);
+    e.connection.flags |= CONNECTION_LOCAL_RESET;
+    CHECK(is_server_end(e));
+    e.observed = static_cast<std::uint16_t>(e.observed & ~OBSERVED_UNREAD);
+    CHECK_FALSE(is_server_end(e));
+}

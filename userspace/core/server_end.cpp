@@ -142,7 +142,8 @@ std::string exit_text(const event& server_end)
 
 bool is_server_end(const event& e)
 {
-    if (has(e, CONNECTION_CLIENT) || (e.sent_ns == 0 && e.received_ns == 0))
+    // Where the source does not tell what lies unread (backend cgroup), 0 would say that all had been read.
+    if (has(e, CONNECTION_CLIENT) || (e.observed & OBSERVED_UNREAD) == 0 || (e.sent_ns == 0 && e.received_ns == 0))
         return false;
     if (e.kind == EVENT_SEGMENT_AFTER_CLOSE)
         return e.segment_bytes > 0;
