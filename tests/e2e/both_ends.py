@@ -50,7 +50,7 @@ def tell_the_time(namespace, address):
 
 
 def records_of(options, path, flags=(), piped=False):
-    """(lines, what was said) of a capture's replay; asserts that all are valid."""
+    """(lines, what was said) of a capture's replay; asserts that all are valid, and leaves their numbers out."""
     command = [options.finrace, "run", "--replay", "-" if piped else path, *flags]
     if piped:
         with open(path, "rb") as file:
@@ -63,7 +63,7 @@ def records_of(options, path, flags=(), piped=False):
     lines = done.stdout.splitlines()
     found = harness.check_records.complaints(lines)
     must(not found, lambda: f"{len(found)} complaints about {len(lines)} records: {found[0]}")
-    return lines, done.stderr.decode()
+    return harness.unnumbered(lines), done.stderr.decode()
 
 
 def by_connection(records):

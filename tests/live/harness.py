@@ -165,9 +165,14 @@ def replay(options, recordings, flags=(), **more):
     return told(done.stdout.splitlines()), done.stderr.decode("utf-8", "replace")
 
 
+def unnumbered(lines):
+    """Without the run's name and their number in it: a replay is a run of its own."""
+    return [NUMBER.sub(b"", line) for line in lines]
+
+
 def told(lines):
-    """Those that tell of connections, without the run's name and their number in it: a replay is a run of its own."""
-    return [NUMBER.sub(b"", line) for line in lines if any(b'"name":"' + name + b'"' in line[:120] for name in TOLD)]
+    """Those that tell of connections."""
+    return [line for line in unnumbered(lines) if any(b'"name":"' + name + b'"' in line[:120] for name in TOLD)]
 
 
 def check_replay(finrace, recordings, flags=()):

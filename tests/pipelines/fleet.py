@@ -219,7 +219,8 @@ def added_up(reports):
     findings, pools = {}, {}
     for report in reports:
         for one in report["findings"]:
-            key = one["cause"], one["upstream"]["address"], one["upstream"]["port"]
+            where = one.get("upstream") or one["listener"]
+            key = one["cause"], where["address"], where["port"]
             into = findings.setdefault(key, Counter())
             for name in ("verdicts", "affected", "hidden_by_retry", "incomplete", "clients_left", "bursts"):
                 into[name] += one[name]
