@@ -44,7 +44,7 @@ NOT_OBSERVED = (
 )
 # What can't be told without the client behind the exchange: to cgroup such an end is unclassified.
 BY_ITS_CLIENT = ("proxy_timeout", "client_abort")
-OWN = ("timestamp", "finrace.connection.id")
+OWN = ("timestamp", "finrace.connection.id", "finrace.run", "finrace.sequence")
 # What a verdict is. A fact that one backend leaves out is a difference.
 COMPARED = (
     "finrace.cause", "finrace.variant", "finrace.certainty", "finrace.side", "finrace.connection.exchange",
