@@ -166,8 +166,14 @@ def changed(line, **values):
 def make_traffic(net, listener, closed, stale, refused):
     """Requests that the upstream drops, requests that come after its close, attempts that nobody takes, and harmless ones
     whose connections it closes idle, of which its timer is learned."""
+    one_at_a_time = threading.Lock()  # what a listener hands out next is the newest client's
+
+    def connect():
+        with one_at_a_time:
+            return Pair(net, listener)
+
     def idle():
-        pair = Pair(net, listener)
+        pair = connect()
         pair.exchange()
         time.sleep(1.0)
         pair.server.close()
@@ -175,7 +181,7 @@ def make_traffic(net, listener, closed, stale, refused):
         pair.client.close()
 
     def one_stale():
-        pair = Pair(net, listener)
+        pair = connect()
         pair.exchange()
         time.sleep(1.0)
         pair.server.close()
@@ -193,7 +199,7 @@ def make_traffic(net, listener, closed, stale, refused):
     for thread in threads:
         thread.start()
     for _ in range(closed):
-        pair = Pair(net, listener)
+        pair = connect()
         pair.request_unanswered()
         pair.client.close()
     for _ in range(refused):
