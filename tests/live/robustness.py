@@ -1583,13 +1583,19 @@ def test_full_disk(options):
         must(done.returncode == 2 and os.path.join(folder, "no") in done.stderr, f"{done.returncode}: {done.stderr}")
 
 
+def fill_with_torn_line(folder):
+    """A file for records on a small disk, which a line that does not end has filled; its path."""
+    path = os.path.join(folder, "records.jsonl")
+    with open(path, "wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"torn"):
+            pass
+    return path
+
+
 def test_full_disk_at_start(options):
     """A disk that is full, behind a torn line, is no reason not to start: a daemon that died there would stay away."""
     with small_disk(options) as folder:
-        path = os.path.join(folder, "records.jsonl")
-        with open(path, "wb", buffering=0) as file, suppress(OSError):
-            while file.write(b"torn"):
-                pass
+        path = fill_with_torn_line(folder)
         with network() as net, Finrace(options, interval="100ms", output=path) as finrace:
             wait_full(finrace)
             make_room(finrace, folder)
@@ -1606,10 +1612,7 @@ def test_full_disk_at_start(options):
 def test_full_disk_all_along(options):
     """A disk that is full from start to end, behind a torn line: what it has not taken is counted to the record."""
     with small_disk(options) as folder:
-        path = os.path.join(folder, "records.jsonl")
-        with open(path, "wb", buffering=0) as file, suppress(OSError):
-            while file.write(b"torn"):
-                pass
+        path = fill_with_torn_line(folder)
         with Finrace(options, "--output", path, interval="100ms") as finrace:
             wait_full(finrace)
             finrace.next_health()

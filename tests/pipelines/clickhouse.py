@@ -18,8 +18,10 @@ from contextlib import suppress
 from xml.sax.saxutils import escape
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "live"))
-from harness import LIMIT, Wrong, die_with_parent, must, need, wait_for  # noqa: E402
+from harness import LIMIT, ROOT, Wrong, die_with_parent, must, need, wait_for  # noqa: E402
 
+SCHEMA = os.path.join(ROOT, "packaging", "clickhouse", "schema.sql")
+SINGLE_NODE = os.path.join(ROOT, "packaging", "clickhouse", "single-node.sed")
 HOST = "127.0.0.1"
 USERS = """<yandex>
 <profiles><default><max_memory_usage>2000000000</max_memory_usage></default></profiles>
@@ -186,6 +188,12 @@ class ClickHouse:
         for statement in "\n".join(lines).split(";\n"):
             if statement.strip(" \n;"):
                 self.query(statement.strip().rstrip(";"))
+
+    def make_tables(self):
+        """Those of schema.sql, as an administrator of a single server makes them: through single-node.sed."""
+        done = subprocess.run(["sed", "-f", SINGLE_NODE, SCHEMA], capture_output=True, text=True, timeout=LIMIT, check=True)
+        must("_local" not in done.stdout and "Replicated" not in done.stdout, "something of a cluster is left")
+        self.script(done.stdout)
 
     def rows(self, sql):
         """A SELECT's rows, a dict each: 64-bit integers are numbers, not text."""

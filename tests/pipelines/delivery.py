@@ -12,7 +12,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -130,11 +129,8 @@ def nanoseconds(stamp):
 def clickhouse(folder):
     """A single server with the schema that finrace ships, and a table beside it that counts each arrival."""
     http_port, tcp_port = free_ports(2)
-    packaged = os.path.join(ROOT, "packaging", "clickhouse")
-    schema = subprocess.run(["sed", "-f", f"{packaged}/single-node.sed", f"{packaged}/schema.sql"], capture_output=True, text=True, check=True,
-                            timeout=LIMIT).stdout
     with ClickHouse(folder, http_port, tcp_port) as server:
-        server.script(schema)
+        server.make_tables()
         server.query("CREATE TABLE finrace.arrived (host String, run String, sequence UInt64) ENGINE = MergeTree ORDER BY sequence")
         server.query("CREATE MATERIALIZED VIEW finrace.to_arrived TO finrace.arrived AS SELECT `host.name` AS host, `finrace.run` AS run, "
                      "`finrace.sequence` AS sequence FROM finrace.records")

@@ -9,6 +9,7 @@ of them, each of one end. Ten million records are ClickHouse's own work.
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -21,11 +22,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(os.path.dirname(HERE), "live"), os.path.dirname(HERE)]
 import check_records  # noqa: E402
 import harness  # noqa: E402
-from clickhouse import ClickHouse, ZooKeeper, free_ports, shards  # noqa: E402
+from clickhouse import SCHEMA, ClickHouse, ZooKeeper, free_ports, shards  # noqa: E402
 from harness import LIMIT, Pair, ROOT, Wrong, listen, must, need, network, wait_for  # noqa: E402
 
-SCHEMA = os.path.join(ROOT, "packaging", "clickhouse", "schema.sql")
-SINGLE = os.path.join(ROOT, "packaging", "clickhouse", "single-node.sed")
 RETENTION = os.path.join(ROOT, "packaging", "clickhouse", "retention")
 TABLES = ("verdicts", "upstream_hours", "race_hours", "health_hours", "connections")
 MILLION = 1_000_000
@@ -40,8 +39,8 @@ STOP_LIMIT = 30
 class Cluster:
     """`servers`: two for each shard."""
 
-    def __init__(self, folder, servers, keeper):
-        self.folder, self.servers, self.keeper = folder, servers, keeper
+    def __init__(self, servers):
+        self.servers = servers
 
     @property
     def url(self):
@@ -75,7 +74,7 @@ def cluster(folder):
     ports = free_ports(13)
     with open(SCHEMA, encoding="utf-8") as file:
         schema = file.read()
-    with ZooKeeper(os.path.join(folder, "keeper"), ports[12]) as keeper:
+    with ZooKeeper(os.path.join(folder, "keeper"), ports[12]):
         servers = []
         for number in range(4):
             http, tcp, between = ports[number * 3:number * 3 + 3]
@@ -88,18 +87,10 @@ def cluster(folder):
             for server in servers:
                 server.wait_ready()
                 server.script(schema)
-            yield Cluster(folder, servers, keeper)
+            yield Cluster(servers)
         finally:
             for server in servers:
                 server.kill()
-
-
-def single_schema(server):
-    """As an administrator makes it: schema.sql through single-node.sed."""
-    with open(SCHEMA, encoding="utf-8") as file:
-        done = subprocess.run(["sed", "-f", SINGLE], stdin=file, capture_output=True, text=True, timeout=LIMIT, check=True)
-    must("_local" not in done.stdout and "Replicated" not in done.stdout, "something of a cluster is left")
-    server.script(done.stdout)
 
 
 class Host:
@@ -132,11 +123,8 @@ class Host:
 
 
 def report_of(options, *flags, status=(0, 1, 3)):
-    done = subprocess.run([options.finrace, "diagnose", "--json", *flags], capture_output=True, timeout=10 * LIMIT, check=False)
-    must(done.returncode in status, lambda: f"diagnose ended with {done.returncode}: {done.stderr[-1000:].decode()}")
-    report = json.loads(done.stdout)
-    complaints = check_records.report_complaints(report)
-    must(not complaints, lambda: f"the report is not what docs/report.schema.json says: {complaints[:3]}")
+    ended, report, said = harness.diagnose(options, *flags)
+    must(ended in status, lambda: f"diagnose ended with {ended}: {said[-1000:]}")
     return report
 
 
@@ -203,7 +191,7 @@ def make_traffic(net, listener, closed, stale, refused):
         pair.request_unanswered()
         pair.client.close()
     for _ in range(refused):
-        with harness.socket.socket() as sock:
+        with socket.socket() as sock:
             sock.bind((net.address(), net.next_port()))
             try:
                 sock.connect((net.address(2), 9))
@@ -214,8 +202,8 @@ def make_traffic(net, listener, closed, stale, refused):
         thread.join(LIMIT)
 
 
-def finding_of(report, cause, where=None):
-    found = [one for one in report["findings"] if one["cause"] == cause and (where is None or one.get("upstream", one.get("listener"))["address"] == where)]
+def finding_of(report, cause):
+    found = [one for one in report["findings"] if one["cause"] == cause]
     must(len(found) == 1, lambda: f"{len(found)} findings {cause}: {[(one['cause'], one['verdicts']) for one in report['findings']]}")
     return found[0]
 
@@ -225,8 +213,7 @@ def added_up(reports):
     findings, pools = {}, {}
     for report in reports:
         for one in report["findings"]:
-            where = one.get("upstream") or one["listener"]
-            key = one["cause"], where["address"], where["port"]
+            key = one["cause"], *harness.place_of(one.get("upstream") or one["listener"])
             into = findings.setdefault(key, Counter())
             for name in ("verdicts", "affected", "hidden_by_retry", "incomplete", "clients_left", "bursts"):
                 into[name] += one[name]
@@ -234,7 +221,7 @@ def added_up(reports):
                 for word, count in one[name].items():
                     into[f"{name} {word}"] += count
         for one in report["upstreams"]:
-            into = pools.setdefault((one["address"], one["port"]), Counter())
+            into = pools.setdefault(harness.place_of(one), Counter())
             for name in ("connections", "requests", "races", "unclassified"):
                 into[name] += one[name]
     return findings, pools
@@ -535,7 +522,7 @@ def test_a_single_server(options, hosts):
     """The same schema, by single-node.sed, without a cluster."""
     http, tcp = free_ports(2)
     with ClickHouse(os.path.join(options.folder, "single"), http, tcp) as server:
-        single_schema(server)
+        server.make_tables()
         for host in hosts:
             server.query("INSERT INTO finrace.records FORMAT JSONEachRow", b"\n".join(host.flat()),
                          input_format_skip_unknown_fields=1)
@@ -587,7 +574,7 @@ def test_two_hosts_and_one_connection(options):
                and json.loads(line)["finrace.certainty"] != "proven")
     http, tcp = free_ports(2)
     with ClickHouse(os.path.join(options.folder, "single"), http, tcp) as server:
-        single_schema(server)
+        server.make_tables()
         for of_host in lines.values():
             server.query("INSERT INTO finrace.records FORMAT JSONEachRow", b"\n".join(of_host), input_format_skip_unknown_fields=1)
         report = fleet_report(options, server.url)
