@@ -291,7 +291,7 @@ TEST_CASE("the same output twice is refused")
 
 TEST_CASE("a record as a syslog message")
 {
-    const std::string message = syslog_message(verdict(), 42);
+    const std::string message = syslog_message(verdict(), verdict(), 42);
     const std::string header = "<28>1 2026-01-02T03:04:05.123456Z proxy-1 finrace 42 verdict - ";
     REQUIRE(message.starts_with(header));
     CHECK(std::all_of(message.begin(), message.end(), [](char c) { return c >= ' ' && c <= '~'; }));
@@ -299,9 +299,9 @@ TEST_CASE("a record as a syslog message")
 
     Json health = Json::parse(R"({"event": {"name": "finrace.health"}, "host": {"name": "two words"},
                                   "finrace": {"health": {"complete": true}}})");
-    CHECK(syslog_message(health, 1).starts_with("<30>1 - - finrace 1 health - {"));
+    CHECK(syslog_message(health, health, 1).starts_with("<30>1 - - finrace 1 health - {"));
     health["finrace"]["health"]["complete"] = false;
-    CHECK(syslog_message(health, 1).starts_with("<29>1 "));
+    CHECK(syslog_message(health, health, 1).starts_with("<29>1 "));
 }
 
 TEST_CASE("a record as an entry of the journal")

@@ -138,7 +138,9 @@ Outputs::Output Outputs::open(OutputTarget target)
 
 void Outputs::put(const Json& record)
 {
-    const std::string line = to_line(flat_ ? flattened(record) : record);
+    const Json flat = flat_ ? flattened(record) : Json();
+    const Json& shown = flat_ ? flat : record;
+    const std::string line = to_line(shown);
     for (Output& output : outputs_) {
         if (auto* stream = std::get_if<Stream>(&output.to)) {
             stream->write(line);
@@ -147,7 +149,7 @@ void Outputs::put(const Json& record)
         auto& datagrams = std::get<Datagrams>(output.to);
         switch (output.target.kind) {
         case Kind::syslog:
-            datagrams.write(syslog_message(record, ::getpid(), flat_));
+            datagrams.write(syslog_message(record, shown, ::getpid()));
             break;
         case Kind::journal:
             datagrams.write(journal_entry(record));

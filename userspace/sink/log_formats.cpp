@@ -141,13 +141,13 @@ std::string sentence_of(const Json& record)
                        number_at(record, "/finrace/lost_events"), number_at(record, "/finrace/output/dropped"));
 }
 
-std::string syslog_message(const Json& record, pid_t pid, bool flat)
+std::string syslog_message(const Json& record, const Json& shown, pid_t pid)
 {
     // ASCII alone: a message in UTF-8 has to begin with a byte order mark (section 6.4), which readers of JSON refuse.
     constexpr bool ascii = true;
     return fmt::format("<{}>1 {} {} finrace {} {} - {}", facility_daemon * 8 + severity_of(record),
                        microseconds_alone(text_at(record, "/timestamp")), host_name_of(record), pid, kind_of(record),
-                       (flat ? flattened(record) : record).dump(-1, ' ', ascii, Json::error_handler_t::replace));
+                       shown.dump(-1, ' ', ascii, Json::error_handler_t::replace));
 }
 
 std::string journal_entry(const Json& record)

@@ -11,10 +11,9 @@
 
 namespace finrace {
 
-/// RFC 5424, section 6: facility daemon, the record's kind as MSGID, the record as the message, in ASCII alone. `pid`:
-/// of whoever says so.
-/// `flat`: the message on one level.
-std::string syslog_message(const Json& record, pid_t pid, bool flat = false);
+/// RFC 5424, section 6: facility daemon, the record's kind as MSGID, `shown` (the record itself, or on one level)
+/// as the message, in ASCII alone. `pid`: of whoever says so.
+std::string syslog_message(const Json& record, const Json& shown, pid_t pid);
 
 /// systemd's native journal protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL): a sentence as MESSAGE, and all
 /// values under their flattened names in capitals: finrace.connection.idle_ms is FINRACE_CONNECTION_IDLE_MS.

@@ -301,8 +301,7 @@ std::string inconclusive_text(const Diagnosis& diagnosis, const Watched& watched
         return "no host has told anything since then; see that finrace runs there, and that its records arrive";
     if (watched.fleet && !watched.fleet->silent.empty())
         return "nothing failed that was told, but not every host tells; see that finrace runs there, and that its "
-               "records "
-               "arrive";
+               "records arrive";
     if (watched.fleet && watched.lost > 0)
         return fmt::format(
             "nothing failed that was told, but {} were lost or dropped on the hosts; their finrace.health "

@@ -118,8 +118,8 @@ std::string hint_for(int error, Backend backend)
 {
     if (error == EPERM && locked_memory_counts())
         return "\n  up to Linux 5.10 the memory of its maps counts as locked, of which this process may have little: "
-               "give "
-               "it CAP_SYS_RESOURCE, or no such limit (ulimit -l unlimited; LimitMEMLOCK=infinity of the service or "
+               "give it "
+               "CAP_SYS_RESOURCE, or no such limit (ulimit -l unlimited; LimitMEMLOCK=infinity of the service or "
                "container runtime)";
     if (error == EPERM && backend == Backend::cgroup)
         return "\n  attaching to a control group takes CAP_NET_ADMIN, which before Linux 6.9 CAP_SYS_ADMIN does not "
@@ -127,8 +127,7 @@ std::string hint_for(int error, Backend backend)
     // libbpf, load_module_btfs(): for a function that this kernel does not have.
     if (LibbpfLog::has("failed to iterate BTF objects"))
         return "\n  from Linux 5.11 to 6.1 backend trace takes CAP_SYS_ADMIN, to read the types of modules; --backend "
-               "cgroup "
-               "does not";
+               "cgroup does not";
     const std::string lockdown = first_line("/sys/kernel/security/lockdown");
     if (error == EPERM && lockdown.find("[confidentiality]") != std::string::npos)
         return "\n  the kernel is locked down (lockdown=confidentiality): it refuses programs that read its memory; "
