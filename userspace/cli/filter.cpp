@@ -19,13 +19,8 @@ bool Filter::matches(const event& e, const ProcessNames& names) const
     const bool client = is_client(e);
     if (side && (*side == Side::client) != client)
         return false;
-    if (!upstreams.empty()) {
-        const std::uint8_t* address = client ? e.peer_address : e.local_address;
-        const std::uint16_t port = client ? e.peer_port : e.local_port;
-        if (std::none_of(upstreams.begin(), upstreams.end(),
-                         [&](const AddressPattern& pattern) { return pattern.matches(address, e.family, port); }))
-            return false;
-    }
+    if (!upstreams.empty() && !chooses(UpstreamKey::judged_at(e)))
+        return false;
     if (processes.empty())
         return true;
     const connection& c = e.connection;
@@ -47,6 +42,13 @@ bool Filter::matches_opened(const UpstreamKey& upstream, std::uint32_t pid, std:
     e.connection.flags = CONNECTION_CLIENT;
     std::copy_n(comm.begin(), std::min(comm.size(), sizeof(e.connection.comm) - 1), e.connection.comm);
     return matches(e, names);
+}
+
+bool Filter::chooses(const UpstreamKey& upstream) const
+{
+    return upstreams.empty() || std::any_of(upstreams.begin(), upstreams.end(), [&](const AddressPattern& pattern) {
+               return pattern.matches(upstream.address.data(), upstream.family, upstream.port);
+           });
 }
 
 bool Filter::has_address(const UpstreamKey& upstream) const

@@ -32,6 +32,8 @@ struct Filter {
     /// The same of a connection that this host opened. `comm`: its owner's name, where that is known besides its id.
     [[nodiscard]] bool matches_opened(const UpstreamKey& upstream, std::uint32_t pid, std::string_view comm,
                                       const ProcessNames& names) const;
+    /// Whether it is one of those that were asked for, if any were.
+    [[nodiscard]] bool chooses(const UpstreamKey& upstream) const;
     /// Whether it is at one of the addresses that were asked for, by any port.
     [[nodiscard]] bool has_address(const UpstreamKey& upstream) const;
 };

@@ -44,8 +44,8 @@ constexpr std::string_view group_columns = R"(
     ifNull(`finrace.incomplete`, 0) AS incomplete,
     ifNull(`finrace.outcome.client_answered`, 0) AS answered,
     if(ifNull(`finrace.outcome.client_answered`, 0) = 1, ifNull(`http.response.status_code`, 0), 0) AS status,
-    `finrace.cause` IN ('keepalive_race', 'stale_response', 'stale_reuse') AS is_race,
-    ifNull(`finrace.connection.reused`, 0) = 1 OR ifNull(`finrace.connection.idle_ms`, 0) >= 900 AS rested)";
+    `finrace.cause` IN ({races}) AS is_race,
+    ifNull(`finrace.connection.reused`, 0) = 1 OR ifNull(`finrace.connection.idle_ms`, 0) >= {shortest_timer} AS rested)";
 
 constexpr std::string_view group_sums = R"(
     count() AS verdicts,
@@ -57,9 +57,9 @@ constexpr std::string_view group_sums = R"(
     countIf(`finrace.outcome.client_address` != '' AND ifNull(`finrace.outcome.client_answered`, 0) = 0) AS clients_left,
     arraySlice(arraySort(groupArray(100000)(at_ns)), 1, 5) AS times,
     max(at_ns) AS last_ns,
-    arrayFilter((x, before) -> before = 0 OR x > before + 1000000000, arraySort(groupArray(100000)(at_ns)),
+    arrayFilter((x, before) -> before = 0 OR x > before + {apart}, arraySort(groupArray(100000)(at_ns)),
                 arrayPushFront(arrayPopBack(arraySort(groupArray(100000)(at_ns))), toUInt64(0))) AS begins,
-    arrayFilter((x, after) -> after = 0 OR after > x + 1000000000, arraySort(groupArray(100000)(at_ns)),
+    arrayFilter((x, after) -> after = 0 OR after > x + {apart}, arraySort(groupArray(100000)(at_ns)),
                 arrayPushBack(arrayPopFront(arraySort(groupArray(100000)(at_ns))), toUInt64(0))) AS ends,
     groupArrayIf(16)(toUInt32(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0)), NOT is_race) AS waits,
     groupArrayIf(16)(at_ns, NOT is_race) AS waits_at,
@@ -71,9 +71,17 @@ constexpr std::string_view group_sums = R"(
 /// The lower, the more a verdict tells: whose client is known, then the first.
 constexpr std::string_view rank_of = "(`finrace.outcome.client_address` = '') * 4294967296 + toUnixTimestamp(at)";
 
+std::string columns()
+{
+    std::string races;
+    for (const Cause cause : race_causes)
+        races += fmt::format("{}'{}'", races.empty() ? "" : ", ", to_string(cause));
+    return fmt::format(group_columns, fmt::arg("races", races), fmt::arg("shortest_timer", shortest_idle_timer_ms));
+}
+
 std::string sums()
 {
-    return fmt::format(group_sums, fmt::arg("rank", rank_of));
+    return fmt::format(group_sums, fmt::arg("rank", rank_of), fmt::arg("apart", Finding::burst_apart_ns));
 }
 
 constexpr std::string_view group_keys = "address, port, netns, host, process, cause, certainty, reason, incomplete, "
@@ -119,7 +127,7 @@ ANY LEFT JOIN (
 ) USING ({ends})
 WHERE `finrace.side` = 'client' AND at >= toDateTime({since})
 GROUP BY {keys}, found, alone, server_host, server_cause, server_certainty, server_event, server_whole, server_killed)",
-        fmt::arg("columns", group_columns), fmt::arg("sums", sums()), fmt::arg("rank", rank_of),
+        fmt::arg("columns", columns()), fmt::arg("sums", sums()), fmt::arg("rank", rank_of),
         fmt::arg("ends", both_ends), fmt::arg("keys", group_keys),
         fmt::arg("numbers", in_order("assumeNotNull(`finrace.request.sequence_number`)")),
         fmt::arg("hosts", in_order("`host.name`")), fmt::arg("causes", in_order("`finrace.cause`")),
@@ -129,24 +137,10 @@ GROUP BY {keys}, found, alone, server_host, server_cause, server_certainty, serv
         fmt::arg("signals", in_order("ifNull(`finrace.evidence.exit_signal`, 0)")), fmt::arg("since", since_s));
 }
 
-/// Servers' own verdicts, all of them.
-std::string all_server_groups(std::uint64_t since_s)
+/// Servers' own verdicts: all of them, or those alone of which no client's host tells.
+std::string server_groups(std::uint64_t since_s, bool alone)
 {
-    return fmt::format(R"(
-SELECT {columns}, {sums}
-FROM finrace.verdicts FINAL
-WHERE `finrace.side` = 'server' AND at >= toDateTime({since})
-GROUP BY {keys})",
-                       fmt::arg("columns", group_columns), fmt::arg("sums", sums()), fmt::arg("keys", group_keys),
-                       fmt::arg("since", since_s));
-}
-
-/// The same without those whose clients' hosts tell of the same connection.
-std::string server_groups(std::uint64_t since_s)
-{
-    return fmt::format(R"(
-SELECT {columns}, {sums}
-FROM finrace.verdicts FINAL
+    constexpr std::string_view with_clients = R"(
 ANY LEFT JOIN (
     SELECT {ends}, groupArray(assumeNotNull(`finrace.request.sequence_number`)) AS client_numbers,
            groupArray(ifNull(`finrace.request.bytes`, 0)) AS client_bytes
@@ -154,14 +148,21 @@ ANY LEFT JOIN (
     WHERE `finrace.side` = 'client' AND `finrace.request.sequence_number` IS NOT NULL AND at >= toDateTime({since})
         AND ({ends}) IN (SELECT {ends} FROM finrace.verdicts WHERE `finrace.side` = 'server' AND at >= toDateTime({since}))
     GROUP BY {ends}
-) USING ({ends})
-WHERE `finrace.side` = 'server' AND at >= toDateTime({since})
+) USING ({ends}))";
+    constexpr std::string_view without_client = R"(
     AND (`finrace.request.sequence_number` IS NULL
          OR NOT arrayExists((number, bytes) -> toUInt32(ifNull(`finrace.request.sequence_number`, 0) - number) <= bytes,
-                            client_numbers, client_bytes))
+                            client_numbers, client_bytes)))";
+    return fmt::format(
+        R"(
+SELECT {columns}, {sums}
+FROM finrace.verdicts FINAL{join}
+WHERE `finrace.side` = 'server' AND at >= toDateTime({since}){condition}
 GROUP BY {keys})",
-                       fmt::arg("columns", group_columns), fmt::arg("sums", sums()), fmt::arg("rank", rank_of),
-                       fmt::arg("ends", both_ends), fmt::arg("keys", group_keys), fmt::arg("since", since_s));
+        fmt::arg("columns", columns()), fmt::arg("sums", sums()), fmt::arg("keys", group_keys),
+        fmt::arg("join",
+                 !alone ? "" : fmt::format(with_clients, fmt::arg("ends", both_ends), fmt::arg("since", since_s))),
+        fmt::arg("condition", alone ? without_client : ""), fmt::arg("since", since_s));
 }
 
 constexpr std::string_view pool_key = "`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, "
@@ -204,7 +205,7 @@ std::string health(std::uint64_t since_s)
     };
     return fmt::format(
         "SELECT `host.name` AS host, `finrace.run` AS run, {} AS lost, {} AS lost_before, "
-        "max(timestamp) AS last, max(hour) >= toDateTime({}) AS is_within, "
+        "max(hour) >= toDateTime({}) AS is_within, "
         "argMax(`finrace.health.last`, `finrace.sequence`) AS ended, "
         "argMax(`finrace.health.interval_ms`, `finrace.sequence`) AS interval_ms, toUnixTimestamp(now()) AS now_s, "
         "toUnixTimestamp(max(toDateTime(replaceOne(substring(timestamp, 1, 19), 'T', ' '), 'UTC'))) AS last_s "
@@ -226,8 +227,7 @@ public:
         // What the filter keeps of the clients' verdicts must not hide the servers'.
         const bool both = filter_.side != Side::server && filter_.processes.empty();
         if (filter_.side != Side::client)
-            each(both ? server_groups(since_s_) : all_server_groups(since_s_),
-                 [this](const json& row) { add_group(row, true); });
+            each(server_groups(since_s_, both), [this](const json& row) { add_group(row, true); });
         const std::vector<std::uint64_t> instances = fleet_.instances();
         for (auto from = instances.begin(); from != instances.end();) {
             const auto to = from + std::min(most_asked, instances.end() - from);
@@ -310,12 +310,7 @@ private:
                                       std::uint64_t netns, const std::string& process)
     {
         std::optional<UpstreamKey> key = upstream_key(address, port);
-        if (!key)
-            return std::nullopt;
-        const auto& upstreams = filter_.upstreams;
-        if (!upstreams.empty() && std::none_of(upstreams.begin(), upstreams.end(), [&](const AddressPattern& pattern) {
-                return pattern.matches(key->address.data(), key->family, key->port);
-            }))
+        if (!key || !filter_.chooses(*key))
             return std::nullopt;
         const auto& processes = filter_.processes;
         if (!processes.empty() && std::none_of(processes.begin(), processes.end(),
@@ -399,14 +394,12 @@ private:
         const FlatRecord before(row_before);
         const std::string host = printable(record.text("host.name"));
         const std::string process = record.text("finrace.upstream.process");
-        if (record.truth("finrace.upstream.other")) {
-            if (!filter_.upstreams.empty() || !filter_.processes.empty())
-                return;
-        }
-        const auto where = record.truth("finrace.upstream.other")
-                               ? std::optional(UpstreamKey{})
-                               : chosen(record.text("network.peer.address"), record.number("network.peer.port"), host,
-                                        record.number("finrace.upstream.netns"), process);
+        const bool other = record.truth("finrace.upstream.other");
+        if (other && !(filter_.upstreams.empty() && filter_.processes.empty()))
+            return;
+        const auto where = other ? std::optional(UpstreamKey{})
+                                 : chosen(record.text("network.peer.address"), record.number("network.peer.port"), host,
+                                          record.number("finrace.upstream.netns"), process);
         if (!where)
             return;
         const auto counted = [&](const char* name) {
@@ -414,7 +407,7 @@ private:
         };
         Pool pool;
         pool.where = *where;
-        pool.other = record.truth("finrace.upstream.other");
+        pool.other = other;
         pool.process = process;
         pool.connections = counted("finrace.upstream.connections.closed");
         pool.requests = counted("finrace.upstream.exchanges");

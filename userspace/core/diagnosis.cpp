@@ -45,7 +45,6 @@ const PoolNow* pool_in(const PoolsNow* now, const UpstreamKey& where)
 
 constexpr std::uint64_t ns_per_ms = 1'000'000;
 constexpr std::uint32_t shortest_patience_ms = 1000;
-constexpr std::uint64_t burst_apart_ns = 1000 * ns_per_ms;
 
 std::uint32_t saturated_ms(std::uint64_t ns)
 {
@@ -92,6 +91,16 @@ std::optional<IdleTimeout> Finding::Waits::timer() const
 {
     const std::optional<IdleTimeout> timer = all.timeout();
     return timer && timer->lowest_ms >= shortest_patience_ms ? timer : std::nullopt;
+}
+
+void Finding::note_burst(std::uint64_t from_ns, std::uint64_t ended_ns)
+{
+    if (bursts > 0 && from_ns <= ended_ns + burst_apart_ns)
+        return;
+    if (bursts > 0)
+        gaps.learn(saturated_ms(from_ns - burst_ns), from_ns);
+    ++bursts;
+    burst_ns = from_ns;
 }
 
 bool Finding::cost_a_request() const
@@ -182,12 +191,7 @@ void Diagnosis::add(const Judged& judged, const std::string& process, std::int64
     }
     if (verdict.reason && *verdict.reason != Reason::unknown)
         ++finding.reasons[*verdict.reason];
-    if (finding.bursts == 0 || at_ns > finding.last_ns + burst_apart_ns) {
-        if (finding.bursts > 0)
-            finding.gaps.learn(saturated_ms(at_ns - finding.burst_ns), at_ns);
-        ++finding.bursts;
-        finding.burst_ns = at_ns;
-    }
+    finding.note_burst(at_ns, finding.last_ns);
     if (finding.at_once == 0 || at_ns > finding.at_once_ns + one_instant_ns) {
         finding.at_once = 0;
         finding.at_once_ns = at_ns;

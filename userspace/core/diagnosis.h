@@ -78,6 +78,9 @@ struct Finding {
         std::int64_t clock_offset_ns; ///< CLOCK_REALTIME less CLOCK_MONOTONIC
     } instance;
 
+    static constexpr std::uint64_t burst_apart_ns = 1'000'000'000;
+    /// One that begins at `from_ns` is new if the ones before have ended, at `ended_ns`, for so long. CLOCK_REALTIME.
+    void note_burst(std::uint64_t from_ns, std::uint64_t ended_ns);
     /// What somebody lost by it. A client that leaves has lost nothing that a proxy or an upstream owed it.
     [[nodiscard]] std::uint64_t harm() const { return cause == Cause::client_abort ? 0 : affected - hidden; }
     /// Whether a request was lost, or a connection that a client of a proxy waited for. That somebody's attempt to

@@ -2,7 +2,6 @@
 #include "core/fleet.h"
 
 #include <algorithm>
-#include <limits>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -12,9 +11,6 @@
 namespace finrace {
 
 namespace {
-
-constexpr std::uint64_t ns_per_ms = 1'000'000;
-constexpr std::uint64_t burst_apart_ns = 1000 * ns_per_ms;
 
 /// The upstream's own host told of the same end: what its process knew decides.
 void take_server(FleetGroup& group)
@@ -170,15 +166,7 @@ void Fleet::merge_bursts(Merged& merged)
     std::sort(bursts.begin(), bursts.end());
     std::uint64_t end_ns = 0;
     for (const auto& [from_ns, to_ns] : bursts) {
-        if (finding.bursts == 0 || from_ns > end_ns + burst_apart_ns) {
-            if (finding.bursts > 0)
-                finding.gaps.learn(
-                    static_cast<std::uint32_t>(std::min<std::uint64_t>((from_ns - finding.burst_ns) / ns_per_ms,
-                                                                       std::numeric_limits<std::uint32_t>::max())),
-                    from_ns);
-            ++finding.bursts;
-            finding.burst_ns = from_ns;
-        }
+        finding.note_burst(from_ns, end_ns);
         end_ns = std::max(end_ns, to_ns);
     }
     std::sort(waits.begin(), waits.end(), [](const auto& one, const auto& other) { return one.second < other.second; });

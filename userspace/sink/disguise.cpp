@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 
-#include <arpa/inet.h>
 #include <nettle/hmac.h>
 #include <nlohmann/json.hpp>
 
@@ -25,15 +25,15 @@ std::string Disguise::of(std::string_view address) const
 {
     if (way_ == Way::none)
         return std::string(address);
-    const std::string text(address);
-    std::array<std::uint8_t, v6_bytes> bytes{};
-    const bool is_6 = text.find(':') != std::string::npos;
-    if (::inet_pton(is_6 ? AF_INET6 : AF_INET, text.c_str(), bytes.data()) != 1)
+    std::optional<Address> parsed = parse_address(std::string(address));
+    if (!parsed)
         return std::string(address);
+    std::array<std::uint8_t, v6_bytes>& bytes = parsed->bytes;
+    const bool is_6 = parsed->family == 6;
     const std::size_t size = is_6 ? v6_bytes : v4_bytes;
     if (way_ == Way::mask) {
         std::fill(bytes.begin() + (is_6 ? v6_shown : v4_shown), bytes.end(), std::uint8_t{0});
-        return address_text(bytes.data(), is_6 ? 6 : 4);
+        return address_text(bytes.data(), parsed->family);
     }
     hmac_sha256_ctx hash{};
     hmac_sha256_set_key(&hash, key_.size(), reinterpret_cast<const std::uint8_t*>(key_.data()));

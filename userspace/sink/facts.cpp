@@ -64,6 +64,15 @@ std::string address_text(const std::uint8_t* address, unsigned family)
     return text.data();
 }
 
+std::optional<Address> parse_address(const std::string& text)
+{
+    Address address;
+    address.family = text.find(':') != std::string::npos ? 6 : 4;
+    if (::inet_pton(address.family == 6 ? AF_INET6 : AF_INET, text.c_str(), address.bytes.data()) != 1)
+        return std::nullopt;
+    return address;
+}
+
 std::string endpoint_text(const std::uint8_t* address, std::uint16_t port, unsigned family)
 {
     return with_port(address_text(address, family), port);

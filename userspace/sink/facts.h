@@ -35,6 +35,14 @@ std::string_view to_string(PoolState state);
 /// Whether the current exchange has a request whose beginning was seen, so that times may be told from it.
 bool knows_request_start(const connection& c);
 
+/// An address as events have it.
+struct Address {
+    std::array<std::uint8_t, 16> bytes{}; ///< network order; IPv4 in the first four
+    std::uint8_t family = 4;
+};
+/// Of what address_text() writes; nothing if that is no address.
+std::optional<Address> parse_address(const std::string& text);
+
 /// Which end closed first, and how; `at_ns` on the clock of event.timestamp_ns.
 struct Close {
     enum class By { local, peer } by;

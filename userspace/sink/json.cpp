@@ -353,6 +353,11 @@ Json connection_record(const Origin& origin, const event& e, std::span<const Sta
     return record;
 }
 
+Json timeout_json(const IdleTimeout& timeout)
+{
+    return {{"ms", timeout.ms}, {"spread_ms", timeout.spread_ms()}, {"samples", timeout.samples}};
+}
+
 Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const UpstreamKey* key, const Upstream& upstream,
                      const Exposure& exposure)
 {
@@ -378,7 +383,7 @@ Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const Ups
             std::string(upstream.owner.data(), ::strnlen(upstream.owner.data(), upstream.owner.size()));
     of_upstream["longest_reused_idle_ms"] = upstream.longest_reused_idle_ms;
     if (const std::optional<IdleTimeout> own = upstream.own_idle_limit.timeout())
-        of_upstream["own_idle_limit"] = {{"ms", own->ms}, {"spread_ms", own->spread_ms()}, {"samples", own->samples}};
+        of_upstream["own_idle_limit"] = timeout_json(*own);
     if (key != nullptr)
         of_upstream["exposure"] = exposure_json(exposure);
     of_upstream["connections"] = {

@@ -101,6 +101,9 @@ struct Health {
 };
 Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Health& health);
 
+/// {"ms":…,"spread_ms":…,"samples":…}
+Json timeout_json(const IdleTimeout& timeout);
+
 /// The same on one level: the names on the way to a value, joined by dots, as OpenTelemetry writes attributes. Lists
 /// stay lists.
 Json flattened(const Json& record);

@@ -7,7 +7,6 @@
 #include <cstring>
 #include <iterator>
 
-#include <arpa/inet.h>
 #include <nlohmann/json.hpp>
 
 #include "sink/facts.h"
@@ -45,14 +44,6 @@ std::uint16_t error_number(std::string_view name)
         if (error_name(error) == name)
             return static_cast<std::uint16_t>(error);
     return 0;
-}
-
-template <std::size_t Size>
-std::uint8_t read_address(const std::string& text, std::uint8_t (&address)[Size])
-{
-    const bool is_6 = text.find(':') != std::string::npos;
-    ::inet_pton(is_6 ? AF_INET6 : AF_INET, text.c_str(), address);
-    return is_6 ? 6 : 4;
 }
 
 /// CONNECTION_* where a value is there, and true if it is a truth.
@@ -143,12 +134,10 @@ bool FlatRecord::truth(const char* name) const
 
 std::optional<UpstreamKey> upstream_key(const std::string& address, std::uint64_t port)
 {
-    UpstreamKey key;
-    key.family = address.find(':') != std::string::npos ? 6 : 4;
-    key.port = static_cast<std::uint16_t>(port);
-    if (::inet_pton(key.family == 6 ? AF_INET6 : AF_INET, address.c_str(), key.address.data()) != 1)
+    const std::optional<Address> where = parse_address(address);
+    if (!where)
         return std::nullopt;
-    return key;
+    return UpstreamKey{.address = where->bytes, .port = static_cast<std::uint16_t>(port), .family = where->family};
 }
 
 event event_of(const FlatRecord& record, std::uint64_t at_ns)
@@ -157,8 +146,11 @@ event event_of(const FlatRecord& record, std::uint64_t at_ns)
     connection& c = e.connection;
     const auto number32 = [&](const char* name) { return static_cast<std::uint32_t>(record.number(name)); };
     e.timestamp_ns = at_ns;
-    e.family = read_address(record.text("network.local.address"), e.local_address);
-    read_address(record.text("network.peer.address"), e.peer_address);
+    const Address local = parse_address(record.text("network.local.address")).value_or(Address{});
+    const Address peer = parse_address(record.text("network.peer.address")).value_or(Address{});
+    e.family = local.family;
+    std::copy(local.bytes.begin(), local.bytes.end(), std::begin(e.local_address));
+    std::copy(peer.bytes.begin(), peer.bytes.end(), std::begin(e.peer_address));
     e.local_port = static_cast<std::uint16_t>(record.number("network.local.port"));
     e.peer_port = static_cast<std::uint16_t>(record.number("network.peer.port"));
     e.kind = numbered(record.text("finrace.evidence.event"), EVENT_KINDS, kind_name);

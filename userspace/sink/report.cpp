@@ -13,13 +13,12 @@
 
 #include "core/advice.h"
 #include "sink/facts.h"
+#include "sink/json.h"
 #include "sink/timeline.h"
 
 namespace finrace {
 
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 constexpr int report_schema = 1;
 
@@ -171,11 +170,6 @@ void add_exposed(Page& page, const Diagnosis& diagnosis, const Places& places, c
 double seconds(std::uint64_t ns)
 {
     return static_cast<double>(ns) / 1e9;
-}
-
-Json timeout_json(const IdleTimeout& timeout)
-{
-    return {{"ms", timeout.ms}, {"spread_ms", timeout.spread_ms()}, {"samples", timeout.samples}};
 }
 
 Json range_json(const Exposure::Range& range)
