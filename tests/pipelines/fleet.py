@@ -397,7 +397,7 @@ def test_both_ends_of_a_connection(options, there, hosts):
     def pair(cause, port, request, unread, late=False, skew=0, signal=None, unread_bytes=size, **more):
         nonlocal sequence
         sequence += 1
-        of_client = {"finrace.run": "c" * 16, "finrace.sequence": sequence, "network.local.port": port, "finrace.cause": cause,
+        of_client = {"timestamp": f"{client['timestamp'][:20]}{sequence:09d}Z", "finrace.run": "c" * 16, "finrace.sequence": sequence, "network.local.port": port, "finrace.cause": cause,
                      "finrace.certainty": "likely", "finrace.request.sequence_number": request,
                      "finrace.connection.reused": True, "finrace.connection.idle_ms": 1000}
         of_server = {"host.name": "app-1", "finrace.run": "d" * 16, "finrace.sequence": sequence,

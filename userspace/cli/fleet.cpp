@@ -69,7 +69,7 @@ constexpr std::string_view group_sums = R"(
     min({rank}) AS rank, argMin(id, {rank}) AS instance)";
 
 /// The lower, the more a verdict tells: whose client is known, then the first.
-constexpr std::string_view rank_of = "(`finrace.outcome.client_address` = '') * 4294967296 + toUnixTimestamp(at)";
+constexpr std::string_view rank_of = "(`finrace.outcome.client_address` = '') * 4611686018427387904 + at_ns";
 
 std::string columns()
 {

@@ -32,7 +32,7 @@ void take_server(FleetGroup& group)
 /// The lower, the more a group's instance tells.
 auto telling(const FleetGroup& group)
 {
-    return std::tuple(group.certainty, group.incomplete, group.rank);
+    return std::tuple(group.certainty, group.incomplete, group.rank, group.instance); // the same one each time
 }
 
 /// What several hosts' pools come to: counts add up, the worst stands for all, and what is to be expected adds up too.
