@@ -250,6 +250,14 @@ TEST_CASE("in a folder that others may write to, what may lead elsewhere is refu
         refused(path + "//target", "a symbolic link");
         refused(path + "/../shared/records/target", "a symbolic link");
     }
+    SECTION("a link behind links of one's own")
+    {
+        std::filesystem::create_symlink(target, path);
+        std::filesystem::create_directory_symlink("shared", directory.at("logs"));
+        std::filesystem::create_symlink(directory.at("logs/records"), directory.at("link"));
+        refused(directory.at("logs/records"), "a symbolic link");
+        refused(directory.at("link"), "a symbolic link");
+    }
     SECTION("a file that has another name")
     {
         std::filesystem::create_hard_link(target, path);
@@ -263,6 +271,38 @@ TEST_CASE("in a folder that others may write to, what may lead elsewhere is refu
         stream.write("two");
         stream.flush();
         CHECK(content(path) == "one\ntwo\n");
+    }
+}
+
+TEST_CASE("links of one's own are followed, as far as the kernel follows any")
+{
+    const Folder directory;
+    const std::string path = directory.at("records");
+    const auto write = [](const std::string& name) {
+        Stream stream = Stream::to_file(name);
+        stream.write("one");
+        stream.flush();
+    };
+    SECTION("to what is not there yet, by folders, and up again")
+    {
+        std::filesystem::create_directory(directory.at("folder"));
+        std::filesystem::create_directory_symlink("folder/", directory.at("logs"));
+        std::filesystem::create_symlink("../records", directory.at("folder/link"));
+        write(directory.at("logs//link"));
+        CHECK(content(path) == "one\n");
+    }
+    SECTION("what an open file is called in proc")
+    {
+        const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        REQUIRE(fd >= 0);
+        write("/proc/self/fd/" + std::to_string(fd));
+        ::close(fd);
+        CHECK(content(path) == "one\n");
+    }
+    SECTION("in a circle")
+    {
+        std::filesystem::create_symlink("records", path);
+        CHECK_THROWS_WITH(Stream::to_file(path), Catch::Contains("Too many levels of symbolic links"));
     }
 }
 

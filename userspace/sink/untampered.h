@@ -18,9 +18,9 @@ struct Tampered : OutputError {
 };
 
 /// open(2) with O_CLOEXEC; -1 leaves the reason in errno. In each folder on the way that others may write to (mode o+w,
-/// or its owner is neither root nor this process's user), no link is followed, and only what is root's, ours or the
-/// folder's owner's is opened, a file only if it has no other name: link(2) takes others' files. Throws Tampered.
-/// `crossed`: set if there was such a folder.
+/// or its owner is neither root nor this process's user), also where links of elsewhere lead there, no link is
+/// followed, and only what is root's, ours or the folder's owner's is opened, a file only if it has no other name:
+/// link(2) takes others' files. Throws Tampered. `crossed`: set if there was such a folder.
 int open_untampered(const std::string& path, int flags, mode_t mode = 0, bool* crossed = nullptr);
 
 } // namespace finrace
