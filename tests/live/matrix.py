@@ -6,7 +6,8 @@ An emulated machine is ten to twenty times slower than a native one, so the test
   exact  for a machine whose clock counts instructions (scripts/vm --paced). Nothing is late there, however busy the host is:
          all that depends on times, races between a request and a timer first of all. What takes long and hardly depends on
          the kernel runs on some kernels and says so elsewhere; with --whole it runs on all.
-  smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer.
+  smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer. Each backend runs on two
+         kernels, with --whole on all.
 
 The last line counts the tests of all commands.
 """
@@ -37,6 +38,8 @@ ODDITIES = (
 )
 SLOW_ODDITIES = ODDITIES + ",signals,churn at start,start stop,many connections"
 SLOW_ON = ("fentry", "6.12")
+# Each way in which a program reads the kernel: tables by socket, its own storage, loads by cast, by helper; packets.
+ODDITIES_ON = {("fentry", "5.10"), ("kprobe", "5.10"), ("fentry", "6.1"), ("cgroup", "6.1"), ("fentry", "6.12"), ("kprobe", "6.12")}
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node"}
 PROVEN_ON = ("fentry", "6.1")
@@ -82,13 +85,12 @@ def exact(options, name):
 
 
 def smp(options, name):
-    kernel = ".".join(os.uname().release.split(".")[:2])
-    slow = name == SLOW_ON[0] and os.uname().release.startswith(SLOW_ON[1])
+    here = (name, ".".join(os.uname().release.split(".")[:2]))
     yield "robustness", [
         f"{HERE}/robustness.py", *BACKENDS[name], *tools(options, line=False), "--small",
-        "--only", SLOW_ODDITIES if slow else ODDITIES,
-    ], True
-    yield "outputs", [f"{HERE}/outputs.py", *BACKENDS[name], *tools(options, line=False), "--small"], (name, kernel) == OUTPUTS_ON
+        "--only", SLOW_ODDITIES if here == SLOW_ON else ODDITIES,
+    ], here in ODDITIES_ON
+    yield "outputs", [f"{HERE}/outputs.py", *BACKENDS[name], *tools(options, line=False), "--small"], here == OUTPUTS_ON
 
 
 def tools(options, line=True):
