@@ -308,12 +308,12 @@ constexpr const char* needed_calls[] = {
     "uname", "sysinfo", "getrusage", "exit", "exit_group", "getuid", "geteuid", "getgid", "getegid", "capget", "rseq",
     "set_robust_list"};
 
-using Filter = std::unique_ptr<void, decltype(&seccomp_release)>;
+using SystemCallFilter = std::unique_ptr<void, decltype(&seccomp_release)>;
 
 /// EPERM for everything else. Throws Refused.
 void leave_system_calls(bool connects, bool serves)
 {
-    const Filter filter(seccomp_init(SCMP_ACT_ERRNO(EPERM)), &seccomp_release);
+    const SystemCallFilter filter(seccomp_init(SCMP_ACT_ERRNO(EPERM)), &seccomp_release);
     require(filter != nullptr, "seccomp_init()");
     const auto allow = [&](const char* name, std::optional<scmp_arg_cmp> where = std::nullopt) {
         const int call = seccomp_syscall_resolve_name(name);

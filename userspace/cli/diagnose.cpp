@@ -27,6 +27,8 @@
 #include "cli/stored_feed.h"
 #include "cli/terminal.h"
 #include "core/diagnosis.h"
+#include "core/flags.h"
+#include "core/units.h"
 #include "sink/facts.h"
 #include "sink/html.h"
 #include "sink/report.h"
@@ -39,10 +41,8 @@ namespace {
 
 constexpr int exit_findings = 1;
 constexpr int exit_inconclusive = 3;
-constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(200);
 constexpr std::chrono::nanoseconds by_default = std::chrono::seconds(60);
 constexpr std::size_t widest_report = 110;
-constexpr std::uint64_t ns_per_second = 1'000'000'000;
 
 struct DiagnoseOptions {
     WatchOptions watch;
@@ -70,7 +70,7 @@ public:
     void on_event(const event& e) override
     {
         tells_netns_ = tells_netns_ || (e.observed & OBSERVED_NETNS) != 0;
-        if (is_client(e) && e.kind == EVENT_CLOSED && (e.connection.flags & CONNECTION_ADOPTED) != 0)
+        if (is_client(e) && e.kind == EVENT_CLOSED && has(e, CONNECTION_ADOPTED))
             ++adopted_closed_;
         diagnosis_.follow(e, e.kind == EVENT_CLOSED ? name_of(e) : std::string());
     }
@@ -298,7 +298,7 @@ int diagnose(const DiagnoseOptions& options)
         return feed->failed() ? exit_unusable : status;
     }
     const std::chrono::nanoseconds duration = options.duration.value_or(by_default);
-    LiveLoop feed(options.watch, tick);
+    LiveLoop feed(options.watch, LiveLoop::unhurried_tick);
     feed.end_after(duration);
     Doctor doctor(feed, options.watch.filter, duration);
     feed.run(doctor);

@@ -16,6 +16,7 @@
 
 #include "cli/parse.h"
 #include "core/fleet.h"
+#include "core/units.h"
 #include "sink/clock.h"
 #include "sink/record_reader.h"
 #include "sink/text.h"
@@ -28,7 +29,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::uint64_t s_per_hour = 3600;
-constexpr std::uint64_t ns_per_second = 1'000'000'000;
 /// Numbers in one question: a store takes no question without end (max_query_size).
 constexpr std::ptrdiff_t most_asked = 2000;
 /// A host that has told nothing for so long, or so many intervals, has fallen silent: it tells of itself at each.

@@ -20,6 +20,9 @@ namespace finrace {
 
 class LiveLoop final : public Feed {
 public:
+    /// Where nobody watches what comes: often enough.
+    static constexpr std::chrono::nanoseconds unhurried_tick = std::chrono::milliseconds(200);
+
     /// Blocks SIGINT, SIGTERM, SIGHUP and SIGUSR1, attaches, and says so on standard error. What is taken in goes to
     /// `recorder` as well, if there is one. Throws SetupError, UsageError or OutputError.
     LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, Recorder* recorder = nullptr);

@@ -23,7 +23,6 @@ namespace finrace {
 
 namespace {
 
-constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
 constexpr std::string_view erase_below = "\r\x1b[J";
 constexpr std::string_view hide_cursor = "\x1b[?25l";
 constexpr std::string_view show_cursor = "\x1b[?25h";
@@ -109,7 +108,7 @@ void LiveTerminal::leave()
         return;
     stream_.write_text(erase_below);
     stream_.write_text(show_cursor);
-    stream_.drain(last_words);
+    stream_.drain(Stream::last_words);
     ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, STDIN_FILENO, nullptr);
     ::tcsetattr(STDIN_FILENO, TCSANOW, &before_);
     in_front_ = below_ = false;

@@ -12,13 +12,13 @@
 #include "cli/terminal.h"
 #include "core/classify.h"
 #include "core/software.h"
+#include "core/units.h"
 #include "sink/facts.h"
 
 namespace finrace {
 
 namespace {
 
-constexpr std::uint64_t ns_per_ms = 1'000'000;
 constexpr std::uint64_t drawn_every_ns = 250 * ns_per_ms;
 constexpr std::uint64_t counted_every_ns = 1000 * ns_per_ms;
 constexpr std::uint64_t sampled_every_ns = 2000 * ns_per_ms;

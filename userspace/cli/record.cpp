@@ -17,8 +17,6 @@ namespace finrace {
 
 namespace {
 
-constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(200);
-
 struct RecordCommand {
     WatchOptions watch;
     RecordOptions record;
@@ -46,7 +44,7 @@ int record(RecordCommand command)
     command.watch.live.follow_accepted = command.connections;
     command.watch.live.report_states = command.connections;
     Recorder recorder(command.record);
-    LiveLoop feed(command.watch, tick, &recorder);
+    LiveLoop feed(command.watch, LiveLoop::unhurried_tick, &recorder);
     feed.end_after(command.duration);
     if (!command.unconfined)
         confine({.files = recorder.files(), .listed = {PodNames::usual_folder}}, [&] { return feed.counts_losses(); });

@@ -31,7 +31,6 @@ namespace {
 constexpr std::uint64_t ticks_matter_ns = 2'000'000'000;
 constexpr std::uint64_t smallest_part = 64U << 10U;
 constexpr std::uint64_t rotation_retried_ns = 10'000'000'000;
-constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
 
 std::string new_run()
 {
@@ -258,7 +257,7 @@ void Recorder::end(const SourceCounts& counts)
 {
     put(counts);
     put(RecordedEnd{true});
-    stream_.drain(last_words);
+    stream_.drain(Stream::last_words);
 }
 
 /// What waits is dropped, and counted: the new file begins with its header.

@@ -18,6 +18,7 @@
 #include "cli/options.h"
 #include "cli/process_names.h"
 #include "core/classify.h"
+#include "core/flags.h"
 #include "core/software.h"
 #include "sink/facts.h"
 #include "source/descriptor.h"
@@ -117,7 +118,7 @@ void Reporter::on_event(const event& e)
 {
     if (is_client(e))
         open_.follow(e);
-    if (e.kind == EVENT_CLOSED && (e.connection.flags & CONNECTION_ADOPTED) != 0)
+    if (e.kind == EVENT_CLOSED && has(e, CONNECTION_ADOPTED))
         ++adopted_closed_;
     if (options_.connections) {
         histories_.add(e);

@@ -25,13 +25,12 @@
 #include "cli/run_options.h"
 #include "cli/service_manager.h"
 #include "cli/stored_feed.h"
+#include "sink/stream.h"
 #include "source/descriptor.h"
 
 namespace finrace {
 
 namespace {
-
-constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
 
 int replay(const RunOptions& options)
 {
@@ -129,7 +128,7 @@ int run(RunOptions options, Reloader* reloader)
         say("nobody reads the output any more: ending");
         return exit_success;
     }
-    outputs.drain(last_words);
+    outputs.drain(Stream::last_words);
     outputs.say_dropped();
     return exit_success;
 }

@@ -24,8 +24,7 @@ namespace finrace {
 
 namespace {
 
-constexpr std::chrono::nanoseconds tick = std::chrono::milliseconds(100);
-constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
+constexpr std::chrono::nanoseconds shown_every = std::chrono::milliseconds(100);
 
 struct ViewOptions {
     WatchOptions watch;
@@ -53,7 +52,7 @@ public:
     void finish()
     {
         show(queue_.take_all());
-        stream_.drain(last_words);
+        stream_.drain(Stream::last_words);
     }
 
 private:
@@ -90,7 +89,7 @@ void say_tally(const LiveLoop& loop)
 int watch(const ViewOptions& options)
 {
     Stream stream = Stream::to_descriptor(STDOUT_FILENO);
-    LiveLoop loop(options.watch, tick);
+    LiveLoop loop(options.watch, shown_every);
     loop.end_after(options.duration);
     std::vector<std::string> left_out;
     if (LiveTerminal::is_there()) {

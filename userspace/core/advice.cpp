@@ -14,7 +14,7 @@ constexpr std::uint32_t second_ms = 1000;
 /// The rule: the proxy closes a second before the upstream, or the upstream waits five seconds longer than the proxy.
 constexpr std::uint32_t proxy_ahead_ms = second_ms;
 constexpr std::uint32_t upstream_behind_ms = 5 * second_ms;
-constexpr std::uint32_t longest_ms = 1'000'000'000; ///< beyond it nothing is to be reckoned
+constexpr std::uint32_t most_reckoned_ms = 1'000'000'000; ///< beyond it nothing is to be reckoned
 constexpr std::uint32_t hair_ms = 20;
 /// What the upstream waits for at least, where nothing limits the proxy.
 constexpr std::uint32_t long_enough_ms = 65 * second_ms;
@@ -49,8 +49,9 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
                                                     : 0;
 
     Remedy raise{.end = Remedy::End::upstream, .settings = {}, .why = {}};
-    const std::uint32_t raised_ms = rounded_up(
-        limit_ms != 0 ? limit_ms + upstream_behind_ms : std::max(long_enough_ms, 2 * std::min(timeout.ms, longest_ms)));
+    const std::uint32_t raised_ms =
+        rounded_up(limit_ms != 0 ? limit_ms + upstream_behind_ms
+                                 : std::max(long_enough_ms, 2 * std::min(timeout.ms, most_reckoned_ms)));
     const auto add = [&](const IdleSetting& server, const std::vector<Present>& present) {
         raise.settings.push_back({.software = server.software,
                                   .text = written(server, raised_ms),

@@ -12,11 +12,12 @@
 
 #include <fmt/format.h>
 
+#include "core/flags.h"
+#include "core/units.h"
+
 namespace finrace {
 
 namespace {
-
-constexpr std::uint64_t ns_per_ms = 1'000'000;
 
 /// Slack for schedulers and event loops at both ends, on top of round-trip times.
 constexpr std::uint64_t loop_slack_ms = 100;
@@ -39,14 +40,6 @@ constexpr std::uint64_t shortest_patience_ns = 500 * ns_per_ms;
 
 /// "GET / HTTP/1.1" and two line ends: RFC 9112 3.
 constexpr std::uint32_t shortest_http1_request_bytes = 18;
-
-/// RSTs that were seen as packets and that the socket did not take: what ended it may have been one of them.
-constexpr std::uint32_t waiting_resets = CONNECTION_RESET_WITH_ACK_WAITS | CONNECTION_BARE_RESET_WAITS;
-
-bool has(const connection& c, std::uint32_t flags)
-{
-    return (c.flags & flags) != 0;
-}
 
 std::uint64_t end_ns(const event& e)
 {

@@ -10,6 +10,7 @@
 
 #include "bpf/event.h"
 #include "core/cause.h"
+#include "core/flags.h"
 #include "core/outcome.h"
 #include "core/upstream.h"
 
@@ -61,7 +62,7 @@ bool depends_on_outcome(const event& e);
 /// Whether this host opened the event's connection.
 inline bool is_client(const event& e)
 {
-    return (e.connection.flags & CONNECTION_CLIENT) != 0;
+    return has(e, CONNECTION_CLIENT);
 }
 
 /// Whether request number `connection.exchange` came over a connection that had carried bytes before.

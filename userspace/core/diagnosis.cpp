@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "core/classify.h"
+#include "core/units.h"
 
 namespace finrace {
 
@@ -43,7 +44,6 @@ const PoolNow* pool_in(const PoolsNow* now, const UpstreamKey& where)
     return found != now->end() ? &found->second : nullptr;
 }
 
-constexpr std::uint64_t ns_per_ms = 1'000'000;
 constexpr std::uint32_t shortest_patience_ms = 1000;
 
 std::uint32_t saturated_ms(std::uint64_t ns)

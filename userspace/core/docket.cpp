@@ -4,6 +4,8 @@
 #include <iterator>
 #include <utility>
 
+#include "core/flags.h"
+
 namespace finrace {
 
 namespace {
@@ -95,13 +97,13 @@ void Docket::take(const event& e)
         return;
     }
     if (e.kind >= EVENT_RELEASED) {
-        if ((e.connection.flags & CONNECTION_UNTRIED) != 0)
+        if (has(e, CONNECTION_UNTRIED))
             benches_.note_answer(e);
         else
             outcomes_.note(e);
         return;
     }
-    if ((e.connection.flags & CONNECTION_CLIENT) == 0) {
+    if (!has(e, CONNECTION_CLIENT)) {
         if (is_server_end(e))
             server_ends_.note(e);
         return;

@@ -9,6 +9,7 @@
 
 #include "core/classify.h"
 #include "core/software.h"
+#include "core/units.h"
 #include "core/upstream.h"
 
 namespace finrace {
@@ -25,7 +26,6 @@ constexpr double enough_near = 5;
 constexpr double enough_late = 20;
 /// What has been open for longer may be kept to be used again.
 constexpr std::uint64_t longest_single_ms = 1000;
-constexpr std::uint64_t ns_per_ms = 1'000'000;
 /// If both ends' timers were as long, each close would be a toss: to that power is 1 in 32.
 constexpr std::uint32_t enough_first = 5;
 /// Fewer say nothing of how often.

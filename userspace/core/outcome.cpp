@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <iterator>
 
+#include "core/flags.h"
+
 namespace finrace {
 
 namespace {
@@ -36,7 +38,7 @@ bool is_bad_end(const event& e)
 {
     if (e.kind == EVENT_CLIENT_ANSWERED)
         return e.http_status == 0 || e.http_status >= 400 || has_left(e);
-    return e.kind == EVENT_CLIENT_RELEASED && (e.connection.flags & CONNECTION_CLIENT_WAITS) != 0;
+    return e.kind == EVENT_CLIENT_RELEASED && has(e, CONNECTION_CLIENT_WAITS);
 }
 
 bool same_client(const event& a, const event& b)
@@ -104,7 +106,7 @@ bool Outcomes::continues(const event& e) const
 {
     constexpr std::uint64_t tick_ns = 10'000'000;
 
-    if (e.kind != EVENT_CLIENT_ANSWERED || (e.connection.flags & CONNECTION_CLIENT_WAITS) != 0)
+    if (e.kind != EVENT_CLIENT_ANSWERED || has(e, CONNECTION_CLIENT_WAITS))
         return false;
     return std::any_of(since(before(e.timestamp_ns, tick_ns)), noted_.end(), [&e](const event& other) {
         return other.kind == EVENT_CLIENT_ANSWERED && same_client(other, e);
@@ -147,15 +149,15 @@ std::optional<Outcomes::Loss> Outcomes::find(const event& end) const
               .process = release.connection.pid,
               .thread = release.thread,
               .turn = release.turn,
-              .by_peer = (c.flags & CONNECTION_LOCAL_FIRST) == 0,
+              .by_peer = !has(c, CONNECTION_LOCAL_FIRST),
               .request_bytes = end.request_bytes,
               .asked_ns = c.exchange > 0 ? c.request_ns : c.opened_ns,
               .begun_ns = begun(c),
               .failed_ns = end.timestamp_ns,
               .released_ns = release.timestamp_ns};
-    if ((c.flags & CONNECTION_PEER_FIN) != 0)
+    if (has(c, CONNECTION_PEER_FIN))
         loss.failed_ns = c.peer_fin_ns;
-    else if ((c.flags & CONNECTION_PEER_RESET) != 0)
+    else if (has(c, CONNECTION_PEER_RESET))
         loss.failed_ns = c.peer_reset_ns;
     return loss;
 }

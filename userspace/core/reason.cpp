@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <array>
 
+#include "core/flags.h"
+#include "core/units.h"
 #include "core/upstream.h"
 
 namespace finrace {
 
 namespace {
-
-constexpr std::uint64_t ns_per_ms = 1'000'000;
 
 constexpr std::size_t crowd = 3;
 /// Whoever closes so soon behind an answer had done with that connection ("Connection: close", a handler's own close).
@@ -68,11 +68,6 @@ constexpr std::array reasons{
                   "connections when they run short.",
     },
 };
-
-bool has(const event& e, std::uint32_t flags)
-{
-    return (e.connection.flags & flags) != 0;
-}
 
 std::uint64_t distance(std::uint64_t a, std::uint64_t b)
 {

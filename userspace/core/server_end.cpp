@@ -8,16 +8,12 @@
 
 #include <fmt/format.h>
 
+#include "core/flags.h"
+#include "core/units.h"
+
 namespace finrace {
 
 namespace {
-
-constexpr std::uint64_t ns_per_ms = 1'000'000;
-
-bool has(const event& e, std::uint32_t flags)
-{
-    return (e.connection.flags & flags) != 0;
-}
 
 /// Milliseconds from one time to a later one, 0 if either is not known.
 std::uint64_t ms_between(std::uint64_t from_ns, std::uint64_t to_ns)

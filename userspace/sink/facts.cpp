@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "core/classify.h"
+#include "core/flags.h"
 
 namespace finrace {
 
@@ -114,7 +115,7 @@ std::string_view owner_name(const connection& c)
 
 bool knows_request_start(const connection& c)
 {
-    return c.exchange > 0 && c.request_ns != 0 && (c.flags & CONNECTION_ADOPTED_IN_EXCHANGE) == 0;
+    return c.exchange > 0 && c.request_ns != 0 && !has(c, CONNECTION_ADOPTED_IN_EXCHANGE);
 }
 
 std::string_view to_string(Close::By by)
@@ -144,8 +145,7 @@ std::optional<Close> silent_end(const event& e)
     const Close gave_up{.by = Close::By::local, .how = Close::How::timeout, .at_ns = e.timestamp_ns};
     if (e.kind == EVENT_OPEN_FAILED) {
         // Without an error it was the process that closed, if its close can be seen; others (no route) are nobody's.
-        const bool may_have_closed =
-            (e.connection.flags & CONNECTION_SOCKET_CLOSED) != 0 || (e.observed & OBSERVED_CLOSE_CALL) == 0;
+        const bool may_have_closed = has(e, CONNECTION_SOCKET_CLOSED) || (e.observed & OBSERVED_CLOSE_CALL) == 0;
         if (error_known ? e.socket_error == 0 || e.socket_error == ETIMEDOUT : may_have_closed)
             return gave_up;
     } else if (kernel_gave_up(e)) {
@@ -159,13 +159,13 @@ std::optional<Close> silent_end(const event& e)
 std::optional<Close> first_close(const event& e)
 {
     const connection& c = e.connection;
-    if ((c.flags & CONNECTION_LOCAL_FIRST) != 0)
+    if (has(c, CONNECTION_LOCAL_FIRST))
         return Close{.by = Close::By::local,
-                     .how = (c.flags & CONNECTION_LOCAL_FIN) != 0 ? Close::How::fin : Close::How::reset,
+                     .how = has(c, CONNECTION_LOCAL_FIN) ? Close::How::fin : Close::How::reset,
                      .at_ns = c.local_close_ns};
-    if ((c.flags & CONNECTION_PEER_FIN) != 0)
+    if (has(c, CONNECTION_PEER_FIN))
         return Close{.by = Close::By::peer, .how = Close::How::fin, .at_ns = c.peer_fin_ns};
-    if ((c.flags & CONNECTION_PEER_RESET) != 0)
+    if (has(c, CONNECTION_PEER_RESET))
         return Close{.by = Close::By::peer, .how = Close::How::reset, .at_ns = c.peer_reset_ns};
     return silent_end(e);
 }
@@ -176,12 +176,12 @@ std::optional<std::uint32_t> unacked_by_close(const event& e)
     if (c.exchange == 0)
         return std::nullopt;
     // A FIN knows nothing of a request written after it.
-    if ((c.flags & CONNECTION_SENT_AFTER_FIN) != 0)
+    if (has(c, CONNECTION_SENT_AFTER_FIN))
         return e.request_bytes > 0 ? std::optional(e.unacked_bytes) : std::nullopt;
-    if ((c.flags & CONNECTION_LOCAL_FIRST) == 0) {
-        if ((c.flags & CONNECTION_PEER_FIN) != 0)
+    if (!has(c, CONNECTION_LOCAL_FIRST)) {
+        if (has(c, CONNECTION_PEER_FIN))
             return c.fin_unacked;
-        if ((c.flags & CONNECTION_PEER_RESET) != 0 && (c.flags & CONNECTION_RESET_HAS_ACK) != 0)
+        if (has(c, CONNECTION_PEER_RESET) && has(c, CONNECTION_RESET_HAS_ACK))
             return c.reset_unacked;
     }
     return e.unacked_bytes;

@@ -8,17 +8,13 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "core/flags.h"
 #include "core/server_end.h"
 #include "sink/facts.h"
 
 namespace finrace {
 
 namespace {
-
-bool has(const event& e, std::uint32_t flags)
-{
-    return (e.connection.flags & flags) != 0;
-}
 
 Json begin_record(const Origin& origin, std::uint64_t monotonic_ns, std::string_view name)
 {

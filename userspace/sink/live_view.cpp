@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "core/units.h"
 #include "sink/facts.h"
 #include "sink/sentences.h"
 
@@ -15,7 +16,6 @@ namespace finrace {
 
 namespace {
 
-constexpr std::uint64_t ns_per_second = 1'000'000'000;
 constexpr std::size_t fewest_with_head = 4; ///< lines: with less the columns' names would take an upstream's place
 
 std::string elapsed_text(std::uint64_t ns)

@@ -9,13 +9,14 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/flags.h"
+#include "core/units.h"
 #include "sink/facts.h"
 
 namespace finrace {
 
 namespace {
 
-constexpr double ns_per_ms = 1e6;
 constexpr int largest_errno = 133;
 
 /// The one of `first` to `last` that has this name.
@@ -76,7 +77,8 @@ std::uint32_t close_flags(const FlatRecord& record)
 
 std::uint64_t later_by(std::uint64_t ns, double ms)
 {
-    return static_cast<std::uint64_t>(static_cast<std::int64_t>(ns) + std::llround(ms * ns_per_ms));
+    return static_cast<std::uint64_t>(static_cast<std::int64_t>(ns) +
+                                      std::llround(ms * static_cast<double>(ns_per_ms)));
 }
 
 /// The record has times relative to the request, which began so long before what was seen last.
@@ -94,7 +96,7 @@ void set_times(const FlatRecord& record, std::uint64_t at_ns, connection& c)
     c.peer_fin_ns = time_of("finrace.evidence.peer_fin_ms");
     c.peer_reset_ns = time_of("finrace.evidence.peer_reset_ms");
     c.local_close_ns = time_of("finrace.evidence.local_close_ms");
-    if (c.exchange == 0 && (c.flags & CONNECTION_PEER_RESET) != 0) // of a SYN, which the record is about
+    if (c.exchange == 0 && has(c, CONNECTION_PEER_RESET)) // of a SYN, which the record is about
         c.peer_reset_ns = at_ns;
     if (record.has("finrace.connection.age_ms"))
         c.opened_ns = later_by(at_ns, -record.real("finrace.connection.age_ms"));

@@ -12,6 +12,7 @@
 #include "core/cause.h"
 #include "core/classify.h"
 #include "core/reason.h"
+#include "core/units.h"
 #include "sink/clock.h"
 #include "sink/facts.h"
 #include "sink/text.h"
@@ -19,8 +20,6 @@
 namespace finrace {
 
 namespace {
-
-constexpr std::uint64_t ns_per_ms = 1'000'000;
 
 std::string endpoint(const UpstreamKey& key)
 {

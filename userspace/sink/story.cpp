@@ -9,17 +9,13 @@
 #include <fmt/format.h>
 
 #include "core/cause.h"
+#include "core/flags.h"
 #include "sink/facts.h"
 #include "sink/text.h"
 
 namespace finrace {
 
 namespace {
-
-bool has(const connection& c, std::uint32_t flags)
-{
-    return (c.flags & flags) != 0;
-}
 
 std::string bytes_text(std::uint64_t bytes)
 {

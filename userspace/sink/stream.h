@@ -20,6 +20,8 @@ struct OutputError : std::runtime_error {
 class Stream {
 public:
     static constexpr std::size_t default_backlog = 8U << 20U;
+    /// What a reader is given to take the last of it: for drain().
+    static constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
 
     static constexpr mode_t owner_alone = 0600;
 

@@ -17,6 +17,7 @@
 #include <fmt/format.h>
 
 #include "bpf/connection.h"
+#include "core/units.h"
 
 namespace finrace {
 
@@ -32,10 +33,7 @@ constexpr std::uint8_t sll_outgoing = 4;          // PACKET_OUTGOING, packet(7)
 /// The most headers between link and network, or extension headers, that any packet in use has.
 constexpr int most_headers = 8;
 
-constexpr std::size_t read_bytes = 1U << 18U;
-/// 146 years, as in a recording: sums and differences of such times don't overflow.
-constexpr std::uint64_t latest_ns = 1ULL << 62U;
-constexpr std::uint64_t ns_per_second = 1'000'000'000;
+constexpr std::size_t buffer_bytes = 1U << 18U;
 
 using Bytes = std::span<const std::uint8_t>;
 
@@ -392,7 +390,7 @@ struct CaptureReader::Source {
     Input input;
     std::function<bool()> stopped;
     std::size_t head_given = 0;
-    std::vector<char> buffer = std::vector<char>(read_bytes);
+    std::vector<char> buffer = std::vector<char>(buffer_bytes);
     ::pcap_t* pcap = nullptr; ///< owns the stream
 
     ~Source()

@@ -24,7 +24,7 @@ using Words = std::vector<std::string>;
 constexpr std::size_t deepest_include = 16;
 constexpr std::size_t most_files = 2000;
 constexpr std::size_t most_bytes = 16U << 20U; ///< of all files, each as often as it is included
-constexpr std::size_t longest_line = 1U << 16U;
+constexpr std::size_t longest_directive = 1U << 16U;
 constexpr std::size_t longest_value = 256; ///< of what a configuration defines
 constexpr std::uint32_t second_ms = 1000;
 constexpr std::uint32_t minute_ms = 60 * second_ms;
@@ -747,7 +747,7 @@ private:
     void take(const ConfigurationFile& file)
     {
         each_line(file.text, true, [&](const std::string& line, std::uint32_t line_number) {
-            if (line.size() > longest_line) // nobody's, and what it expands to may be longer still
+            if (line.size() > longest_directive) // nobody's, and what it expands to may be longer still
                 return;
             const std::string whole = expanded(line);
             if (const std::size_t first = whole.find_first_not_of(" \t");

@@ -5,12 +5,12 @@
 #include <cstring>
 
 #include "bpf/connection.h"
+#include "core/flags.h"
+#include "core/units.h"
 
 namespace finrace {
 
 namespace {
-
-constexpr std::uint64_t ns_per_ms = 1'000'000;
 
 /// What may still come that was sent before a close was known: far more than a round trip.
 constexpr std::uint64_t settle_ns = 2'000 * ns_per_ms;
@@ -46,13 +46,6 @@ constexpr std::uint64_t by_time_ns = 60'000; ///< a shorter round trip does not 
 constexpr std::uint64_t times_nearer = 5;
 constexpr std::uint64_t votes_for_sure = 3;
 constexpr std::uint64_t most_agree_percent = 90;
-
-constexpr std::uint32_t waiting_resets = CONNECTION_RESET_WITH_ACK_WAITS | CONNECTION_BARE_RESET_WAITS;
-
-bool has(const connection& c, std::uint32_t flags)
-{
-    return (c.flags & flags) != 0;
-}
 
 std::uint64_t mix(std::uint64_t value)
 {

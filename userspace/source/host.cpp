@@ -29,6 +29,8 @@
 #include <fmt/format.h>
 
 #include "bpf/connection.h"
+#include "core/flags.h"
+#include "core/units.h"
 #include "source/configuration.h"
 #include "source/container.h"
 #include "source/descriptor.h"
@@ -41,7 +43,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t ns_per_ms = 1'000'000;
 constexpr std::size_t largest_file = 1U << 20U;
 constexpr std::size_t most_read = 16U << 20U;  ///< of one process's files, all together
 constexpr std::size_t most_listed = 1U << 16U; ///< names in folders: any user's process may name /*/*/*/*
@@ -310,8 +311,8 @@ std::vector<OpenSocket> open_sockets(int accounting, bool with_owners)
         const std::uint64_t now_ns = monotonic_ns();
         for (const ListedSocket& socket : sockets.all()) {
             const connection& c = socket.accounting;
-            const bool followed = c.id != 0 && (c.flags & CONNECTION_IGNORED) == 0;
-            if (!sockets.was_opened_here(socket) || (followed && (c.flags & CONNECTION_CLIENT) == 0))
+            const bool followed = c.id != 0 && !has(c, CONNECTION_IGNORED);
+            if (!sockets.was_opened_here(socket) || (followed && !has(c, CONNECTION_CLIENT)))
                 continue;
             OpenSocket one{.sampled = {.upstream = key_of(socket.peer_address, socket.peer_port, socket.family, netns)},
                            .pid = c.pid,

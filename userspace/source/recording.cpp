@@ -14,6 +14,8 @@
 #include <nlohmann/json.hpp>
 #include <zlib.h>
 
+#include "core/units.h"
+
 namespace finrace {
 
 namespace {
@@ -30,8 +32,6 @@ constexpr std::size_t checksum_bytes = sizeof(std::uint32_t);
 constexpr std::size_t longest_run = 254;   ///< COBS: bytes in a row without the one that is stuffed
 constexpr std::size_t longest_text = 1000; ///< of a header's, in bytes
 constexpr std::size_t longest_list = 100;
-/// 146 years, of any clock: sums and differences of such times don't overflow.
-constexpr std::uint64_t latest_ns = 1ULL << 62U;
 constexpr const char* byte_order = std::endian::native == std::endian::little ? "little" : "big";
 
 /// A frame's first byte.
