@@ -278,9 +278,12 @@ def tracers(arguments, folder):
         "finrace trace, kprobe": lambda: finrace(binary, folder, *TRACE_KPROBE),
         "finrace cgroup": lambda: finrace(binary, folder, *CGROUP),
         "finrace trace, fentry, --connections": lambda: finrace(binary, folder, *TRACE_FENTRY, "--connections"),
-        "an empty fentry program": lambda: empty(arguments, folder, "fentry"),
-        "an empty kprobe program": lambda: empty(arguments, folder, "kprobe"),
-        "empty cgroup programs": lambda: empty(arguments, folder, "cgroup", cgroup_root()),
+        "an empty fentry program": lambda: bare(arguments, folder, "empty_fentry"),
+        "an empty kprobe program": lambda: bare(arguments, folder, "empty_kprobe"),
+        "empty cgroup programs": lambda: bare(arguments, folder, "empty_cgroup", cgroup_root()),
+        "the least by fentry": lambda: bare(arguments, folder, "least_fentry"),
+        "the least by kprobe": lambda: bare(arguments, folder, "least_kprobe"),
+        "the least by cgroup": lambda: bare(arguments, folder, "least_cgroup", cgroup_root()),
         "tcpstates": lambda: Tracer(["/usr/sbin/tcpstates"], folder, evidence=rf"\b{UPSTREAM}\b"),
         "tcplife": lambda: Tracer(["/usr/sbin/tcplife"], folder, evidence=rf"\b{UPSTREAM}\b"),
         "bpftrace script": lambda: Tracer(["bpftrace", os.path.join(HERE, "watch.bt")], folder, evidence=r"^@closes: [1-9]"),
@@ -357,10 +360,11 @@ def statistics_on():
             file.write(before)
 
 
-def empty(arguments, folder, which, *cgroup):
-    os.makedirs(os.path.join(folder, "empty"), exist_ok=True)
-    command = [os.path.join(HERE, "attach.py"), os.path.join(arguments.build, f"empty_{which}.bpf.o"), *cgroup]
-    return Tracer(command, os.path.join(folder, "empty"), ready="^attach.py: ready", stop=signal.SIGTERM)
+def bare(arguments, folder, name, *cgroup):
+    """The programs of a file of their own."""
+    os.makedirs(os.path.join(folder, name), exist_ok=True)
+    command = [os.path.join(HERE, "attach.py"), os.path.join(arguments.build, f"{name}.bpf.o"), *cgroup]
+    return Tracer(command, os.path.join(folder, name), ready="^attach.py: ready", stop=signal.SIGTERM)
 
 
 def cgroup_root():
@@ -393,7 +397,7 @@ def losses():
 def per_program(load, arguments, folder, options, which, after_loss):
     """Runs and time a run of each BPF program under keep-alive load, above nothing; the empty ones among them."""
     cgroup = [cgroup_root()] if which == "cgroup" else []
-    with finrace(arguments.finrace, folder, *options), empty(arguments, folder, which, *cgroup):
+    with finrace(arguments.finrace, folder, *options), bare(arguments, folder, f"empty_{which}", *cgroup):
         # One connection: a packet for each request and each answer, acknowledgements ride along.
         load.run(PROXY, max(0.1, arguments.seconds / 4), connections=1)
         with statistics_on():
