@@ -8,9 +8,10 @@
 -- an upstream is on one shard, whichever host tells of it: so the two ends of a connection meet without a network between.
 --
 -- A record that comes again (a batch that was sent twice) replaces itself: (host.name, finrace.run, finrace.sequence) is in each
--- key. Until parts are merged both are there: SELECT ... FINAL, or count by id.
+-- key, or in the hours' tables nothing adds up. Until parts are merged both are there: SELECT ... FINAL, or count verdicts by id.
 --
--- Left out of a record: lists of objects (states, outputs, missing_hooks), and counts by names (verdicts, but for races).
+-- Left out of a record: lists of objects (states, outputs, missing_hooks), counts by names (verdicts, but for races), what is
+-- left to a confined finrace (confinement), and what is the same in all (finrace.schema, network.transport).
 -- Written for ClickHouse 18.16, Debian's, and what came after it. Retention: `retention` beside this file.
 CREATE DATABASE IF NOT EXISTS finrace;
 

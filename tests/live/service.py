@@ -140,8 +140,7 @@ def test_install(options):
     must(user.pw_shell.endswith("nologin"), f"{user}")
     status = os.stat(os.path.dirname(LOG))
     must((status.st_uid, status.st_mode & 0o777) == (user.pw_uid, 0o750), f"{status}")
-    status = os.stat(LOG)
-    must((status.st_uid, status.st_mode & 0o777) == (user.pw_uid, 0o640), f"{status}")
+    must_be_for_the_group()
     with open(f"/proc/{main_pid()}/status", encoding="ascii") as file:
         said = dict(line.rstrip("\n").split(":\t", 1) for line in file)
     must(said["Uid"].split() == [str(user.pw_uid)] * 4, said["Uid"])
@@ -192,6 +191,12 @@ def test_reload_configuration(_options):
     must(named.get("peer") == {"service": "billing"} and main_pid() == pid, f"{named}")
 
 
+def must_be_for_the_group():
+    status = os.stat(LOG)
+    must((pwd.getpwuid(status.st_uid).pw_name, grp.getgrgid(status.st_gid).gr_name, status.st_mode & 0o777) ==
+         ("finrace", "finrace", 0o640), f"{status}")
+
+
 def test_logrotate(options):
     """The installed rules, by real logrotate, while requests die: each has its verdict, in the old file or the new one."""
     clients = set()
@@ -215,9 +220,12 @@ def test_logrotate(options):
                 call(need("logrotate", "logrotate"), "--force", "/etc/logrotate.d/finrace")
         wait_for(lambda: clients <= told(), "all verdicts, over all files")
     must(os.path.exists(LOG + ".1") and glob.glob(LOG + "*.gz"), f"{os.listdir(os.path.dirname(LOG))}")
-    status = os.stat(LOG)
-    must((pwd.getpwuid(status.st_uid).pw_name, grp.getgrgid(status.st_gid).gr_name, status.st_mode & 0o777) ==
-         ("finrace", "finrace", 0o640), f"{status}")
+    must_be_for_the_group()
+    call("systemctl", "stop", UNIT)
+    call(need("logrotate", "logrotate"), "--force", "/etc/logrotate.d/finrace")
+    must(not os.path.exists(LOG), "it was not rotated")
+    call("systemctl", "start", UNIT)
+    must_be_for_the_group()
 
 
 def test_watchdog(options):
