@@ -11,10 +11,12 @@
 
 using namespace finrace;
 
-TEST_CASE("a file is read whole, and one that can't be is empty", "[descriptor]")
+TEST_CASE("a file is read whole, up to a limit, and one that can't be is empty", "[descriptor]")
 {
     CHECK(read_whole("/proc/self/environ").find('=') != std::string::npos);
     CHECK(read_whole("/proc/self/maps").size() > 4096);
+    CHECK(read_whole("/proc/self/maps", 5000).size() == 5000);
+    CHECK(read_whole("/dev/zero").size() == 1U << 20U);
     CHECK(read_whole("/proc/self/mem").empty()); // read() fails, as it does in /proc where a process has just gone
     CHECK(read_whole("/proc/self").empty());
     CHECK(read_whole("/nowhere").empty());

@@ -2,6 +2,7 @@
 // A file descriptor that closes itself, and what it gives to read.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <utility>
 
@@ -40,8 +41,8 @@ private:
     int fd_ = -1;
 };
 
-/// All that a file gives until it ends or can't be read any more, as a file of /proc whose process has gone. Empty if
-/// there is no such file.
-std::string read_whole(const std::string& path);
+/// What a file gives until it ends or can't be read any more, as a file of /proc whose process has gone, up to a limit:
+/// another user's process may make its command line as long as its memory. Empty if there is no such file.
+std::string read_whole(const std::string& path, std::size_t most = 1U << 20U);
 
 } // namespace finrace
