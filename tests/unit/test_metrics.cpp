@@ -185,6 +185,10 @@ TEST_CASE("upstreams beyond the limit share one, and the text stays as long as i
     CHECK(value_of(text, R"(finrace_upstream_races_total{upstream="10.0.3.132:80"})") == 1);
     CHECK(value_of(text, R"(finrace_upstream_races_total{upstream="10.0.0.0:80"})") == -1);
     CHECK(value_of(text, R"(finrace_upstream_races_total{upstream="other"})") == 497);
+    // The others keep what they have counted, also when all are asked for.
+    text = text_of(metrics, standing_health(), upstreams);
+    CHECK(value_of(text, R"(finrace_upstream_races_total{upstream="10.0.0.1:80"})") == 1);
+    CHECK(value_of(text, R"(finrace_upstream_races_total{upstream="10.0.0.2:80"})") == 1);
 }
 
 TEST_CASE("what a server answers can't make a series each")

@@ -242,9 +242,14 @@ void add_costs(Families& families, const Standing& standing)
 Metrics::Slot& Metrics::slot_of(const UpstreamKey& key, std::uint64_t now_ns)
 {
     auto found = slots_.find(key);
-    if (found == slots_.end() && slots_.size() >= most_upstreams_)
-        std::erase_if(slots_,
-                      [&](const auto& slot) { return slot.second.newest_ns + Upstreams::forgotten_after_ns < now_ns; });
+    if (found == slots_.end() && slots_.size() >= most_upstreams_) {
+        // One alone, and for what is newer alone: a scrape asks for all, and who left would come back with nothing.
+        const auto oldest = std::min_element(slots_.begin(), slots_.end(), [](const auto& one, const auto& other) {
+            return one.second.newest_ns < other.second.newest_ns;
+        });
+        if (oldest != slots_.end() && oldest->second.newest_ns + Upstreams::forgotten_after_ns < now_ns)
+            slots_.erase(oldest);
+    }
     if (found == slots_.end() && slots_.size() < most_upstreams_)
         found = slots_.emplace(key, Slot{}).first;
     if (found == slots_.end())
