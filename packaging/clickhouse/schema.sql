@@ -157,6 +157,7 @@ CREATE TABLE IF NOT EXISTS finrace.records_local (
     `finrace.health.losses.program_skipped` UInt64,
     `finrace.health.upstreams` UInt64,
     `finrace.health.unclassified` UInt64,
+    `finrace.health.hooks_missing` UInt64,
     `finrace.output.written` UInt64,
     `finrace.output.dropped` UInt64,
     `finrace.output.bytes_waiting` UInt64
@@ -423,6 +424,7 @@ CREATE TABLE IF NOT EXISTS finrace.health_hours_local (
     `finrace.health.losses.program_skipped` UInt64,
     `finrace.health.upstreams` UInt64,
     `finrace.health.unclassified` UInt64,
+    `finrace.health.hooks_missing` UInt64,
     `finrace.output.written` UInt64,
     `finrace.output.dropped` UInt64,
     `finrace.output.bytes_waiting` UInt64,
@@ -439,6 +441,7 @@ SELECT toStartOfHour(toDateTime(replaceOne(substring(timestamp, 1, 19), 'T', ' '
        `finrace.health.connections.open_estimate`, `finrace.health.events`, `finrace.health.outcome_events`,
        `finrace.health.losses.ring_full`, `finrace.health.losses.table_full`, `finrace.health.losses.unreadable`,
        `finrace.health.losses.program_skipped`, `finrace.health.upstreams`, `finrace.health.unclassified`,
+       `finrace.health.hooks_missing`,
        `finrace.output.written`, `finrace.output.dropped`, `finrace.output.bytes_waiting`, `finrace.lost_events`
 FROM finrace.records_local
 WHERE `event.name` = 'finrace.health';

@@ -6,6 +6,8 @@ cgroup, connections whose two ends are on two hosts are made of real verdicts wi
 of them, each of one end. Ten million records are ClickHouse's own work.
 """
 
+import base64
+import http.server
 import json
 import os
 import random
@@ -266,7 +268,7 @@ def test_the_report_equals_the_local_ones_added_up(options, there, hosts):
     local = [host.report() for host in hosts]
     must(added_up(local) == added_up([fleet]),
          lambda: f"the fleet's: {added_up([fleet])}\n          added up: {added_up(local)}")
-    must(fleet["fleet"] == {"hosts": [host.name for host in hosts], "silent": []}, f"{fleet['fleet']}")
+    must(fleet["fleet"] == {"hosts": [host.name for host in hosts], "silent": [], "ended": []}, f"{fleet['fleet']}")
     for finding in fleet["findings"]:
         due = {host.name: sum(one["verdicts"] for one in report["findings"] if one["cause"] == finding["cause"])
                for host, report in zip(hosts, local)}
@@ -438,7 +440,7 @@ def test_both_ends_of_a_connection(options, there, hosts):
 
 
 def test_a_host_falls_silent(options, there, hosts):
-    """The report names a host that stopped telling, not one that said that it ended."""
+    """The report names a host that stopped telling, and one that said that it ended, long ago, apart from that."""
     there.empty()
     health = [line for line in hosts[0].flat() if b'"finrace.health"' in line][-1]
     must(json.loads(health)["finrace.health.last"] is True, "the last record of a run does not say so")
@@ -446,13 +448,16 @@ def test_a_host_falls_silent(options, there, hosts):
     for name, minutes, last in (("well", 0, False), ("ended", 30, True), ("silent", 30, False)):
         there.insert([changed(health, host__name=name, timestamp=stamp[minutes], finrace__health__last=last)])
     report = fleet_report(options, there.url)
-    must(report["fleet"] == {"hosts": ["ended", "silent", "well"], "silent": ["silent"]}, f"{report['fleet']}")
+    must(report["fleet"] == {"hosts": ["ended", "silent", "well"], "silent": ["silent"], "ended": ["ended"]}, f"{report['fleet']}")
     # All of them at once, as when nothing arrives any more; but one that tells once an hour has time.
     there.empty()
     for name, interval in (("gone", 10_000), ("rare", 3_600_000)):
         there.insert([changed(health, host__name=name, timestamp=stamp[30], finrace__health__last=False, finrace__health__interval_ms=interval)])
     report = report_of(options, "--clickhouse", there.url, status=(3,))
-    must(report["fleet"] == {"hosts": ["gone", "rare"], "silent": ["gone"]}, f"{report['fleet']}")
+    must(report["fleet"] == {"hosts": ["gone", "rare"], "silent": ["gone"], "ended": []}, f"{report['fleet']}")
+
+
+QUOTED = 'a"b\\c d'  # what curl's configuration quotes
 
 
 def test_retention(options, there, hosts):
@@ -470,6 +475,22 @@ def test_retention(options, there, hosts):
     for number in (0, 1):
         wait_for(lambda number=number: [there.count(table, number) for table in TABLES] == young, 
                  lambda number=number: f"the old ones to be gone: {[there.count(table, number) for table in TABLES]}, not {young}")
+    who = []
+
+    class Asked(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            who.append(base64.b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Asked) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        subprocess.run([RETENTION, f"http://127.0.0.1:{server.server_port}", "90"], timeout=LIMIT, check=True,
+                       env={**os.environ, "CLICKHOUSE_USER": "keeper", "CLICKHOUSE_PASSWORD": QUOTED})
+    must(who == ["keeper:" + QUOTED], f"asked by {who}")
     for words in (["0"], ["ten"], ["36500"], []):
         done = subprocess.run([RETENTION, there.url, *words], capture_output=True, text=True, timeout=LIMIT, check=False)
         must(done.returncode == 2 and done.stderr, f"{words} is not refused: {done}")

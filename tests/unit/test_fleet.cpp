@@ -238,6 +238,7 @@ TEST_CASE("a store's URL")
     CHECK(ClickHouse("https://me:a%40b@logs/path/").name() == "https://logs:8443/path");
     CHECK(ClickHouse("http://[::1]:18123").name() == "http://[::1]:18123");
     CHECK(ClickHouse("http://[::1]").name() == "http://[::1]:8123");
+    CHECK(ClickHouse("http://[2001:db8::a]/ch").name() == "http://[2001:db8::a]:8123/ch");
     for (const char* url : {"", "logs:8123", "http://", "http://me@", "http://logs:0", "http://logs:70000",
                             "http://logs:x", "http://logs/?query=1", "http://%4@logs", "http://%zz@logs"})
         CHECK_THROWS_WITH(ClickHouse(url), Catch::Contains("accepted: http[s]://"));

@@ -36,6 +36,9 @@ constexpr std::uint64_t silent_after_s = 600;
 constexpr std::uint64_t most_missed = 3;
 constexpr std::uint64_t ms_per_second = 1000;
 
+/// Whose times are looked at, of verdicts that are alike: 80 MB of the store's memory.
+constexpr std::uint64_t most_alike = 10'000'000;
+
 /// What groups of verdicts have alike, and what they add up to.
 constexpr std::string_view group_columns = R"(
     `upstream.address` AS address, `upstream.port` AS port, `host.name` AS host, `process.executable.name` AS process,
@@ -55,12 +58,12 @@ constexpr std::string_view group_sums = R"(
     countIf(ifNull(`finrace.outcome.retried`, 0) = 1 AND ifNull(`finrace.outcome.client_answered`, 0) = 1
             AND ifNull(`http.response.status_code`, 0) BETWEEN 1 AND 499) AS hidden,
     countIf(`finrace.outcome.client_address` != '' AND ifNull(`finrace.outcome.client_answered`, 0) = 0) AS clients_left,
-    arraySlice(arraySort(groupArray(100000)(at_ns)), 1, 5) AS times,
+    arraySlice({sorted}, 1, 5) AS times,
     max(at_ns) AS last_ns,
-    arrayFilter((x, before) -> before = 0 OR x > before + {apart}, arraySort(groupArray(100000)(at_ns)),
-                arrayPushFront(arrayPopBack(arraySort(groupArray(100000)(at_ns))), toUInt64(0))) AS begins,
-    arrayFilter((x, after) -> after = 0 OR after > x + {apart}, arraySort(groupArray(100000)(at_ns)),
-                arrayPushBack(arrayPopFront(arraySort(groupArray(100000)(at_ns))), toUInt64(0))) AS ends,
+    arrayFilter((x, before) -> before = 0 OR x > before + {apart}, {sorted},
+                arrayPushFront(arrayPopBack({sorted}), toUInt64(0))) AS begins,
+    arrayFilter((x, after) -> after = 0 OR after > x + {apart}, {sorted},
+                arrayPushBack(arrayPopFront({sorted}), toUInt64(0))) AS ends,
     groupArrayIf(16)(toUInt32(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0)), NOT is_race) AS waits,
     groupArrayIf(16)(at_ns, NOT is_race) AS waits_at,
     toUInt32(min(greatest(ifNull(`finrace.close.after_request_ms`, 0), 0))) AS lowest_wait,
@@ -81,7 +84,8 @@ std::string columns()
 
 std::string sums()
 {
-    return fmt::format(group_sums, fmt::arg("rank", rank_of), fmt::arg("apart", Finding::burst_apart_ns));
+    return fmt::format(group_sums, fmt::arg("rank", rank_of), fmt::arg("apart", Finding::burst_apart_ns),
+                       fmt::arg("sorted", fmt::format("arraySort(groupArray({})(at_ns))", most_alike)));
 }
 
 constexpr std::string_view group_keys = "address, port, netns, host, process, cause, certainty, reason, incomplete, "
@@ -207,6 +211,8 @@ std::string health(std::uint64_t since_s)
         "SELECT `host.name` AS host, `finrace.run` AS run, {} AS lost, {} AS lost_before, "
         "max(hour) >= toDateTime({}) AS is_within, "
         "argMax(`finrace.health.last`, `finrace.sequence`) AS ended, "
+        "argMax(`finrace.health.hooks_missing`, `finrace.sequence`) AS hooks_missing, "
+        "argMax(`finrace.health.backend`, `finrace.sequence`) AS backend, "
         "argMax(`finrace.health.interval_ms`, `finrace.sequence`) AS interval_ms, toUnixTimestamp(now()) AS now_s, "
         "toUnixTimestamp(max(toDateTime(replaceOne(substring(timestamp, 1, 19), 'T', ' '), 'UTC'))) AS last_s "
         "FROM finrace.health_hours GROUP BY host, run HAVING is_within",
@@ -258,6 +264,7 @@ public:
         struct Heard {
             std::uint64_t at_s = 0;
             bool is_silent = false;
+            bool has_ended = false;
         };
         std::map<std::string, Heard> heard; // last, of each host
         each(health(since_s_), [&](const json& row) {
@@ -267,15 +274,19 @@ public:
             const std::uint64_t last_s = record.number("last_s");
             const std::uint64_t patience_s =
                 std::max(silent_after_s, most_missed * record.number("interval_ms") / ms_per_second);
+            watched.missing_hooks = std::max(watched.missing_hooks, record.number("hooks_missing"));
+            watched.tells_outcomes |= record.text("backend") != "cgroup";
             if (Heard& host = heard[record.text("host")]; host.at_s <= last_s)
                 host = {.at_s = last_s,
-                        .is_silent = !record.truth("ended") && last_s + patience_s < record.number("now_s")};
+                        .is_silent = last_s + patience_s < record.number("now_s"),
+                        .has_ended = record.truth("ended")};
         });
+        watched.tells_outcomes |= heard.empty();
         watched.fleet.emplace();
         for (const auto& [host, last] : heard) {
             watched.fleet->hosts.push_back(printable(host));
             if (last.is_silent)
-                watched.fleet->silent.push_back(printable(host));
+                (last.has_ended ? watched.fleet->ended : watched.fleet->silent).push_back(printable(host));
         }
     }
 
@@ -506,7 +517,6 @@ FleetReport ask_fleet(const std::string& url, std::chrono::nanoseconds since, co
             printable(fmt::format("{} in {}, since {}", counted(report.watched.fleet->hosts.size(), "host"),
                                   store.name(), WallClock(0).day_and_time(since_s * ns_per_second)));
         report.watched.observed_ns = (now_s - since_s) * ns_per_second;
-        report.watched.tells_outcomes = true;
         report.watched.filter = filter.flags;
         report.watched.server_side_only = filter.side == Side::server;
         return report;

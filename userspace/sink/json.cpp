@@ -452,6 +452,7 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
     of_health["upstreams"] = health.upstreams;
     of_health["verdicts"] = counts_by_cause(health.verdicts);
     of_health["unclassified"] = health.unclassified;
+    of_health["hooks_missing"] = health.missing_hooks.size();
     Json& missing = of_health["missing_hooks"] = Json::array();
     for (const MissingHook& hook : health.missing_hooks)
         missing.push_back({{"name", hook.name}, {"purpose", hook.purpose}, {"problem", hook.problem}});

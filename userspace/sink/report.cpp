@@ -449,7 +449,8 @@ Json report_json(const Diagnosis& diagnosis, const Watched& watched)
         for (const Elsewhere& elsewhere : watched.elsewhere)
             json["elsewhere"].push_back(elsewhere_json(elsewhere));
     if (watched.fleet)
-        json["fleet"] = {{"hosts", watched.fleet->hosts}, {"silent", watched.fleet->silent}};
+        json["fleet"] = {
+            {"hosts", watched.fleet->hosts}, {"silent", watched.fleet->silent}, {"ended", watched.fleet->ended}};
     for (const CaptureSeen& capture : watched.captures)
         json["captures"].push_back(capture_json(capture));
     return json;

@@ -298,7 +298,7 @@ std::string inconclusive_text(const Diagnosis& diagnosis, const Watched& watched
                "judge what this host opens";
     if (watched.fleet && watched.fleet->hosts.empty())
         return "no host has told anything since then; see that finrace runs there, and that its records arrive";
-    if (watched.fleet && !watched.fleet->silent.empty())
+    if (watched.fleet && !watched.fleet->all_tell())
         return "nothing failed that was told, but not every host tells; see that finrace runs there, and that its "
                "records arrive";
     if (watched.fleet && watched.lost > 0)
@@ -403,14 +403,19 @@ std::vector<std::string> caveats(const Diagnosis& diagnosis, const Watched& watc
     std::vector<std::string> all;
     if (nothing_matched(diagnosis, watched) && !watched.elsewhere.empty())
         all.push_back(elsewhere_text(watched));
-    if (watched.fleet && !watched.fleet->silent.empty()) {
+    const auto who_do_not_tell = [&](const std::vector<std::string>& hosts, std::string_view what) {
         constexpr std::size_t most = 10;
-        const std::vector<std::string>& silent = watched.fleet->silent;
-        const std::vector<std::string> first(
-            silent.begin(), silent.begin() + static_cast<std::ptrdiff_t>(std::min(silent.size(), most)));
-        all.push_back(fmt::format("{} stopped telling: {}{}. What happens there is not known.",
-                                  silent.size() == 1 ? "1 host has" : fmt::format("{} hosts have", silent.size()),
-                                  fmt::join(first, ", "), silent.size() > most ? ", ..." : ""));
+        if (hosts.empty())
+            return;
+        const std::vector<std::string> first(hosts.begin(),
+                                             hosts.begin() + static_cast<std::ptrdiff_t>(std::min(hosts.size(), most)));
+        all.push_back(fmt::format("{} {}: {}{}. What happens there is not known.",
+                                  hosts.size() == 1 ? "1 host has" : fmt::format("{} hosts have", hosts.size()), what,
+                                  fmt::join(first, ", "), hosts.size() > most ? ", ..." : ""));
+    };
+    if (watched.fleet) {
+        who_do_not_tell(watched.fleet->silent, "stopped telling");
+        who_do_not_tell(watched.fleet->ended, "no finrace any more, which was told to end");
     }
     for (const CaptureSeen& capture : watched.captures)
         all.push_back(fmt::format("{}: {}{}.", capture.file, taken_text(capture),

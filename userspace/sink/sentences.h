@@ -47,6 +47,8 @@ struct Elsewhere {
 struct FleetSeen {
     std::vector<std::string> hosts{};  ///< that told anything
     std::vector<std::string> silent{}; ///< of these, that have stopped telling, and did not say that they would
+    std::vector<std::string> ended{};  ///< and that did
+    [[nodiscard]] bool all_tell() const { return silent.empty() && ended.empty(); }
 };
 
 /// What was looked at, besides what was found.
@@ -70,7 +72,7 @@ struct Watched {
     /// Whether there is something of which nothing is known.
     [[nodiscard]] bool is_partial() const
     {
-        return lost > 0 || missing_hooks > 0 || (adopted_open > 0 && !chosen) || (fleet && !fleet->silent.empty());
+        return lost > 0 || missing_hooks > 0 || (adopted_open > 0 && !chosen) || (fleet && !fleet->all_tell());
     }
 };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <memory>
 #include <utility>
 
 #include <fmt/format.h>
@@ -98,19 +99,29 @@ ClickHouse::ClickHouse(const std::string& url)
         if (error != std::errc{} || end != digits.data() + digits.size() || number == 0 || number > 65535)
             throw StoreError(fmt::format("what follows the host's : is no port; {}", accepted));
     }
-    const std::string host(authority);
-    base_ = fmt::format("{}{}{}", all.substr(0, scheme), host, has_port ? "" : scheme == 7 ? ":8123" : ":8443");
-    name_ = base_ + path_;
+    tls_ = all.starts_with("https");
+    port_ = has_port ? static_cast<int>(number) : tls_ ? 8443 : 8123;
+    const std::string_view host = authority.substr(0, has_port ? port : authority.size());
+    const bool bracketed = host.starts_with('[') && host.ends_with(']');
+    host_ = bracketed ? host.substr(1, host.size() - 2) : host;
+    if (host_.empty())
+        throw StoreError(fmt::format("that URL names no host; {}", accepted));
+    name_ = fmt::format("{}{}:{}{}", all.substr(0, scheme), host, port_, path_);
 }
 
 void ClickHouse::query(const std::string& sql, const std::function<void(std::string_view row)>& take) const
 {
-    httplib::Client client(base_);
-    client.set_connection_timeout(patience_s);
-    client.set_read_timeout(answer_patience_s);
+    // Not by its URL: cpp-httplib 0.11 takes no letter in an IPv6 address there.
+    const std::unique_ptr<httplib::ClientImpl> client =
+        tls_ ? std::make_unique<httplib::SSLClient>(host_, port_) : std::make_unique<httplib::ClientImpl>(host_, port_);
+    client->set_connection_timeout(patience_s);
+    client->set_read_timeout(answer_patience_s);
     if (!user_.empty())
-        client.set_basic_auth(user_, password_);
-    const httplib::Result result = client.Post(path_ + "/" + std::string(settings), sql, "text/plain");
+        client->set_basic_auth(user_, password_);
+    const bool is_address = host_.find(':') != std::string::npos;
+    const httplib::Headers headers{
+        {"Host", fmt::format("{}{}{}:{}", is_address ? "[" : "", host_, is_address ? "]" : "", port_)}};
+    const httplib::Result result = client->Post(path_ + "/" + std::string(settings), headers, sql, "text/plain");
     if (!result)
         throw StoreError(fmt::format("{}: no answer ({}); --clickhouse takes its HTTP port (8123, by TLS 8443)", name_,
                                      httplib::to_string(result.error())));

@@ -28,7 +28,9 @@ public:
     [[nodiscard]] const std::string& name() const { return name_; }
 
 private:
-    std::string base_; ///< http://host:port
+    bool tls_ = false;
+    std::string host_; ///< an IPv6 address without its brackets
+    int port_ = 0;
     std::string path_;
     std::string user_;
     std::string password_;
