@@ -117,6 +117,13 @@ def has_said(finrace, *words):
     return any(all(word in text for word in words) for text in finrace.said)
 
 
+def ports_in(path, net):
+    """This host's, of the verdicts in a file of finrace's."""
+    with open(path, "rb") as file:
+        return [record.at("network.local.port") for record in map(harness.parse_line, file.read().split(b"\n")[:-1])
+                if record.name == "finrace.verdict" and net.owns(record)]
+
+
 def test_all_at_once(options):
     """Five outputs: each gets every verdict once, whoever of the others is away; and says when it takes records again."""
     collectors = [Collector(options.folder, kind) for kind in ("unix-stream", "unix-dgram", "syslog", "journald")]
@@ -382,9 +389,7 @@ def test_strangers(options):
         for one in collectors:
             os.chown(one.path, 0, 0)
         wait_for(lambda: all(one.ports(net) == due for one in collectors), lambda: f"{due}: {[one.ports(net) for one in collectors]}")
-        with open(path + ".moved", "rb") as file:
-            ports = [record.at("network.local.port") for record in map(harness.parse_line, file.read().split(b"\n")[:-1])
-                     if record.name == "finrace.verdict" and net.owns(record)]
+        ports = ports_in(path + ".moved", net)
         must(ports == due, f"in the file that was open before: {ports}")
         finrace.stop()
         must(finrace.health().at("finrace.output.dropped") == 0, f"dropped: {finrace.health()}")
@@ -447,6 +452,31 @@ action(type="omfile" file="{log}" template="parts")
     daemon.wait(LIMIT)
 
 
+def test_rotation_fails(options):
+    """A new file can't be opened after a rotation: the old one goes on, that is told, and tried until it works."""
+    path = os.path.join(options.folder, "rotated.jsonl")
+    recording = os.path.join(options.folder, "rotated.rec")
+    with network() as net, Finrace(options, "--output", path, "--record", recording, interval="100ms") as finrace:
+        listener = listen(net)
+        os.chmod(path, 0o644)
+        os.rename(path, path + ".1")
+        os.mkdir(path)
+        finrace.send(signal.SIGHUP)
+        wait_for(lambda: has_said(finrace, path, "Is a directory", "tried again"), finrace.words)
+        due = [unanswered(net, listener)[1]]
+        wait_for(lambda: ports_in(path + ".1", net) == due, "the verdict in the file that was open before")
+        states = {state["name"]: state for state in finrace.next_health().at("finrace.outputs")}
+        must(states[path].get("problem") == "EISDIR", f"{states[path]}")
+        must(states["record:" + recording]["written"] > 0 and "problem" not in states["record:" + recording], f"{states}")
+        os.rmdir(path)
+        wait_for(lambda: has_said(finrace, f"{path} is opened anew"), finrace.words)
+        due.append(unanswered(net, listener)[1])
+        wait_for(lambda: ports_in(path, net) == due[1:], "the verdict in the new file")
+        must("problem" not in {state["name"]: state for state in finrace.next_health().at("finrace.outputs")}[path], "still a problem")
+        must(os.stat(path).st_mode & 0o777 == 0o644, "the new file has not the old one's mode")
+        finrace.stop()
+
+
 REFUSALS = [
     (["unix-stream"], ["'unix-stream'", "unix-stream:PATH"]),
     (["unix-dgram:relative/path"], ["relative/path"]),
@@ -459,17 +489,20 @@ REFUSALS = [
 
 
 def test_refusals(options):
-    """Exit 2, what was named, and what is accepted."""
+    """Exit 2, what was named, and what is accepted. What may pass is exit 70: the service is started again."""
     for outputs, words in REFUSALS:
         flags = [flag for one in outputs for flag in ("--output", one)]
         done = run_finrace(options, ["run", *options.backend_flags, *flags])
         must(done.returncode == 2 and not done.stdout and all(word in done.stderr for word in words),
              f"{outputs}: exit {done.returncode}: {done.stderr}")
+    with small_disk(options, "nr_inodes=1") as folder:
+        done = run_finrace(options, ["run", *options.backend_flags, "--output", os.path.join(folder, "new.jsonl")])
+        must(done.returncode == 70 and "No space left" in done.stderr, f"no room: exit {done.returncode}: {done.stderr}")
 
 
 TESTS = [
     test_refusals, test_all_at_once, test_one_stands_still, test_full_disk_beside, test_reader_leaves, test_strangers, test_confined,
-    test_rsyslog,
+    test_rotation_fails, test_rsyslog,
 ]
 
 

@@ -1536,11 +1536,11 @@ def test_reader_that_never_comes_back(options):
 
 
 @contextmanager
-def small_disk(options):
+def small_disk(options, *more):
     """A folder on a disk of its own, of 64 kB."""
     folder = os.path.join(options.folder, "disk")
     os.makedirs(folder, exist_ok=True)
-    mount("tmpfs", folder, "tmpfs", "size=64k")
+    mount("tmpfs", folder, "tmpfs", ",".join(("size=64k", *more)))
     try:
         yield folder
     finally:

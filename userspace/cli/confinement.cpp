@@ -291,10 +291,10 @@ std::vector<std::string> not_written_in(const Needed& needed)
 /// abort() too.
 constexpr const char* needed_calls[] = {
     "read", "write", "writev", "pread64", "pwrite64", "lseek", "close", "dup", "dup3", "flock", "fsync", "fdatasync",
-    "ftruncate",
+    "ftruncate", "fchmod",
     // names: below the outputs' folders
     "open", "openat", "stat", "lstat", "fstat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "readlink",
-    "readlinkat", "getcwd", "getdents64", "rename", "renameat", "renameat2", "unlink", "unlinkat",
+    "readlinkat", "fstatfs", "getcwd", "getdents64", "rename", "renameat", "renameat2", "unlink", "unlinkat",
     // waiting
     "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6",
     "timerfd_create", "timerfd_settime", "nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres",

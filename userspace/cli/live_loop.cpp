@@ -31,8 +31,10 @@ constexpr auto longest_farewell = std::chrono::seconds(2);
 
 Descriptor opened(int fd, const char* call)
 {
-    if (fd < 0)
-        throw SetupError(fmt::format("{} failed: {}", call, std::strerror(errno)));
+    if (fd < 0) {
+        const int error = errno;
+        throw SetupError(fmt::format("{} failed: {}", call, std::strerror(error)), error);
+    }
     return Descriptor(fd);
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // finrace: names why a proxied request died. This file only finds the command and turns what went wrong into
 // words and an exit status.
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -16,7 +18,10 @@
 
 #include "cli/options.h"
 #include "cli/parse.h"
+#include "sink/stream.h"
+#include "source/input.h"
 #include "source/live.h"
+#include "source/recording.h"
 
 namespace {
 
@@ -37,6 +42,22 @@ std::string in_words(const CLI::ParseError& error)
     if (const std::size_t at = text.find(excludes); at != std::string::npos && error.get_name() == "ExcludesError")
         text.replace(at, excludes.size(), " can't stand together with ");
     return text;
+}
+
+/// Whether the next start would meet it as well, unless somebody does something about it.
+bool is_for_the_user(const std::exception& error)
+{
+    using namespace finrace;
+    const auto lasts = [](int number) {
+        constexpr std::array passing{ENOMEM, EAGAIN, ENOSPC, EDQUOT, EMFILE, ENFILE};
+        return std::find(passing.begin(), passing.end(), number) == passing.end();
+    };
+    if (const auto* of_output = dynamic_cast<const OutputError*>(&error))
+        return lasts(of_output->error);
+    if (const auto* of_setup = dynamic_cast<const SetupError*>(&error))
+        return lasts(of_setup->error);
+    return dynamic_cast<const UsageError*>(&error) != nullptr || dynamic_cast<const InputError*>(&error) != nullptr ||
+           dynamic_cast<const RecordingError*>(&error) != nullptr;
 }
 
 } // namespace
@@ -87,8 +108,8 @@ int main(int argc, char** argv)
     } catch (const std::bad_alloc&) {
         say("out of memory");
         return exit_failed;
-    } catch (const std::exception& error) { // SetupError, UsageError, OutputError: their text says it all
+    } catch (const std::exception& error) {
         say(error.what());
-        return exit_unusable;
+        return is_for_the_user(error) ? exit_unusable : exit_failed;
     }
 }

@@ -31,6 +31,7 @@ namespace {
 using Kind = OutputTarget::Kind;
 
 constexpr int longest_poll_ms = 100;
+constexpr std::chrono::seconds retried_every(5);
 constexpr std::size_t flush_bytes = 64U << 10U;
 
 struct Scheme {
@@ -252,24 +253,45 @@ void Outputs::open_anew()
     for (Output& output : outputs_) {
         if (output.target.kind != Kind::file)
             continue;
-        auto& stream = std::get<Stream>(output.to);
         struct stat status {};
-        if (::fstat(stream.descriptor(), &status) == 0 && S_ISCHR(status.st_mode)) // nobody rotates a device
+        if (::fstat(std::get<Stream>(output.to).descriptor(), &status) == 0 &&
+            S_ISCHR(status.st_mode)) // nobody rotates a device
             continue;
-        try {
-            stream.reopen(output.target.path);
-            say(fmt::format("{} is opened anew", output.target.path));
-        } catch (const OutputError& error) {
-            say(fmt::format("{}; records go on into the file that was open before", error.what()));
-        }
+        open_anew(output);
     }
+}
+
+void Outputs::open_anew(Output& output)
+{
+    try {
+        std::get<Stream>(output.to).reopen(output.target.path);
+        output.reopen_problem = 0;
+        say(fmt::format("{} is opened anew", output.target.path));
+    } catch (const OutputError& error) {
+        if (std::exchange(output.reopen_problem, error.error != 0 ? error.error : EIO) == 0)
+            say(fmt::format("{}; records go on into the file that was open before, and that is tried again",
+                            error.what()));
+    }
+}
+
+void Outputs::retry(std::chrono::steady_clock::time_point now)
+{
+    if (now - retried_at_ < retried_every)
+        return;
+    retried_at_ = now;
+    for (Output& output : outputs_)
+        if (output.reopen_problem != 0)
+            open_anew(output);
 }
 
 void Outputs::make_absolute()
 {
     for (Output& output : outputs_)
-        if (output.target.kind == Kind::file)
+        if (output.target.kind == Kind::file) {
             output.target.path = absolute_path(output.target.path);
+            if (!leads_to(output.target.path, std::get<Stream>(output.to).descriptor()))
+                throw OutputError(fmt::format("{} was replaced as it was opened: start again", output.target.path));
+        }
 }
 
 std::vector<int> Outputs::descriptors() const
@@ -328,7 +350,7 @@ std::vector<OutputState> Outputs::states() const
                                    .written = to.written(),
                                    .dropped = to.dropped(),
                                    .bytes_waiting = to.waiting(),
-                                   .problem = to.problem()};
+                                   .problem = to.problem() != 0 ? to.problem() : output.reopen_problem};
             },
             output.to));
     return all;

@@ -62,9 +62,12 @@ public:
 
     /// Whether there is another than standard output.
     [[nodiscard]] bool beyond_standard_output() const;
-    /// Files are opened anew.
+    /// Files are opened anew. One that can't be is tried again, by retry().
     void open_anew();
-    /// From now on: file names from the root on. The folders that they were relative to will be gone.
+    /// Files that could not be opened anew are, once in a while, until they are.
+    void retry(std::chrono::steady_clock::time_point now);
+    /// From now on: file names from the root on. The folders that they were relative to will be gone. Throws
+    /// OutputError if such a name leads elsewhere by now.
     void make_absolute();
 
     /// To be watched: room for what waits, and a reader's leaving.
@@ -86,7 +89,8 @@ private:
     struct Output {
         OutputTarget target;
         std::variant<Stream, Datagrams> to;
-        int problem_said = 0; ///< errno
+        int problem_said = 0;   ///< errno
+        int reopen_problem = 0; ///< errno, while records go into the file that was open before
         bool ended_said = false;
         bool overflow_said = false;
         std::uint64_t dropped_before = 0; ///< when say_news() last looked
@@ -96,10 +100,12 @@ private:
     static Output open(OutputTarget target);
     static bool has_ended(const Output& output);
     static void say_news_of(Output& output);
+    static void open_anew(Output& output);
 
     std::vector<Output> outputs_;
     bool flat_;
     std::size_t unflushed_bytes_ = 0;
+    std::chrono::steady_clock::time_point retried_at_{};
 };
 
 } // namespace finrace

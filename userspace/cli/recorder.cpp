@@ -125,6 +125,8 @@ Recorder::Recorder(RecordOptions options)
     const std::unique_ptr<char, decltype(&::free)> real(::realpath(options_.path.c_str(), nullptr), &::free);
     if (real)
         options_.path = real.get();
+    if (!leads_to(options_.path, stream_.descriptor()))
+        throw OutputError(fmt::format("{} was replaced as it was opened: start again", options_.path));
 }
 
 bool Recorder::writes_to_file() const
@@ -307,31 +309,36 @@ void Recorder::rotate_if_due()
 
 void Recorder::shift_files() const
 {
-    const auto name = [&](unsigned number) {
-        return number == 0 ? options_.path : fmt::format("{}.{}", options_.path, number);
-    };
+    const std::size_t slash = options_.path.rfind('/') + 1; // it is from the root on
+    const std::string folder = options_.path.substr(0, slash);
+    const std::string file = options_.path.substr(slash);
+    const auto name = [&](unsigned number) { return number == 0 ? file : fmt::format("{}.{}", file, number); };
     const auto refused = [](const std::string& what, const std::string& path) {
         return OutputError(fmt::format("cannot {} {}: {}", what, path, std::strerror(errno)));
     };
+    // That folder, wherever its name leads in a moment.
+    const Descriptor there(open_untampered(folder, O_PATH | O_DIRECTORY));
+    if (!there)
+        throw refused("open", folder);
     // The new file first: where none can be made, nothing is moved.
-    const std::string fresh = fmt::format("{}.{}.new", options_.path, header_.run);
-    const Descriptor made(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    const std::string fresh = fmt::format("{}.{}.new", file, header_.run);
+    const Descriptor made(::openat(there.get(), fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (!made)
-        throw refused("create", fresh);
+        throw refused("create", folder + fresh);
     const auto move = [&](const std::string& from, const std::string& to) {
-        if (std::rename(from.c_str(), to.c_str()) == 0)
+        if (::renameat(there.get(), from.c_str(), there.get(), to.c_str()) == 0)
             return;
-        const OutputError error = refused(fmt::format("rename {} to", from), to);
-        ::unlink(fresh.c_str());
+        const OutputError error = refused(fmt::format("rename {}{} to", folder, from), folder + to);
+        ::unlinkat(there.get(), fresh.c_str(), 0);
         throw error;
     };
     // Up to the first number that is free, so that what was broken off once pushes no file out.
     unsigned last = 1;
-    while (last < options_.keep && ::access(name(last).c_str(), F_OK) == 0)
+    while (last < options_.keep && ::faccessat(there.get(), name(last).c_str(), F_OK, 0) == 0)
         ++last;
     for (unsigned number = std::min(last, options_.keep); number > 0; --number)
         move(name(number - 1), name(number));
-    move(fresh, options_.path);
+    move(fresh, file);
 }
 
 /// Somebody else has rotated the file, or removed it.
@@ -346,6 +353,15 @@ void Recorder::reopen_if_moved()
     if (!std::exchange(part_ended_, true))
         put(RecordedEnd{false});
     go_on_in_new_file();
+}
+
+OutputState Recorder::state() const
+{
+    return {.name = "record:" + options_.path,
+            .written = stream_.written(),
+            .dropped = dropped(),
+            .bytes_waiting = stream_.waiting(),
+            .problem = stream_.problem()};
 }
 
 void Recorder::say_problem()

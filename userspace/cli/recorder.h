@@ -12,6 +12,7 @@
 #include "cli/command_line.h"
 #include "cli/process_names.h"
 #include "sink/clock.h"
+#include "sink/json.h"
 #include "sink/stream.h"
 #include "source/recording.h"
 
@@ -55,6 +56,8 @@ public:
     /// Of what was to be recorded, so many lines are missing.
     [[nodiscard]] std::uint64_t dropped() const { return refused_ + stream_.dropped(); }
     [[nodiscard]] const std::string& path() const { return options_.path; }
+    /// Counted in lines.
+    [[nodiscard]] OutputState state() const;
     /// What will be opened anew.
     [[nodiscard]] std::vector<std::string> files() const;
     [[nodiscard]] int descriptor() const { return stream_.descriptor(); }

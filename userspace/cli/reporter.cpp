@@ -152,6 +152,7 @@ bool Reporter::on_tick()
         next_summary_ns_ += (1 + (now_ns - next_summary_ns_) / interval_ns()) * interval_ns();
     }
     flush();
+    outputs_.retry(std::chrono::steady_clock::now());
     outputs_.say_news();
     if (server_)
         server_->serve(); // lets go of who is silent
@@ -227,10 +228,18 @@ void Reporter::tell_upstreams(std::uint64_t now_ns, bool all)
 std::string Reporter::state() const
 {
     const SourceCounts counts = feed_.counts();
-    const OutputState sum = sum_of(outputs_.states());
+    const OutputState sum = sum_of(output_states());
     return fmt::format("backend {}: {} connections, {} verdicts, {} lost; {} records written, {} dropped",
                        feed_.facts().backend_text(), counts.connections_begun, feed_.intake().verdicts_in_all(),
                        counts.lost(), sum.written, sum.dropped);
+}
+
+std::vector<OutputState> Reporter::output_states() const
+{
+    std::vector<OutputState> all = outputs_.states();
+    if (recorder_ != nullptr)
+        all.push_back(recorder_->state());
+    return all;
 }
 
 void Reporter::name_run()
@@ -302,7 +311,7 @@ Health Reporter::health(bool last) const
         .events = intake.events(),
         .outcome_events = intake.outcome_events(),
         .losses = counts.losses,
-        .outputs = outputs_.states(),
+        .outputs = output_states(),
         .missing_hooks = {},
         .upstreams = intake.upstreams().size(),
         .verdicts = intake.verdicts(),

@@ -38,6 +38,8 @@ public:
     /// answer() then. Throws UsageError.
     int serve_metrics(const LiveLoop& loop, Descriptor listener);
     void answer() { server_->serve(); }
+    /// Its losses are told with the outputs'. It must outlive this.
+    void tell_of(const Recorder& recorder) { recorder_ = &recorder; }
     /// On SIGHUP it calls this as well.
     void reload_by(std::function<void()> reload) { reload_ = std::move(reload); }
     /// Takes what of these can change while it runs.
@@ -63,6 +65,7 @@ private:
     void summarise(bool last);
     void tell_upstreams(std::uint64_t now_ns, bool all);
     [[nodiscard]] std::string state() const;
+    [[nodiscard]] std::vector<OutputState> output_states() const;
     void name_run();
     void begin();
     [[nodiscard]] std::uint64_t interval_ns() const;
@@ -76,6 +79,7 @@ private:
     RunOptions options_;
     Disguise disguise_;
     Outputs& outputs_;
+    const Recorder* recorder_ = nullptr;
     const Feed& feed_;
     std::uint64_t started_ns_ = 0;
     std::uint64_t next_summary_ns_ = 0;

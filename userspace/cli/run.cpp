@@ -102,6 +102,8 @@ int run(RunOptions options, Reloader* reloader)
     LiveLoop feed(options.watch, options.interval, recorder ? &*recorder : nullptr);
     feed.end_after(options.duration);
     Reporter reporter(options, outputs, feed);
+    if (recorder)
+        reporter.tell_of(*recorder);
     if (options.metrics)
         feed.watch_input(reporter.serve_metrics(feed, std::move(metrics)), [&reporter] { reporter.answer(); });
     if (reloader != nullptr)

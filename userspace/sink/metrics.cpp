@@ -215,7 +215,8 @@ void add_run(Families& families, const Health& health)
                          number(output.dropped));
         families.gauge("finrace_output_waiting_bytes", "Waiting for it to take them.", labels,
                        number(output.bytes_waiting));
-        families.gauge("finrace_output_failing", "1 while it takes nothing: no room, nobody there.", labels,
+        families.gauge("finrace_output_failing",
+                       "1 while it takes nothing: no room, nobody there; or its file could not be opened anew.", labels,
                        output.problem != 0 ? 1 : 0);
     }
 }

@@ -65,9 +65,12 @@ Stream Stream::to_file(const std::string& path, std::size_t backlog, mode_t mode
 {
     // O_NONBLOCK: a FIFO without a reader is refused instead of waited for.
     const int fd = open_untampered(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY, mode);
-    if (fd < 0)
-        throw OutputError(errno == ENXIO ? fmt::format("nobody reads from {}: start the pipe's reader first", path)
-                                         : fmt::format("cannot open {} for appending: {}", path, std::strerror(errno)));
+    if (fd < 0) {
+        const int error = errno;
+        throw OutputError(error == ENXIO ? fmt::format("nobody reads from {}: start the pipe's reader first", path)
+                                         : fmt::format("cannot open {} for appending: {}", path, std::strerror(error)),
+                          error);
+    }
     Stream stream(fd, backlog);
     stream.owned_ = true;
     struct stat status {};
@@ -75,8 +78,8 @@ Stream Stream::to_file(const std::string& path, std::size_t backlog, mode_t mode
     stream.pipe_ = known && S_ISFIFO(status.st_mode);
     if (known && S_ISREG(status.st_mode) && status.st_size > 0 && ends_within_a_line(path, status.st_size) &&
         ::write(fd, "\n", 1) != 1) {
-        if (errno != ENOSPC && errno != EDQUOT)
-            throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(errno)));
+        if (const int error = errno; error != ENOSPC && error != EDQUOT)
+            throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(error)), error);
         stream.backlog_.push_back('\n'); // a full disk is no reason not to start: what was torn ends once there is room
         stream.ends_torn_ = true;
     }
@@ -150,9 +153,14 @@ void Stream::reopen(const std::string& path, bool discard)
     flush(); // before: the path may still be the same file, and its last line a part of one
     struct stat before {};
     const bool is_file = ::fstat(fd_, &before) == 0 && S_ISREG(before.st_mode);
-    Stream fresh = to_file(path, limit_, is_file ? before.st_mode & 0666U : owner_alone);
+    const int there = open_untampered(path, O_PATH);
+    if (there >= 0)
+        ::close(there);
+    Stream fresh = to_file(path, limit_);
+    if (there < 0 && is_file) // readers who may read the old one may read this one
+        ::fchmod(fresh.fd_, before.st_mode & 0666U);
     if (!fresh.backlog_.empty()) // a torn line there, whose end finds no room
-        throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(ENOSPC)));
+        throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(ENOSPC)), ENOSPC);
     if (discard) {
         drop_waiting();
         within_line_ = false;
@@ -161,8 +169,10 @@ void Stream::reopen(const std::string& path, bool discard)
     if (std::exchange(ends_torn_, false))
         backlog_.erase(0, 1);
     // The number stays: to everybody else it is the same output.
-    if (::dup3(fresh.fd_, fd_, O_CLOEXEC) < 0)
-        throw OutputError(fmt::format("cannot go on in {}: {}", path, std::strerror(errno)));
+    if (::dup3(fresh.fd_, fd_, O_CLOEXEC) < 0) {
+        const int error = errno;
+        throw OutputError(fmt::format("cannot go on in {}: {}", path, std::strerror(error)), error);
+    }
     pipe_ = fresh.pipe_;
     reader_left_ = false;
     flush();

@@ -13,8 +13,10 @@
 
 namespace finrace {
 
+/// `number`: the errno behind it, if there is one.
 struct OutputError : std::runtime_error {
-    using std::runtime_error::runtime_error;
+    explicit OutputError(const std::string& text, int number = 0) : std::runtime_error(text), error(number) {}
+    int error;
 };
 
 class Stream {

@@ -137,4 +137,15 @@ int open_untampered(const std::string& path, int flags, mode_t mode, bool* cross
     return folder;
 }
 
+bool leads_to(const std::string& path, int descriptor)
+{
+    struct stat open {};
+    struct stat there {};
+    const int fd = open_untampered(path, O_PATH);
+    const bool is_there = fd >= 0 && ::fstat(fd, &there) == 0;
+    if (fd >= 0)
+        ::close(fd);
+    return is_there && ::fstat(descriptor, &open) == 0 && there.st_ino == open.st_ino && there.st_dev == open.st_dev;
+}
+
 } // namespace finrace

@@ -4,6 +4,7 @@
 // alone, and may be off.
 #pragma once
 
+#include <cerrno>
 #include <string>
 
 #include <sys/types.h>
@@ -14,7 +15,7 @@ namespace finrace {
 
 /// What is there is not root's, ours, or its folder's owner's.
 struct Tampered : OutputError {
-    using OutputError::OutputError;
+    explicit Tampered(const std::string& text) : OutputError(text, EACCES) {}
 };
 
 /// open(2) with O_CLOEXEC; -1 leaves the reason in errno. In each folder on the way that others may write to (mode o+w,
@@ -22,5 +23,8 @@ struct Tampered : OutputError {
 /// followed, and only what is root's, ours or the folder's owner's is opened, a file only if it has no other name:
 /// link(2) takes others' files. Throws Tampered. `crossed`: set if there was such a folder.
 int open_untampered(const std::string& path, int flags, mode_t mode = 0, bool* crossed = nullptr);
+
+/// Whether `path` still leads to what is open as `descriptor`, by a way that open_untampered() goes.
+bool leads_to(const std::string& path, int descriptor);
 
 } // namespace finrace

@@ -308,8 +308,10 @@ struct LiveSource::Implementation {
     {
         const int fd = bpf_object__find_map_fd_by_name(object, "events");
         ring.reset(ring_buffer__new(fd, &Implementation::on_sample, this, nullptr));
-        if (!ring)
-            throw SetupError(fmt::format("the event ring can't be mapped: {}", error_text(errno)));
+        if (!ring) {
+            const int error = errno;
+            throw SetupError(fmt::format("the event ring can't be mapped: {}", error_text(error)), error);
+        }
         losses_fd = bpf_object__find_map_fd_by_name(object, "losses");
     }
 
@@ -447,7 +449,8 @@ struct TraceSource : LiveSource::Implementation {
         LibbpfLog::clear();
         if (const int error = -bpf_object__load_skeleton(owner->skeleton); error != 0)
             throw SetupError(fmt::format("backend trace by {}: the kernel does not load the programs: {}{}{}", how,
-                                         error_text(error), LibbpfLog::tail(), hint_for(error, Backend::trace)));
+                                         error_text(error), LibbpfLog::tail(), hint_for(error, Backend::trace)),
+                             error);
         open_ring(owner.skeleton->obj);
         for (const ProgramRow* row : wanted) {
             const bool own_prefix = std::strchr(row->hook, '/') != nullptr;
@@ -456,7 +459,8 @@ struct TraceSource : LiveSource::Implementation {
             if (!link && row->required)
                 throw SetupError(fmt::format("backend trace: {}{} does not attach ({}): {}{}", own_prefix ? "" : prefix,
                                              row->hook, row->purpose, error_text(error),
-                                             hint_for(error, Backend::trace)));
+                                             hint_for(error, Backend::trace)),
+                                 error);
             add_hook(*row, own_prefix ? "" : prefix, link ? "" : error_text(error));
             if (std::strcmp(row->name, "trace_adopt") == 0)
                 adopt(bpf_link__fd(link.get()));
@@ -527,7 +531,8 @@ struct CgroupSource : LiveSource::Implementation {
         LibbpfLog::clear();
         if (const int error = -bpf_object__load_skeleton(owner->skeleton); error != 0)
             throw SetupError(fmt::format("backend cgroup: the kernel does not load the programs: {}{}{}",
-                                         error_text(error), LibbpfLog::tail(), hint_for(error, Backend::cgroup)));
+                                         error_text(error), LibbpfLog::tail(), hint_for(error, Backend::cgroup)),
+                             error);
         const Descriptor cgroup(open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
         if (!cgroup)
             throw SetupError(fmt::format("backend cgroup: {}: {}", root, error_text(errno)));
@@ -542,7 +547,8 @@ struct CgroupSource : LiveSource::Implementation {
             const int error = errno;
             if (!link && row.required)
                 throw SetupError(fmt::format("backend cgroup: {} does not attach to {} ({}): {}{}", row.hook, root,
-                                             row.purpose, error_text(error), hint_for(error, Backend::cgroup)));
+                                             row.purpose, error_text(error), hint_for(error, Backend::cgroup)),
+                                 error);
             add_hook(row, "", link ? "" : error_text(error));
             if (link) {
                 links.push_back(std::move(link));
@@ -660,10 +666,13 @@ std::unique_ptr<Implementation> open_cgroup(const LiveOptions& options)
 std::unique_ptr<Implementation> open_first(const LiveOptions& options)
 {
     std::string problems;
+    int error_of_first = 0; ///< which is the best way
     const auto attempt = [&](const auto& open_backend) -> std::unique_ptr<Implementation> {
         try {
             return open_backend();
         } catch (const SetupError& error) {
+            if (problems.empty())
+                error_of_first = error.error;
             problems += (problems.empty() ? "" : "\n") + std::string(error.what());
             return nullptr;
         }
@@ -679,7 +688,7 @@ std::unique_ptr<Implementation> open_first(const LiveOptions& options)
     if (options.backend != Backend::trace && options.attach == Attach::automatic)
         if (auto source = attempt([&] { return open_cgroup(options); }))
             return source;
-    throw SetupError(problems);
+    throw SetupError(problems, error_of_first);
 }
 
 } // namespace

@@ -20,8 +20,10 @@ enum class Backend { automatic, trace, cgroup };
 enum class Attach { automatic, fentry, kprobe };
 
 /// Something that keeps a backend from working: which step, what it means, what to do instead.
+/// `number`: the errno behind it, if there is one.
 struct SetupError : std::runtime_error {
-    using std::runtime_error::runtime_error;
+    explicit SetupError(const std::string& text, int number = 0) : std::runtime_error(text), error(number) {}
+    int error;
 };
 
 struct LiveOptions {
