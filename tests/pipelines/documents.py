@@ -133,6 +133,10 @@ def check_fluent_bit(found):
     (tail,), (http,) = configuration["pipeline"]["inputs"], configuration["pipeline"]["outputs"]
     if tail["parser"] not in [parser["name"] for parser in configuration["parsers"]]:
         found.append(f"no parser {tail['parser']}")
+    for component in configuration["pipeline"]["filters"]:
+        key = (component.get("regex") or component["exclude"]).split()[0]
+        if "." in key and not key.startswith("$"):
+            found.append(f"grep takes {key} for a field {key.split('.')[0]}: a name ends at its first dot")
     for component in (*configuration["pipeline"]["filters"], http):
         if component["match"] != tail["tag"]:
             found.append(f"{component['name']} takes {component['match']}, not {tail['tag']}")
