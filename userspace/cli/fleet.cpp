@@ -265,6 +265,7 @@ public:
             std::uint64_t at_s = 0;
             bool is_silent = false;
             bool has_ended = false;
+            std::uint64_t hooks_missing = 0;
         };
         std::map<std::string, Heard> heard; // last, of each host
         each(health(since_s_), [&](const json& row) {
@@ -274,17 +275,18 @@ public:
             const std::uint64_t last_s = record.number("last_s");
             const std::uint64_t patience_s =
                 std::max(silent_after_s, most_missed * record.number("interval_ms") / ms_per_second);
-            watched.missing_hooks = std::max(watched.missing_hooks, record.number("hooks_missing"));
             watched.tells_outcomes |= record.text("backend") != "cgroup";
             if (Heard& host = heard[record.text("host")]; host.at_s <= last_s)
                 host = {.at_s = last_s,
                         .is_silent = last_s + patience_s < record.number("now_s"),
-                        .has_ended = record.truth("ended")};
+                        .has_ended = record.truth("ended"),
+                        .hooks_missing = record.number("hooks_missing")};
         });
         watched.tells_outcomes |= heard.empty();
         watched.fleet.emplace();
         for (const auto& [host, last] : heard) {
             watched.fleet->hosts.push_back(printable(host));
+            watched.missing_hooks = std::max(watched.missing_hooks, last.hooks_missing);
             if (last.is_silent)
                 (last.has_ended ? watched.fleet->ended : watched.fleet->silent).push_back(printable(host));
         }
