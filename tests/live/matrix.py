@@ -6,8 +6,8 @@ An emulated machine is ten to twenty times slower than a native one, so the test
   exact  for a machine whose clock counts instructions (scripts/vm --paced). Nothing is late there, however busy the host is:
          all that depends on times, races between a request and a timer first of all. What takes long and hardly depends on
          the kernel runs on some kernels and says so elsewhere; with --whole it runs on all.
-  smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer. Each backend runs on two
-         kernels, with --whole on all.
+  smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer. On each kernel two
+         backends run, with --whole all three.
 
 The last line counts the tests of all commands.
 """
