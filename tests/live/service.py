@@ -221,10 +221,10 @@ def test_logrotate(options):
         wait_for(lambda: clients <= told(), "all verdicts, over all files")
     must(os.path.exists(LOG + ".1") and glob.glob(LOG + "*.gz"), f"{os.listdir(os.path.dirname(LOG))}")
     must_be_for_the_group()
-    call("systemctl", "stop", UNIT)
+    call("systemctl", "stop", UNIT, limit=SLOW)
     call(need("logrotate", "logrotate"), "--force", "/etc/logrotate.d/finrace")
     must(not os.path.exists(LOG), "it was not rotated")
-    call("systemctl", "start", UNIT)
+    call("systemctl", "start", UNIT, limit=SLOW)
     must_be_for_the_group()
 
 

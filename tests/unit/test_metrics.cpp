@@ -27,6 +27,7 @@ Health standing_health()
     health.attach = "fentry";
     health.uptime = std::chrono::hours(1);
     health.outputs = {{.name = "-", .written = 5}, {.name = "journald", .dropped = 3, .problem = 111}};
+    health.recording = {.name = "record:f", .written = 11, .dropped = 2};
     health.losses.by_place[LOSS_RING_FULL] = 7;
     health.missing_hooks = {{.name = "fentry/x", .purpose = "", .problem = ""}};
     return health;
@@ -102,6 +103,7 @@ TEST_CASE("a run's metrics are there from its start")
     CHECK(value_of(text, R"(finrace_lost_total{place="table_full"})") == 0);
     CHECK(value_of(text, R"(finrace_output_records_written_total{output="-"})") == 5);
     CHECK(value_of(text, R"(finrace_output_records_dropped_total{output="journald"})") == 3);
+    CHECK(value_of(text, R"(finrace_output_records_dropped_total{output="record:f"})") == 2);
     CHECK(value_of(text, R"(finrace_output_failing{output="-"})") == 0);
     CHECK(value_of(text, R"(finrace_output_failing{output="journald"})") == 1);
     CHECK(value_of(text, "finrace_missing_hooks") == 1);

@@ -49,7 +49,7 @@ bool is_for_the_user(const std::exception& error)
 {
     using namespace finrace;
     const auto lasts = [](int number) {
-        constexpr std::array passing{ENOMEM, EAGAIN, ENOSPC, EDQUOT, EMFILE, ENFILE};
+        constexpr std::array passing{ENOMEM, EAGAIN, ENOSPC, EDQUOT, ENFILE};
         return std::find(passing.begin(), passing.end(), number) == passing.end();
     };
     if (const auto* of_output = dynamic_cast<const OutputError*>(&error))

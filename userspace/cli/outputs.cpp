@@ -257,6 +257,7 @@ void Outputs::open_anew()
         if (::fstat(std::get<Stream>(output.to).descriptor(), &status) == 0 &&
             S_ISCHR(status.st_mode)) // nobody rotates a device
             continue;
+        output.reopen_problem = 0; // whoever asks is answered
         open_anew(output);
     }
 }
@@ -290,7 +291,8 @@ void Outputs::make_absolute()
         if (output.target.kind == Kind::file) {
             output.target.path = absolute_path(output.target.path);
             if (!leads_to(output.target.path, std::get<Stream>(output.to).descriptor()))
-                throw OutputError(fmt::format("{} was replaced as it was opened: start again", output.target.path));
+                throw OutputError(fmt::format("{} was replaced as it was opened: start again", output.target.path),
+                                  EAGAIN);
         }
 }
 

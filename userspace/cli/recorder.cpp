@@ -126,7 +126,7 @@ Recorder::Recorder(RecordOptions options)
     if (real)
         options_.path = real.get();
     if (!leads_to(options_.path, stream_.descriptor()))
-        throw OutputError(fmt::format("{} was replaced as it was opened: start again", options_.path));
+        throw OutputError(fmt::format("{} was replaced as it was opened: start again", options_.path), EAGAIN);
 }
 
 bool Recorder::writes_to_file() const
@@ -314,7 +314,8 @@ void Recorder::shift_files() const
     const std::string file = options_.path.substr(slash);
     const auto name = [&](unsigned number) { return number == 0 ? file : fmt::format("{}.{}", file, number); };
     const auto refused = [](const std::string& what, const std::string& path) {
-        return OutputError(fmt::format("cannot {} {}: {}", what, path, std::strerror(errno)));
+        const int error = errno;
+        return OutputError(fmt::format("cannot {} {}: {}", what, path, std::strerror(error)), error);
     };
     // That folder, wherever its name leads in a moment.
     const Descriptor there(open_untampered(folder, O_PATH | O_DIRECTORY));

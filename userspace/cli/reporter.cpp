@@ -228,18 +228,10 @@ void Reporter::tell_upstreams(std::uint64_t now_ns, bool all)
 std::string Reporter::state() const
 {
     const SourceCounts counts = feed_.counts();
-    const OutputState sum = sum_of(output_states());
+    const OutputState sum = sum_of(outputs_.states());
     return fmt::format("backend {}: {} connections, {} verdicts, {} lost; {} records written, {} dropped",
                        feed_.facts().backend_text(), counts.connections_begun, feed_.intake().verdicts_in_all(),
                        counts.lost(), sum.written, sum.dropped);
-}
-
-std::vector<OutputState> Reporter::output_states() const
-{
-    std::vector<OutputState> all = outputs_.states();
-    if (recorder_ != nullptr)
-        all.push_back(recorder_->state());
-    return all;
 }
 
 void Reporter::name_run()
@@ -311,7 +303,8 @@ Health Reporter::health(bool last) const
         .events = intake.events(),
         .outcome_events = intake.outcome_events(),
         .losses = counts.losses,
-        .outputs = output_states(),
+        .outputs = outputs_.states(),
+        .recording = recorder_ != nullptr ? std::optional(recorder_->state()) : std::nullopt,
         .missing_hooks = {},
         .upstreams = intake.upstreams().size(),
         .verdicts = intake.verdicts(),

@@ -65,7 +65,6 @@ private:
     void summarise(bool last);
     void tell_upstreams(std::uint64_t now_ns, bool all);
     [[nodiscard]] std::string state() const;
-    [[nodiscard]] std::vector<OutputState> output_states() const;
     void name_run();
     void begin();
     [[nodiscard]] std::uint64_t interval_ns() const;

@@ -411,14 +411,17 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
 
     const OutputState sum = sum_of(health.outputs);
     Json outputs = Json::array();
-    for (const OutputState& output : health.outputs) {
+    const auto list = [&outputs](const OutputState& output) {
         Json& one = outputs.emplace_back(Json{{"name", output.name},
                                               {"written", output.written},
                                               {"dropped", output.dropped},
                                               {"bytes_waiting", output.bytes_waiting}});
         if (output.problem != 0)
             one["problem"] = error_name(output.problem);
-    }
+    };
+    std::for_each(health.outputs.begin(), health.outputs.end(), list);
+    if (health.recording)
+        list(*health.recording);
     std::uint64_t lost = sum.dropped;
     Json by_place = Json::object();
     for (unsigned place = 0; place < LOSS_PLACES; ++place) {

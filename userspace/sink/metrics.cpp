@@ -207,10 +207,10 @@ void add_run(Families& families, const Health& health)
     for (unsigned place = 0; place < LOSS_PLACES; ++place)
         families.counter("finrace_lost_total", "Events and connections that were lost, by place.",
                          {{"place", std::string(loss_name(place))}}, number(health.losses.by_place[place]));
-    for (const OutputState& output : health.outputs) {
+    const auto add_output = [&families](const OutputState& output) {
         const std::vector<Label> labels{{"output", printable(output.name)}};
-        families.counter("finrace_output_records_written_total", "Records that an output has taken.", labels,
-                         number(output.written));
+        families.counter("finrace_output_records_written_total",
+                         "Records that an output has taken; of a recording lines.", labels, number(output.written));
         families.counter("finrace_output_records_dropped_total", "Records that it did not take in time.", labels,
                          number(output.dropped));
         families.gauge("finrace_output_waiting_bytes", "Waiting for it to take them.", labels,
@@ -218,7 +218,10 @@ void add_run(Families& families, const Health& health)
         families.gauge("finrace_output_failing",
                        "1 while it takes nothing: no room, nobody there; or its file could not be opened anew.", labels,
                        output.problem != 0 ? 1 : 0);
-    }
+    };
+    std::for_each(health.outputs.begin(), health.outputs.end(), add_output);
+    if (health.recording)
+        add_output(*health.recording);
 }
 
 void add_costs(Families& families, const Standing& standing)

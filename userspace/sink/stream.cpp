@@ -61,10 +61,10 @@ Stream::~Stream()
         ::close(fd_);
 }
 
-Stream Stream::to_file(const std::string& path, std::size_t backlog, mode_t mode)
+Stream Stream::to_file(const std::string& path, std::size_t backlog)
 {
     // O_NONBLOCK: a FIFO without a reader is refused instead of waited for.
-    const int fd = open_untampered(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY, mode);
+    const int fd = open_untampered(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY, 0600);
     if (fd < 0) {
         const int error = errno;
         throw OutputError(error == ENXIO ? fmt::format("nobody reads from {}: start the pipe's reader first", path)

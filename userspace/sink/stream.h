@@ -25,10 +25,8 @@ public:
     /// What a reader is given to take the last of it: for drain().
     static constexpr std::chrono::milliseconds last_words = std::chrono::seconds(1);
 
-    static constexpr mode_t owner_alone = 0600;
-
-    /// Appends to the file, which is created if it is not there. Throws OutputError.
-    static Stream to_file(const std::string& path, std::size_t backlog = default_backlog, mode_t mode = owner_alone);
+    /// Appends to the file, which is created, for its owner alone, if it is not there. Throws OutputError.
+    static Stream to_file(const std::string& path, std::size_t backlog = default_backlog);
     /// Writes to what `fd` refers to, which stays open and keeps its own blocking mode. Throws OutputError.
     static Stream to_descriptor(int fd, std::size_t backlog = default_backlog);
     /// Writes to whoever listens on a UNIX stream socket, by now or later, and to the next one once that one has gone.

@@ -24,7 +24,7 @@ struct Tampered : OutputError {
 /// link(2) takes others' files. Throws Tampered. `crossed`: set if there was such a folder.
 int open_untampered(const std::string& path, int flags, mode_t mode = 0, bool* crossed = nullptr);
 
-/// Whether `path` still leads to what is open as `descriptor`, by a way that open_untampered() goes.
+/// Whether `path` still leads to what is open as `descriptor`, by a way that open_untampered() goes. Throws Tampered.
 bool leads_to(const std::string& path, int descriptor);
 
 } // namespace finrace

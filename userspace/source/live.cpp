@@ -666,13 +666,13 @@ std::unique_ptr<Implementation> open_cgroup(const LiveOptions& options)
 std::unique_ptr<Implementation> open_first(const LiveOptions& options)
 {
     std::string problems;
-    int error_of_first = 0; ///< which is the best way
+    int number = 0; ///< of one that may pass, or of the first, which is the best way
     const auto attempt = [&](const auto& open_backend) -> std::unique_ptr<Implementation> {
         try {
             return open_backend();
         } catch (const SetupError& error) {
-            if (problems.empty())
-                error_of_first = error.error;
+            if (problems.empty() || error.error == ENOMEM)
+                number = error.error;
             problems += (problems.empty() ? "" : "\n") + std::string(error.what());
             return nullptr;
         }
@@ -688,7 +688,7 @@ std::unique_ptr<Implementation> open_first(const LiveOptions& options)
     if (options.backend != Backend::trace && options.attach == Attach::automatic)
         if (auto source = attempt([&] { return open_cgroup(options); }))
             return source;
-    throw SetupError(problems, error_of_first);
+    throw SetupError(problems, number);
 }
 
 } // namespace
