@@ -391,6 +391,9 @@ class Soak:
     # -- load
 
     def measure(self):
+        """What nginx takes at most where finrace and all that reads it run beside it, and connections end as they will."""
+        first, _, _ = self.stage.wrk(5, 0)
+        self.stage.churn_at(first * self.options.load)
         seconds = max(5, min(60, self.options.minutes * 3 * self.options.load))
         before, begun = self.stage.processor_seconds(), time.monotonic()
         self.most, _, _ = self.stage.wrk(seconds, 0)
@@ -552,11 +555,11 @@ class Soak:
     def run(self):
         self.emptying = False
         self.bpf_before = set(harness.bpf_objects())
-        self.measure()
         self.collector.start()
         self.tracer.start()
         self.stage.warm_up(proxy_lab.Records(Path(self.tracer.path)))
         wait_for(lambda: delivery.arrived(self.store), "the first records in ClickHouse")
+        self.measure()
         self.begun = time.monotonic()
         self.ends = self.begun + self.options.minutes * 60
         cores = self.stage.processor_seconds()

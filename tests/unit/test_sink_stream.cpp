@@ -200,6 +200,50 @@ TEST_CASE("opened anew: lines go on in the new file, whole ones alone")
     }
 }
 
+TEST_CASE("a full disk had room for all of a line but its end: that is no loss")
+{
+    const Folder directory;
+    const std::string path = directory.at("records");
+    Stream stream = Stream::to_file(path);
+    ::signal(SIGXFSZ, SIG_IGN);
+    rlimit limit{};
+    REQUIRE(::getrlimit(RLIMIT_FSIZE, &limit) == 0);
+    const auto allow = [&](rlim_t bytes) {
+        const rlimit changed{.rlim_cur = bytes, .rlim_max = limit.rlim_max};
+        REQUIRE(::setrlimit(RLIMIT_FSIZE, &changed) == 0);
+    };
+    stream.write("first");
+    stream.write("second");
+    allow(5);
+    stream.flush();
+    const int problem = stream.problem();
+    allow(limit.rlim_cur);
+    ::signal(SIGXFSZ, SIG_DFL);
+    CHECK(problem == EFBIG);
+    CHECK(content(path) == "first");
+    SECTION("at the end of the process, and the next one ends it")
+    {
+        Stream next = Stream::to_file(path);
+        stream.drop_waiting();
+        CHECK(content(path) == "first\n");
+        CHECK(stream.written() == 1);
+        CHECK(stream.dropped() == 1);
+    }
+    SECTION("rotated")
+    {
+        std::filesystem::rename(path, path + ".1");
+        allow(5);
+        ::signal(SIGXFSZ, SIG_IGN);
+        stream.reopen(path);
+        allow(limit.rlim_cur);
+        ::signal(SIGXFSZ, SIG_DFL);
+        stream.flush();
+        CHECK(content(path) == "second\n");
+        CHECK(stream.written() == 2);
+        CHECK(stream.dropped() == 0);
+    }
+}
+
 TEST_CASE("a file is created for its owner, appended to, and its torn last line is ended")
 {
     const Folder directory;

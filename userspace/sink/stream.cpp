@@ -137,15 +137,21 @@ void Stream::connect()
         ::close(fresh);
 }
 
+/// All of a line is in the file but its end: whoever reads the file has it, and whoever appends to it next ends it.
+bool Stream::lacks_only_its_end() const
+{
+    return within_line_ && !socket_ && !pipe_ && sent_ < backlog_.size() && backlog_[sent_] == '\n';
+}
+
 /// What follows is for a reader who has not seen its beginning.
 void Stream::drop_torn_line()
 {
     if (!within_line_)
         return;
+    ++(lacks_only_its_end() ? written_ : dropped_);
     const std::size_t end = backlog_.find('\n', sent_);
     sent_ = end == std::string::npos ? backlog_.size() : end + 1;
     within_line_ = false;
-    ++dropped_;
 }
 
 void Stream::reopen(const std::string& path, bool discard)
@@ -161,10 +167,8 @@ void Stream::reopen(const std::string& path, bool discard)
         ::fchmod(fresh.fd_, before.st_mode & 0666U);
     if (!fresh.backlog_.empty()) // a torn line there, whose end finds no room
         throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(ENOSPC)), ENOSPC);
-    if (discard) {
+    if (discard)
         drop_waiting();
-        within_line_ = false;
-    }
     drop_torn_line(); // the disk was full
     if (std::exchange(ends_torn_, false))
         backlog_.erase(0, 1);
@@ -266,8 +270,13 @@ void Stream::drop_waiting()
         std::count(backlog_.begin() + static_cast<std::ptrdiff_t>(sent_), backlog_.end(), '\n'));
     if (std::exchange(ends_torn_, false))
         --dropped_;
+    if (lacks_only_its_end()) {
+        --dropped_;
+        ++written_;
+    }
     backlog_.clear();
     sent_ = 0;
+    within_line_ = false;
 }
 
 } // namespace finrace

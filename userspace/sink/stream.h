@@ -71,6 +71,7 @@ public:
 private:
     Stream(int fd, std::size_t limit);
     void drop_torn_line();
+    [[nodiscard]] bool lacks_only_its_end() const;
     void connect();
 
     int fd_;
