@@ -106,7 +106,8 @@ ClickHouse::ClickHouse(const std::string& url)
     host_ = bracketed ? host.substr(1, host.size() - 2) : host;
     if (host_.empty())
         throw StoreError(fmt::format("that URL names no host; {}", accepted));
-    name_ = fmt::format("{}{}:{}{}", all.substr(0, scheme), host, port_, path_);
+    authority_ = fmt::format("{}:{}", host, port_);
+    name_ = fmt::format("{}{}{}", all.substr(0, scheme), authority_, path_);
 }
 
 void ClickHouse::query(const std::string& sql, const std::function<void(std::string_view row)>& take) const
@@ -118,10 +119,8 @@ void ClickHouse::query(const std::string& sql, const std::function<void(std::str
     client->set_read_timeout(answer_patience_s);
     if (!user_.empty())
         client->set_basic_auth(user_, password_);
-    const bool is_address = host_.find(':') != std::string::npos;
-    const httplib::Headers headers{
-        {"Host", fmt::format("{}{}{}:{}", is_address ? "[" : "", host_, is_address ? "]" : "", port_)}};
-    const httplib::Result result = client->Post(path_ + "/" + std::string(settings), headers, sql, "text/plain");
+    const httplib::Result result =
+        client->Post(path_ + "/" + std::string(settings), {{"Host", authority_}}, sql, "text/plain");
     if (!result)
         throw StoreError(fmt::format("{}: no answer ({}); --clickhouse takes its HTTP port (8123, by TLS 8443)", name_,
                                      httplib::to_string(result.error())));

@@ -31,6 +31,7 @@ private:
     bool tls_ = false;
     std::string host_; ///< an IPv6 address without its brackets
     int port_ = 0;
+    std::string authority_; ///< RFC 3986 3.2, with the port: HTTP's Host
     std::string path_;
     std::string user_;
     std::string password_;
