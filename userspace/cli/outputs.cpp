@@ -18,7 +18,6 @@
 
 #include "cli/confinement.h"
 #include "cli/options.h"
-#include "cli/stored_feed.h"
 #include "sink/log_formats.h"
 #include "sink/unix_socket.h"
 #include "sink/untampered.h"

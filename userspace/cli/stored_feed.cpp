@@ -58,13 +58,6 @@ bool is_told_to_end()
     return told_to_end != 0;
 }
 
-bool is_same_file(int one, int other)
-{
-    struct stat a {};
-    struct stat b {};
-    return ::fstat(one, &a) == 0 && ::fstat(other, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
-}
-
 const std::vector<CaptureFacts>& StoredFeed::captures() const
 {
     static const std::vector<CaptureFacts> no_captures;

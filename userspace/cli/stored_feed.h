@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "cli/intake.h"
+#include "sink/untampered.h"
 #include "source/follower.h"
 
 namespace finrace {
@@ -43,9 +44,6 @@ std::unique_ptr<StoredFeed> open_stored(Filter filter, bool connections, const s
 
 /// Whether SIGINT or SIGTERM has come since open_stored().
 bool is_told_to_end();
-
-/// Whether both descriptors refer to one file, pipe or device.
-bool is_same_file(int one, int other);
 
 /// Whether `descriptor` is a plain file, and one of `files`.
 template <typename Files>

@@ -137,15 +137,20 @@ int open_untampered(const std::string& path, int flags, mode_t mode, bool* cross
     return folder;
 }
 
+bool is_same_file(int one, int other)
+{
+    struct stat a {};
+    struct stat b {};
+    return ::fstat(one, &a) == 0 && ::fstat(other, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
+}
+
 bool leads_to(const std::string& path, int descriptor)
 {
-    struct stat open {};
-    struct stat there {};
     const int fd = open_untampered(path, O_PATH);
-    const bool is_there = fd >= 0 && ::fstat(fd, &there) == 0;
+    const bool leads = fd >= 0 && is_same_file(fd, descriptor);
     if (fd >= 0)
         ::close(fd);
-    return is_there && ::fstat(descriptor, &open) == 0 && there.st_ino == open.st_ino && there.st_dev == open.st_dev;
+    return leads;
 }
 
 } // namespace finrace

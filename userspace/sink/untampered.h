@@ -24,6 +24,9 @@ struct Tampered : OutputError {
 /// link(2) takes others' files. Throws Tampered. `crossed`: set if there was such a folder.
 int open_untampered(const std::string& path, int flags, mode_t mode = 0, bool* crossed = nullptr);
 
+/// Whether both descriptors refer to one file, pipe or device.
+bool is_same_file(int one, int other);
+
 /// Whether `path` still leads to what is open as `descriptor`, by a way that open_untampered() goes. Throws Tampered.
 bool leads_to(const std::string& path, int descriptor);
 
