@@ -62,8 +62,9 @@ def complaints(lines) -> list:
 def report_complaints(report: dict) -> list:
     schema = json.loads(REPORT.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    shared = {SCHEMA.name: json.loads(SCHEMA.read_text())}
-    check = jsonschema.Draft202012Validator(schema, resolver=jsonschema.RefResolver("", schema, store=shared))
+    shared = {SCHEMA.as_uri(): json.loads(SCHEMA.read_text())}
+    # From where the file lies: against an empty base a reference within a reference resolves to nothing.
+    check = jsonschema.Draft202012Validator(schema, resolver=jsonschema.RefResolver(REPORT.as_uri(), schema, store=shared))
     return [f"{'.'.join(str(part) for part in error.absolute_path) or 'report'}: {error.message[:300]}"
             for error in check.iter_errors(report)]
 

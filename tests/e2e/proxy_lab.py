@@ -46,6 +46,8 @@ POLL_SECONDS = 0.05
 MATCH_SECONDS = 1.0
 LOCAL_WINDOW = 0.003
 
+TCP_ESTABLISHED, TCP_CLOSE_WAIT, TCP_LISTEN = 1, 8, 10  # Linux, include/net/tcp_states.h
+
 _libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
 
@@ -706,8 +708,8 @@ class Lab:
                 [verdict for verdict in found if verdict.connection[2:] == ("127.0.0.1", self.proxy_port)])
 
 
-def listens(pid: int, port: int) -> bool:
-    """Whether a socket listens on the port in the process's namespace, asked without opening a connection."""
+def sockets(pid: int):
+    """(local port, remote port, state) of the TCP sockets in the process's network namespace, without opening a connection."""
     for name in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
@@ -715,9 +717,17 @@ def listens(pid: int, port: int) -> bool:
             continue
         for line in lines:
             parts = line.split()
-            if parts[3] == "0A" and int(parts[1].rsplit(":", 1)[1], 16) == port:
-                return True
-    return False
+            yield *(int(part.rsplit(":", 1)[1], 16) for part in parts[1:3]), int(parts[3], 16)
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether a socket listens on the port there."""
+    return any(local == port and state == TCP_LISTEN for local, _, state in sockets(pid))
+
+
+def has_connection_to(pid: int, port: int) -> bool:
+    """Whether a connection to the port is open there, at the end that opened it, or only its process has yet to close it."""
+    return any(remote == port and state in (TCP_ESTABLISHED, TCP_CLOSE_WAIT) for _, remote, state in sockets(pid))
 
 
 def unwind_on_signals():

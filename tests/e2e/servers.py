@@ -39,6 +39,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from proxy_lab import listens
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 APPS = os.path.join(HERE, "apps")
 BUILD = os.path.join(os.path.dirname(os.path.dirname(HERE)), "build")
@@ -100,21 +102,6 @@ def send(pid, number):
         os.kill(pid, number)
     except ProcessLookupError:
         pass
-
-
-def listens(pid, port):
-    """Whether a socket listens on the port in the process's network namespace, asked without opening a connection."""
-    for name in ("tcp", "tcp6"):
-        try:
-            with open(f"/proc/{pid}/net/{name}", encoding="ascii") as file:
-                lines = file.read().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            parts = line.split()
-            if parts[3] == "0A" and int(parts[1].rpartition(":")[2], 16) == port:
-                return True
-    return False
 
 
 def guard(path):

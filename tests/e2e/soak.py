@@ -119,10 +119,9 @@ http {{
 
         master = self.nginx.process.pid
         total = ticks(master, 13, 15)
-        with open(f"/proc/{master}/task/{master}/children", encoding="ascii") as file:
-            for worker in file.read().split():
-                with suppress(OSError):
-                    total += ticks(worker, 11, 13)
+        for worker in children(master):
+            with suppress(OSError):
+                total += ticks(worker, 11, 13)
         return total / os.sysconf("SC_CLK_TCK")
 
     def wrk(self, seconds, pause):
@@ -140,10 +139,15 @@ http {{
         return result["requests"] / result["microseconds"] * 1e6, result["requests"], result["errors"]
 
     def churn_at(self, rate):
-        """So many requests to a connection that CHURN of them end each second."""
+        """So many requests to a connection that CHURN of them end each second. Returns once the connections of before are gone:
+        the worker that ends closes them whatever comes on them."""
         self.requests_each = max(2, round(rate / CHURN))
         self.write_fast()
+        before = children(self.fast.process.pid)
         self.fast.process.send_signal(signal.SIGHUP)
+        proxy_lab.wait_for("the fast upstream's new worker alone", lambda: not before & children(self.fast.process.pid), child=self.fast)
+        proxy_lab.wait_for("nginx to see the old worker's connections end",
+                           lambda: not proxy_lab.has_connection_to(self.nginx.process.pid, self.fast_port), child=self.nginx)
 
     # -- races
 
@@ -168,6 +172,11 @@ http {{
     def writes_new_logs(self):
         self.run_clients(self.post(0, False, None))
         return any(self._access_log())
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return set(file.read().split())
 
 
 class Background(threading.Thread):

@@ -9,8 +9,10 @@ import unittest
 from pathlib import Path
 
 sys.dont_write_bytecode = True
-sys.path.insert(1, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "live"))
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[1:1] = [TESTS, os.path.join(TESTS, "live")]
 import both_ends  # noqa: E402
+import check_records  # noqa: E402
 import proxy_lab  # noqa: E402
 import truth  # noqa: E402
 import wire  # noqa: E402
@@ -598,6 +600,13 @@ class BothEndsTest(unittest.TestCase):
         self.assertTrue(both_ends.pools_differ(report(), report(requests=52), counted_apart={1}))
         self.assertFalse(both_ends.pools_differ(report(), report(requests=51, unclassified=3), riding=1))
         self.assertTrue(both_ends.pools_differ(report(), report(requests=52), riding=1))
+
+
+class ReportTest(unittest.TestCase):
+    def test_a_wrong_part_is_found_behind_every_reference(self):
+        self.assertIn("findings.0.upstream.netns: 'x'", " ".join(check_records.report_complaints({"findings": [{"upstream": {"netns": "x"}}]})))
+        self.assertIn("findings.0.cause: 'x'", " ".join(check_records.report_complaints({"findings": [{"cause": "x"}]})))
+        self.assertIn("elsewhere.0.netns: 'x'", " ".join(check_records.report_complaints({"elsewhere": [{"netns": "x"}]})))
 
 
 if __name__ == "__main__":
