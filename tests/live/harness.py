@@ -547,6 +547,23 @@ def network():
         net.close()
 
 
+@contextmanager
+def host_network(net):
+    """finrace listens there, as it runs there; these tests have a network of their own."""
+    checked(libc.setns(_host_network, CLONE_NEWNET), "setns")
+    try:
+        yield
+    finally:
+        checked(libc.setns(net.ns, CLONE_NEWNET), "setns")
+
+
+def free_port(net):
+    """One of that host's, for what finrace serves."""
+    with host_network(net), socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
 class Pair:
     """A connection with both ends in this process. Unless `client_host` is given, no other has its ports in this network."""
 

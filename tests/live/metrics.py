@@ -15,12 +15,12 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
-from harness import CLONE_NEWNET, LIMIT, ROOT, Finrace, checked, libc, listen, must, need, network, wait_for  # noqa: E402
+from harness import CLONE_NEWNET, LIMIT, ROOT, Finrace, checked, free_port, host_network, libc, listen, must, need, network, wait_for  # noqa: E402
 from robustness import healthy, run_finrace, stale, unanswered  # noqa: E402
 
 RULES = os.path.join(ROOT, "packaging", "prometheus", "finrace.rules.yml")
@@ -29,27 +29,11 @@ DASHBOARD = os.path.join(ROOT, "packaging", "grafana", "finrace.json")
 MOST_UPSTREAMS = 200
 
 
-@contextmanager
-def host_network(net):
-    """finrace listens there, as it runs there; these tests have a network of their own."""
-    checked(libc.setns(harness._host_network, CLONE_NEWNET), "setns")
-    try:
-        yield
-    finally:
-        checked(libc.setns(net.ns, CLONE_NEWNET), "setns")
-
-
 def connect(net, port, host="127.0.0.1"):
     """A socket keeps the network that it was made in."""
     with host_network(net):
         sock = socket.create_connection((host, port), timeout=LIMIT)
     return sock
-
-
-def free_port(net):
-    with host_network(net), socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def ask(net, port, method="GET", path="/metrics"):
@@ -278,15 +262,31 @@ def test_hostile(options):
 
 def test_refusals(options):
     """Exit 2, what was named, and what is accepted."""
+    for text, words in (("nowhere", ["'nowhere'", "ADDR:PORT"]), (":9000", ["':9000'"]), ("0", ["'0'"]),
+                        ("192.0.2.1:9000", ["192.0.2.1:9000", "Cannot assign"])):
+        done = run_finrace(options, ["run", *options.backend_flags, "--metrics", text])
+        must(done.returncode == 2 and all(word in done.stderr for word in words), f"{text}: {done.returncode}: {done.stderr}")
+
+
+def test_port_is_taken(options):
+    """Another process has the port: finrace traces all the same, says so, and serves its metrics once the port is free. Confined."""
     with network() as net:
         port = free_port(net)
-        with host_network(net), socket.socket() as taken:
-            taken.bind(("127.0.0.1", port))
-            taken.listen()
-            for text, words in (("nowhere", ["'nowhere'", "ADDR:PORT"]), (":9000", ["':9000'"]), ("0", ["'0'"]),
-                                ("192.0.2.1:9000", ["192.0.2.1:9000", "Cannot assign"]), (str(port), [str(port), "in use"])):
-                done = run_finrace(options, ["run", *options.backend_flags, "--metrics", text])
-                must(done.returncode == 2 and all(word in done.stderr for word in words), f"{text}: {done.returncode}: {done.stderr}")
+        listener = listen(net)
+        with host_network(net):
+            taken = socket.create_server(("127.0.0.1", port))
+        with taken, Finrace(options, "--metrics", str(port)) as finrace:
+            wait_for(lambda: any(f"--metrics 127.0.0.1:{port}: Address already in use" in text for text in finrace.said), finrace.words)
+            accident = unanswered(net, listener)
+            wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == [accident], "the verdict")
+            must({"name": f"metrics:127.0.0.1:{port}", "written": 0, "dropped": 0, "bytes_waiting": 0, "problem": "EADDRINUSE"}
+                 in finrace.next_health().at("finrace.outputs"), lambda: f"{finrace.health()}")
+            taken.close()
+            wait_for(lambda: any(f"metrics are served at 127.0.0.1:{port} now" in text for text in finrace.said), finrace.words)
+            status, _, text = ask(net, port)
+            must(status == 200 and "\nfinrace_races_total " in text, f"{status}: {text[:500]}")
+            must(all(not one["name"].startswith("metrics:") for one in finrace.next_health().at("finrace.outputs")), "still told")
+            finrace.stop()
 
 
 def expressions():
@@ -379,7 +379,7 @@ def test_prometheus(options):
             log.close()
 
 
-TESTS = [test_refusals, test_scrape, test_program_statistics, test_many_upstreams, test_hostile, test_prometheus]
+TESTS = [test_refusals, test_port_is_taken, test_scrape, test_program_statistics, test_many_upstreams, test_hostile, test_prometheus]
 
 
 def test(options, results):

@@ -251,6 +251,68 @@ def test_full_disk_beside(options):
             must(rest == b"" and lines == [line for _, line in finrace.lines], f"{len(lines)} of {len(finrace.lines)} lines")
 
 
+class StuckDisk:
+    """A file system of its own that can be made to take nothing, and to keep whoever writes to it waiting (fsfreeze)."""
+
+    def __init__(self, options):
+        self.image = os.path.join(options.folder, "stopping.img")
+        self.folder = os.path.join(options.folder, "stopping")
+
+    def __enter__(self):
+        with open(self.image, "wb") as file:
+            file.truncate(16 << 20)
+        subprocess.run([need("mkfs.ext4", "e2fsprogs"), "-q", "-F", self.image], check=True, timeout=LIMIT)
+        os.makedirs(self.folder)
+        subprocess.run([need("mount", "mount"), "-o", "loop", self.image, self.folder], check=True, timeout=LIMIT)
+        # Whoever waits for it can't be killed: it ends with this test, however that ends.
+        self.guard = subprocess.Popen(["sh", "-c", 'read -r _; fsfreeze --unfreeze "$0"', self.folder], stdin=subprocess.PIPE,
+                                      stderr=subprocess.DEVNULL)
+        return self
+
+    def freeze(self):
+        subprocess.run([need("fsfreeze", "util-linux"), "--freeze", self.folder], check=True, timeout=LIMIT)
+
+    def thaw(self):
+        subprocess.run([need("fsfreeze", "util-linux"), "--unfreeze", self.folder], check=True, timeout=LIMIT)
+
+    def __exit__(self, *_):
+        self.guard.communicate()
+        subprocess.run(["umount", self.folder], check=True, timeout=LIMIT)
+
+
+def test_stuck_disk_beside(options):
+    """A disk keeps whoever writes to it waiting: neither tracing nor the other output waits with it, not at a rotation either; and
+    it gets all of it once it takes it."""
+    with StuckDisk(options) as disk, network() as net:
+        path, recording = (os.path.join(disk.folder, name) for name in ("records.jsonl", "recording"))
+        listener = listen(net)
+        with Finrace(options, "--connections", "--output", path, "--record", recording, interval="100ms") as finrace:
+            healthy(net, listener)
+            wait_for(lambda: finrace.next_health().at("finrace.outputs")[1]["written"], "records on the disk")
+            disk.freeze()
+            try:
+                due = [unanswered(net, listener)]
+                wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == due, "the verdict in the other file")
+                wait_for(lambda: all(one["bytes_waiting"] for one in finrace.next_health().at("finrace.outputs")[1:]), "word of what waits")
+                finrace.send(signal.SIGHUP)
+                wait_for(lambda: has_said(finrace, path, "is not taken yet"), "word of the rotation")
+                due.append(unanswered(net, listener))
+                wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == due, "the verdict after that")
+            finally:
+                disk.thaw()
+            wait_for(lambda: has_said(finrace, f"{path} is opened anew"), "the rotation")
+            wait_for(lambda: not any(one["bytes_waiting"] > 65536 or "problem" in one for one in finrace.next_health().at("finrace.outputs")[1:]),
+                     lambda: f"both to take what waits: {finrace.next_health().at('finrace.outputs')}")
+            finrace.stop()
+            with open(path, "rb") as file:
+                *lines, rest = file.read().split(b"\n")
+            must(rest == b"" and lines == [line for _, line in finrace.lines], f"{len(lines)} of {len(finrace.lines)} lines")
+            must(finrace.health().at("finrace.health.complete"), f"{finrace.health()}")
+        again = run_finrace(options, ["run", "--connections", "--replay", recording])
+        replayed = [harness.parse_line(line) for line in again.stdout.encode().splitlines()]
+        must([one.ends for one in replayed if one.name == "finrace.verdict" and net.owns(one)] == due, again.stdout[-2000:])
+
+
 def test_reader_leaves(options):
     """The reader of one leaves for good: that is told, and the others go on; once all have left, it ends."""
     fifo = os.path.join(options.folder, "fifo")
@@ -512,7 +574,7 @@ def test_refusals(options):
 
 
 TESTS = [
-    test_refusals, test_all_at_once, test_one_stands_still, test_full_disk_beside, test_reader_leaves, test_strangers, test_confined,
+    test_refusals, test_all_at_once, test_one_stands_still, test_full_disk_beside, test_stuck_disk_beside, test_reader_leaves, test_strangers, test_confined,
     test_rotation_fails, test_rsyslog,
 ]
 

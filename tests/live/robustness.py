@@ -30,7 +30,7 @@ from contextlib import contextmanager, suppress
 sys.dont_write_bytecode = True
 import harness  # noqa: E402
 import send_calls  # noqa: E402
-from harness import LIMIT, Finrace, Net, Pair, checked, libc, listen, must, network, read_all, wait_for  # noqa: E402
+from harness import LIMIT, Finrace, Net, Pair, checked, free_port, libc, listen, must, network, read_all, wait_for  # noqa: E402
 
 PR_SET_NAME, PR_GET_NAME = 15, 16
 MEMORY_BUDGET = 64 << 20  # of userspace, at 100,000 followed connections
@@ -1673,6 +1673,13 @@ def test_confinement(options):
             must(int(status[name], 16) == bits, f"{name} is {status[name]}")
         must(int(status["CapPrm"], 16).bit_count() == len(kept), f"CapPrm is {status['CapPrm']}")
         must(status["NoNewPrivs"] == "1" and status["Seccomp"] == "2", f"NoNewPrivs {status['NoNewPrivs']}, Seccomp {status['Seccomp']}")
+        threads = os.listdir(f"/proc/{finrace.process.pid}/task")
+        must(len(threads) == 2, f"{len(threads)} threads")
+        for thread in threads:
+            with open(f"/proc/{finrace.process.pid}/task/{thread}/status", encoding="ascii") as file:
+                other_status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
+            differ = [name for name in status if (name.startswith("Cap") or name in ("NoNewPrivs", "Seccomp")) and status[name] != other_status[name]]
+            must(not differ, f"thread {thread} differs in {differ}")
 
         # Of root's processes one that has no more capabilities than finrace, so that ptrace(2)'s rules keep it from nothing.
         setpriv = harness.need("setpriv", "util-linux")
@@ -1688,6 +1695,7 @@ def test_confinement(options):
         if libc.syscall(444, None, 0, 1) > 0:  # landlock_create_ruleset(): its version
             refused += [f'(int)open("/proc/{other.pid}/{name}", 0)' for name in ("root/etc/passwd", "cwd")]
         else:
+            must(kernel < (6, 1) or not os.uname().release.endswith("-amd64"), "Debian's kernel has Landlock")
             print(f"          {os.uname().release} has no Landlock: the files of root's processes without capabilities stay in reach")
         # None of these needs a capability.
         filtered = [
@@ -1719,6 +1727,15 @@ def test_confinement(options):
         must(not any("warning" in text for text in finrace.said), finrace.words)
         finrace.lines = [(0.0, line) for line in (read_file(path + ".1") + read_file(path)).splitlines()]
         must([one.ends for one in finrace.verdicts(net)] == due, f"{finrace.verdicts(net)}")
+    # Who answers whoever connects still connects to nobody, and listens nowhere else.
+    with network() as net, Finrace(options, "--metrics", str(free_port(net)), interval="100ms") as finrace:
+        filtered = ["(int)socket(2, 1, 0)", "(int)socket(1, 1, 0)", "((int (*)(int, void *, int))connect)(0, 0, 0)", "(int)bind(0, 0, 0)", "(int)listen(0, 1)",
+                    "(int)setsockopt(0, 1, 2, 0, 0)", "(int)sendmsg(0, 0, 0x20000000)", '(int)sendto(2, "", 0, 0, "xxxxxxxxxxxxxxxx", 16)',
+                    "(int)fork()"]
+        values = call_in(finrace, filtered)
+        wrong = [f"{call} = {value}, errno {error}" for call, (value, error) in zip(filtered, values) if value != -1 or error != errno.EPERM]
+        must(not wrong, "; ".join(wrong))
+        finrace.stop()
     with network() as net, Finrace(options, "--unconfined", interval="100ms") as finrace:
         wait_for(lambda: finrace.records("finrace.health"), "a summary")
         must(finrace.health().at("finrace.health.confinement") is None, f"{finrace.health()}")

@@ -27,7 +27,7 @@ Health standing_health()
     health.attach = "fentry";
     health.uptime = std::chrono::hours(1);
     health.outputs = {{.name = "-", .written = 5}, {.name = "journald", .dropped = 3, .problem = 111}};
-    health.recording = {.name = "record:f", .written = 11, .dropped = 2};
+    health.beside = {{.name = "record:f", .written = 11, .dropped = 2}};
     health.losses.by_place[LOSS_RING_FULL] = 7;
     health.missing_hooks = {{.name = "fentry/x", .purpose = "", .problem = ""}};
     return health;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // The writer against real pipes, files and a full device.
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -9,6 +11,7 @@
 #include <string>
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -17,6 +20,7 @@
 #include <catch2/catch.hpp>
 
 #include "folder.h"
+#include "sink/background_writer.h"
 #include "sink/stream.h"
 
 using namespace finrace;
@@ -58,7 +62,67 @@ std::string content(const std::string& path)
     return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
+constexpr std::chrono::seconds patience(30);
+
 } // namespace
+
+TEST_CASE("behind: a write that hangs keeps nobody waiting, and tells of its end")
+{
+    ::signal(SIGPIPE, SIG_IGN);
+    const Pipe pipe; // which blocks once it is full, as a disk may
+    BackgroundWriter writer;
+    CHECK_FALSE(writer.busy());
+    const std::string text(1U << 20U, 'x');
+    writer.begin(pipe.ends[1], text);
+    CHECK(writer.busy());
+    CHECK_FALSE(writer.result());
+    const auto is_over = [&](int milliseconds) {
+        pollfd ended{.fd = writer.descriptor(), .events = POLLIN, .revents = 0};
+        return ::poll(&ended, 1, milliseconds) == 1;
+    };
+    CHECK_FALSE(is_over(20));
+    std::size_t got = 0;
+    while (!is_over(1))
+        got += pipe.read().size();
+    const auto result = writer.result();
+    REQUIRE(result);
+    CHECK(result->count == static_cast<std::int64_t>(text.size()));
+    CHECK_FALSE(writer.busy());
+    CHECK_FALSE(is_over(0));
+    got += pipe.read().size();
+    CHECK(got == text.size());
+
+    writer.begin(-1, "x");
+    CHECK(is_over(30'000));
+    CHECK(writer.result()->error == EBADF);
+
+    writer.begin(pipe.ends[1], text); // nobody reads it before the end: it is left to itself
+}
+
+TEST_CASE("behind: what is written comes out whole and in its order, what finds no room is counted")
+{
+    const Folder directory;
+    const std::string path = directory.at("records");
+    Stream stream = Stream::to_file(path, 1U << 20U);
+    stream.write_behind();
+    std::string due;
+    for (int i = 0; i < 40'000; ++i) {
+        const std::string line = std::to_string(i) + std::string(100, '.');
+        if (stream.takes(line.size()))
+            due += line + '\n';
+        stream.write(line);
+        if (i % 20'000 == 0)
+            stream.flush();
+    }
+    CHECK(stream.awaits());
+    stream.flush_for(patience);
+    CHECK_FALSE(stream.awaits());
+    CHECK(stream.waiting() == 0);
+    CHECK(content(path) == due);
+    CHECK(stream.written() == static_cast<std::uint64_t>(std::count(due.begin(), due.end(), '\n')));
+    CHECK(stream.dropped() > 0);
+    CHECK(stream.written() + stream.dropped() == 40'000);
+}
 
 TEST_CASE("a slow reader: lines wait, are dropped beyond the limit, and never torn")
 {
@@ -157,16 +221,18 @@ TEST_CASE("opened anew: lines go on in the new file, whole ones alone")
     const Folder directory;
     const std::string path = directory.at("records");
     Stream stream = Stream::to_file(path);
+    if (GENERATE(false, true))
+        stream.write_behind();
     const int descriptor = stream.descriptor();
     stream.write("before");
-    stream.flush();
+    stream.flush_for(patience);
     std::filesystem::rename(path, path + ".1");
     SECTION("rotated")
     {
         stream.reopen(path);
         CHECK(stream.descriptor() == descriptor);
         stream.write("after");
-        stream.flush();
+        stream.flush_for(patience);
         CHECK(content(path + ".1") == "before\n");
         CHECK(content(path) == "after\n");
         CHECK(stream.dropped() == 0);
@@ -176,7 +242,7 @@ TEST_CASE("opened anew: lines go on in the new file, whole ones alone")
         std::filesystem::create_directory(path);
         CHECK_THROWS_AS(stream.reopen(path), OutputError);
         stream.write("after");
-        stream.flush();
+        stream.flush_for(patience);
         CHECK(content(path + ".1") == "before\nafter\n");
     }
     SECTION("a full disk had taken a part of a line")
@@ -188,9 +254,10 @@ TEST_CASE("opened anew: lines go on in the new file, whole ones alone")
         REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
         stream.write("torn in two");
         stream.write("whole");
-        stream.flush();
+        stream.flush_for(patience);
         const int problem = stream.problem();
         stream.reopen(path);
+        stream.flush_for(patience);
         REQUIRE(::setrlimit(RLIMIT_FSIZE, &limit) == 0);
         ::signal(SIGXFSZ, SIG_DFL);
         CHECK(problem == EFBIG);
@@ -205,6 +272,8 @@ TEST_CASE("a full disk had room for all of a line but its end: that is no loss")
     const Folder directory;
     const std::string path = directory.at("records");
     Stream stream = Stream::to_file(path);
+    if (GENERATE(false, true))
+        stream.write_behind();
     ::signal(SIGXFSZ, SIG_IGN);
     rlimit limit{};
     REQUIRE(::getrlimit(RLIMIT_FSIZE, &limit) == 0);
@@ -215,7 +284,7 @@ TEST_CASE("a full disk had room for all of a line but its end: that is no loss")
     stream.write("first");
     stream.write("second");
     allow(5);
-    stream.flush();
+    stream.flush_for(patience);
     const int problem = stream.problem();
     allow(limit.rlim_cur);
     ::signal(SIGXFSZ, SIG_DFL);
@@ -235,9 +304,10 @@ TEST_CASE("a full disk had room for all of a line but its end: that is no loss")
         allow(5);
         ::signal(SIGXFSZ, SIG_IGN);
         stream.reopen(path);
+        stream.flush_for(patience);
         allow(limit.rlim_cur);
         ::signal(SIGXFSZ, SIG_DFL);
-        stream.flush();
+        stream.flush_for(patience);
         CHECK(content(path) == "second\n");
         CHECK(stream.written() == 2);
         CHECK(stream.dropped() == 0);

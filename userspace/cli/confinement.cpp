@@ -297,7 +297,7 @@ constexpr const char* needed_calls[] = {
     "readlinkat", "fstatfs", "getcwd", "getdents64", "rename", "renameat", "renameat2", "unlink", "unlinkat",
     // waiting
     "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6",
-    "timerfd_create", "timerfd_settime", "nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres",
+    "eventfd2", "timerfd_create", "timerfd_settime", "nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres",
     "gettimeofday", "restart_syscall", "sched_yield", "futex",
     // sockets that are open
     "getsockopt", "getsockname",
@@ -311,7 +311,7 @@ constexpr const char* needed_calls[] = {
 using SystemCallFilter = std::unique_ptr<void, decltype(&seccomp_release)>;
 
 /// EPERM for everything else. Throws Refused.
-void leave_system_calls(bool connects, bool serves)
+void leave_system_calls(bool connects, bool serves, int will_listen)
 {
     const SystemCallFilter filter(seccomp_init(SCMP_ACT_ERRNO(EPERM)), &seccomp_release);
     require(filter != nullptr, "seccomp_init()");
@@ -323,6 +323,13 @@ void leave_system_calls(bool connects, bool serves)
         const int error = seccomp_rule_add_array(filter.get(), SCMP_ACT_ALLOW, call, where ? 1 : 0, &condition);
         errno = -error;
         require(error == 0, name);
+    };
+    const auto refuse = [&](const char* name, int with) {
+        const int call = seccomp_syscall_resolve_name(name);
+        if (call != __NR_SCMP_ERROR)
+            require(seccomp_rule_add_array(filter.get(), SCMP_ACT_ERRNO(static_cast<unsigned>(with)), call, 0,
+                                           nullptr) == 0,
+                    name);
     };
     for (const char* name : needed_calls)
         allow(name);
@@ -345,6 +352,14 @@ void leave_system_calls(bool connects, bool serves)
         // With MSG_FASTOPEN it would open connections.
         allow("sendmsg", scmp_arg_cmp{.arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = MSG_FASTOPEN, .datum_b = 0});
     }
+    if (will_listen >= 0)
+        for (const char* name : {"bind", "listen"})
+            allow(name, equals(0, static_cast<scmp_datum_t>(will_listen)));
+    // A thread, as pthread_create() begins one, and no process: glibc falls back to clone() from clone3(), whose
+    // arguments no filter sees.
+    allow("clone", equals(0, CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SIGHAND | CLONE_THREAD |
+                                 CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID));
+    refuse("clone3", ENOSYS);
     for (const char* name : {"mmap", "mprotect"})
         allow(name, scmp_arg_cmp{.arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = PROT_EXEC, .datum_b = 0});
     for (const scmp_datum_t command : {BPF_MAP_LOOKUP_ELEM, BPF_OBJ_GET_INFO_BY_FD})
@@ -381,8 +396,9 @@ Confinement confine(const Needed& needed, const std::function<bool()>& counts)
     const bool opens = !needed.files.empty() || !needed.sockets.empty();
     attempt("capabilities are kept that it does not need", [&] { leave_capabilities(opens, counts); });
     confinement.capabilities = permitted_capabilities();
-    confinement.system_calls = attempt("all system calls stay in its reach",
-                                       [&] { leave_system_calls(!needed.sockets.empty(), needed.serves); });
+    confinement.system_calls = attempt("all system calls stay in its reach", [&] {
+        leave_system_calls(!needed.sockets.empty(), needed.serves, needed.will_listen);
+    });
     return confinement;
 }
 

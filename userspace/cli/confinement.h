@@ -20,6 +20,7 @@ struct Needed {
     std::vector<std::string> read{};    ///< files to be read anew
     std::vector<std::string> listed{};  ///< folders, if they are there, of whose files the names are read
     bool serves = false;                ///< whether it answers whoever connects to a socket that is open
+    int will_listen = -1;               ///< a socket that is to listen yet
 };
 
 /// Gives all of it up, for good, but for what is `needed`. `counts`: whether the kernel's counters can be read with the

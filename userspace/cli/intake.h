@@ -7,6 +7,8 @@
 #include <optional>
 #include <vector>
 
+#include <poll.h>
+
 #include "cli/filter.h"
 #include "core/classify.h"
 #include "core/docket.h"
@@ -34,8 +36,8 @@ public:
     virtual bool on_tick() = 0;
     /// The source ends, or its run: nothing more of it comes.
     virtual void on_end() {}
-    /// To be watched: their readers' leaving, and room for what waits.
-    [[nodiscard]] virtual std::vector<int> output_descriptors() const { return {}; }
+    /// To be watched, as poll() takes it: their readers' leaving, and room for what waits.
+    [[nodiscard]] virtual std::vector<pollfd> awaited_outputs() const { return {}; }
     virtual void on_reader_left(int /*descriptor*/) {}
     /// SIGHUP. Returns false if that is the end.
     virtual bool on_hangup() { return false; }

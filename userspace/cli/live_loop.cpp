@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <sys/timerfd.h>
@@ -168,47 +169,57 @@ void LiveLoop::run(Listener& listener)
     watch(epoll, source_->wakeup_fd(), EPOLLIN | EPOLLET, "the kernel's events");
     watch(epoll, signals_.get(), EPOLLIN, "signals");
     watch(epoll, timer.get(), EPOLLIN, "the timer");
-    if (input_ >= 0)
-        watch(epoll, input_, EPOLLIN, "input");
-    const int recording = recorder_ != nullptr ? recorder_->descriptor() : -1;
     const auto watch_outputs = [&] {
-        std::vector<int> outputs = listener.output_descriptors();
-        outputs.push_back(recording);
-        for (const int fd : outputs) {
+        static_assert(POLLIN == EPOLLIN && POLLOUT == EPOLLOUT);
+        std::vector<pollfd> outputs = listener.awaited_outputs();
+        if (recorder_ != nullptr)
+            outputs.push_back(recorder_->awaited());
+        for (const pollfd& output : outputs) {
             epoll_event wanted{};
-            wanted.events = EPOLLOUT | EPOLLET;
-            wanted.data.fd = fd;
+            wanted.events = static_cast<std::uint32_t>(output.events) | EPOLLET;
+            wanted.data.fd = output.fd;
             // Regular files refuse (EPERM): they have neither a reader nor room to wait for.
-            if (fd >= 0)
-                ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &wanted);
+            ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, output.fd, &wanted);
         }
     };
     watch_outputs();
+    int watched_input = -1;
 
     bool more = false;
     for (bool running = true; running;) {
+        if (input_ != watched_input)
+            watch(epoll, watched_input = input_, EPOLLIN, "input");
         std::array<epoll_event, 16> ready{};
         const int count = ::epoll_wait(epoll.get(), ready.data(), static_cast<int>(ready.size()), more ? 0 : -1);
         if (count < 0 && errno != EINTR)
             throw SetupError(fmt::format("epoll_wait() failed: {}", std::strerror(errno)));
+        bool looks = more; // what an output has taken is no reason to look for events, which would make more to take
         for (int i = 0; i < count; ++i) {
             const int fd = ready[static_cast<std::size_t>(i)].data.fd;
-            if (fd == signals_.get()) {
+            if (fd == source_->wakeup_fd()) {
+                looks = true;
+            } else if (fd == signals_.get()) {
+                looks = true;
                 running = goes_on_after_signal(listener);
             } else if (fd == timer.get()) {
+                looks = true;
                 std::uint64_t expirations = 0;
                 [[maybe_unused]] const ssize_t got = ::read(timer.get(), &expirations, sizeof(expirations));
                 watch_outputs(); // what was opened or connected anew is not watched any more
             } else if (fd == input_) {
+                looks = true;
                 on_input_();
             } else if ((ready[static_cast<std::size_t>(i)].events & (EPOLLERR | EPOLLHUP)) != 0) {
-                if (fd == recording)
+                if (recorder_ != nullptr && fd == recorder_->awaited().fd)
                     recorder_->reader_left();
                 else
                     listener.on_reader_left(fd);
             }
         }
-        more = take_in();
+        if (looks)
+            more = take_in();
+        else if (recorder_ != nullptr)
+            recorder_->flush();
         const bool is_over = duration_ && now_ns() - began_ns >= static_cast<std::uint64_t>(duration_->count());
         if (!listener.on_tick() || is_over)
             running = false;

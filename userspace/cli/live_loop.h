@@ -27,7 +27,7 @@ public:
     /// `recorder` as well, if there is one. Throws SetupError, UsageError or OutputError.
     LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, Recorder* recorder = nullptr);
 
-    /// `on_ready` is called whenever `descriptor` is readable while it runs.
+    /// `on_ready` is called whenever `descriptor` is readable while it runs. To be called once.
     void watch_input(int descriptor, std::function<void()> on_ready);
     /// It ends by itself after so long, if there is a limit.
     void end_after(std::optional<std::chrono::nanoseconds> duration) { duration_ = duration; }

@@ -33,7 +33,7 @@ public:
     void on_event(const event& e) override;
     void on_verdict(const Judged& judged) override;
     bool on_tick() override;
-    [[nodiscard]] std::vector<int> output_descriptors() const override { return {stream_.descriptor()}; }
+    [[nodiscard]] std::vector<pollfd> awaited_outputs() const override { return {stream_.awaited()}; }
     void on_reader_left(int /*descriptor*/) override { stream_.reader_left(); }
 
     /// Shows what is left, and gives the terminal back. Returns what there is to say of what was not shown, in

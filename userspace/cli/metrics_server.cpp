@@ -50,33 +50,38 @@ Response response_of(std::string_view text)
 
 } // namespace
 
-Descriptor listen_for_metrics(const AddressPattern& address)
+MetricsListener::MetricsListener(const AddressPattern& address)
+    : address_(address), text_(endpoint_text(address.address.data(), *address.port, address.family)),
+      socket_(::socket(address.family == 6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0))
 {
-    const int family = address.family == 6 ? AF_INET6 : AF_INET;
-    Descriptor listener(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    const auto refuse = [&address] {
-        throw UsageError(fmt::format("--metrics {}: {}; name an address of this host, and a port that is free",
-                                     endpoint_text(address.address.data(), *address.port, address.family),
-                                     std::strerror(errno)));
-    };
-    if (!listener)
-        refuse();
-    const int yes = 1;
-    ::setsockopt(listener.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+    if (!socket_) {
+        problem_ = errno;
+    } else {
+        const int yes = 1;
+        ::setsockopt(socket_.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+        try_to_listen();
+    }
+    if (problem_ != 0 && problem_ != EADDRINUSE)
+        throw UsageError(fmt::format("--metrics {}: {}; name an address of this host, and a port that is free", text_,
+                                     std::strerror(problem_)));
+}
+
+bool MetricsListener::try_to_listen()
+{
     sockaddr_in to4{};
     sockaddr_in6 to6{};
     to4.sin_family = AF_INET;
-    to4.sin_port = htons(*address.port);
-    std::memcpy(&to4.sin_addr, address.address.data(), sizeof(to4.sin_addr));
+    to4.sin_port = htons(*address_.port);
+    std::memcpy(&to4.sin_addr, address_.address.data(), sizeof(to4.sin_addr));
     to6.sin6_family = AF_INET6;
-    to6.sin6_port = htons(*address.port);
-    std::memcpy(&to6.sin6_addr, address.address.data(), sizeof(to6.sin6_addr));
-    const bool bound = family == AF_INET
-                           ? ::bind(listener.get(), reinterpret_cast<const sockaddr*>(&to4), sizeof(to4)) == 0
-                           : ::bind(listener.get(), reinterpret_cast<const sockaddr*>(&to6), sizeof(to6)) == 0;
-    if (!bound || ::listen(listener.get(), queue_length) != 0)
-        refuse();
-    return listener;
+    to6.sin6_port = htons(*address_.port);
+    std::memcpy(&to6.sin6_addr, address_.address.data(), sizeof(to6.sin6_addr));
+    if (!bound_)
+        bound_ = address_.family == 6
+                     ? ::bind(socket_.get(), reinterpret_cast<const sockaddr*>(&to6), sizeof(to6)) == 0
+                     : ::bind(socket_.get(), reinterpret_cast<const sockaddr*>(&to4), sizeof(to4)) == 0;
+    problem_ = bound_ && ::listen(socket_.get(), queue_length) == 0 ? 0 : errno;
+    return problem_ == 0;
 }
 
 AddressPattern parse_metrics_address(const std::string& text)

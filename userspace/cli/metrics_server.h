@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "cli/parse.h"
 #include "source/descriptor.h"
@@ -21,8 +22,29 @@ namespace finrace {
 /// PORT, of 127.0.0.1, or ADDR:PORT. Throws UsageError.
 AddressPattern parse_metrics_address(const std::string& text);
 
-/// From now on whoever connects there waits for an answer. Throws UsageError if that address can't be listened on.
-Descriptor listen_for_metrics(const AddressPattern& address);
+/// A socket that listens for whoever asks, as soon as its port can be had: another process may have it, by mistake or
+/// on purpose, and that is no reason not to trace.
+class MetricsListener {
+public:
+    /// Tries once. Throws UsageError for another reason than that.
+    explicit MetricsListener(const AddressPattern& address);
+
+    /// Tries, until it listens: from then on whoever connects waits for an answer. Returns whether it does.
+    bool try_to_listen();
+    /// The errno that keeps it from that, or 0.
+    [[nodiscard]] int problem() const { return problem_; }
+    [[nodiscard]] const std::string& address() const { return text_; }
+    [[nodiscard]] int descriptor() const { return socket_.get(); }
+    /// The socket, which listens.
+    Descriptor take() { return std::move(socket_); }
+
+private:
+    AddressPattern address_;
+    std::string text_;
+    Descriptor socket_;
+    bool bound_ = false;
+    int problem_ = 0;
+};
 
 class MetricsServer {
 public:

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/options.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <string_view>
 #include <utility>
 
 #include <CLI/CLI.hpp>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include "source/descriptor.h"
@@ -147,8 +151,19 @@ std::string read_small_file(const std::string& path, std::size_t most_bytes, std
 
 void say(const std::string& message)
 {
-    std::fputs(fmt::format("finrace: {}\n", message).c_str(), stderr);
-    std::fflush(stderr);
+    // Whoever reads this may be slow as well, and is not waited for by a daemon.
+    constexpr int patience_ms = 100;
+    const std::string whole = fmt::format("finrace: {}\n", message);
+    for (std::string_view text = whole; !text.empty();) {
+        pollfd ready{.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
+        if (::poll(&ready, 1, patience_ms) <= 0)
+            return;
+        // So much at least finds room in a pipe that poll() calls ready.
+        const ssize_t count = ::write(STDERR_FILENO, text.data(), std::min<std::size_t>(text.size(), PIPE_BUF));
+        if (count < 0 && errno != EINTR && errno != EAGAIN)
+            return;
+        text.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+    }
 }
 
 } // namespace finrace

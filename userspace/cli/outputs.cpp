@@ -177,21 +177,20 @@ bool Outputs::is_due() const
 void Outputs::drain(std::chrono::milliseconds limit)
 {
     // Together: none of them may take the others' time.
-    for (const auto deadline = std::chrono::steady_clock::now() + limit; std::chrono::steady_clock::now() < deadline;) {
+    for (const auto deadline = std::chrono::steady_clock::now() + limit;;) {
         flush();
         std::vector<pollfd> waiting;
         for (const Output& output : outputs_)
             std::visit(
                 [&](const auto& to) {
-                    if (to.waiting() > 0 && to.problem() == 0 && !has_ended(output))
-                        waiting.push_back({.fd = to.descriptor(), .events = POLLOUT, .revents = 0});
+                    if (to.awaits())
+                        waiting.push_back(to.awaited());
                 },
                 output.to);
-        if (waiting.empty())
+        if (waiting.empty() || std::chrono::steady_clock::now() >= deadline)
             break;
         ::poll(waiting.data(), waiting.size(), longest_poll_ms);
     }
-    flush();
     for (Output& output : outputs_)
         std::visit([](auto& to) { to.drop_waiting(); }, output.to);
 }
@@ -239,6 +238,13 @@ void Outputs::say_dropped() const
     for (const OutputState& state : states())
         if (state.dropped > 0)
             say(fmt::format("{} records were dropped: {} did not take them", state.dropped, state.name));
+}
+
+void Outputs::write_behind()
+{
+    for (Output& output : outputs_)
+        if (auto* stream = std::get_if<Stream>(&output.to))
+            stream->write_behind();
 }
 
 bool Outputs::beyond_standard_output() const
@@ -295,11 +301,11 @@ void Outputs::make_absolute()
         }
 }
 
-std::vector<int> Outputs::descriptors() const
+std::vector<pollfd> Outputs::awaited() const
 {
-    std::vector<int> all;
+    std::vector<pollfd> all;
     for (const Output& output : outputs_)
-        all.push_back(std::visit([](const auto& to) { return to.descriptor(); }, output.to));
+        all.push_back(std::visit([](const auto& to) { return to.awaited(); }, output.to));
     return all;
 }
 

@@ -60,6 +60,9 @@ public:
     /// At the end: what was dropped, on standard error.
     void say_dropped() const;
 
+    /// From now on files are written behind: Stream::write_behind(). Throws OutputError.
+    void write_behind();
+
     /// Whether there is another than standard output.
     [[nodiscard]] bool beyond_standard_output() const;
     /// Files are opened anew. One that can't be is tried again, by retry().
@@ -70,8 +73,8 @@ public:
     /// OutputError if such a name leads elsewhere by now.
     void make_absolute();
 
-    /// To be watched: room for what waits, and a reader's leaving.
-    [[nodiscard]] std::vector<int> descriptors() const;
+    /// To be watched, as poll() takes it: room for what waits, and a reader's leaving.
+    [[nodiscard]] std::vector<pollfd> awaited() const;
     void reader_left(int descriptor);
     /// All readers have left for good.
     [[nodiscard]] bool ended() const;

@@ -48,6 +48,7 @@ int record(RecordCommand command)
     feed.end_after(command.duration);
     if (!command.unconfined)
         confine({.files = recorder.files(), .listed = {PodNames::usual_folder}}, [&] { return feed.counts_losses(); });
+    recorder.write_behind();
     Patience patience(recorder);
     feed.run(patience);
     say(fmt::format("{} events recorded; they make {} verdicts", recorder.events(), feed.intake().verdicts_in_all()));

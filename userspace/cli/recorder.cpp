@@ -31,6 +31,7 @@ namespace {
 constexpr std::uint64_t ticks_matter_ns = 2'000'000'000;
 constexpr std::uint64_t smallest_part = 64U << 10U;
 constexpr std::uint64_t rotation_retried_ns = 10'000'000'000;
+constexpr std::chrono::milliseconds longest_wait_to_rotate(100);
 
 std::string new_run()
 {
@@ -237,9 +238,14 @@ void Recorder::add(const RecordedTick& tick)
         tick_left_out_ = tick;
     else
         put(tick);
+    flush();
+    rotate_if_due();
+}
+
+void Recorder::flush()
+{
     stream_.flush();
     say_problem();
-    rotate_if_due();
 }
 
 void Recorder::add(const WallClock& clock, const SourceCounts& counts)
@@ -287,16 +293,18 @@ void Recorder::rotate_if_due()
 {
     struct stat status {};
     const std::uint64_t now_ns = WallClock::monotonic_now_ns();
-    if (now_ns < rotate_after_ns_ || !writes_to_file() || stream_.waiting() > 0 ||
-        ::fstat(stream_.descriptor(), &status) != 0 ||
+    if (now_ns < rotate_after_ns_ || !writes_to_file() || ::fstat(stream_.descriptor(), &status) != 0 ||
         static_cast<std::uint64_t>(status.st_size) < options_.rotate_bytes)
+        return;
+    rotate_after_ns_ = now_ns + rotation_retried_ns; // unless it works
+    stream_.flush_for(longest_wait_to_rotate);
+    if (stream_.waiting() > 0) // the disk is full, or slow
         return;
     if (!std::exchange(part_ended_, true))
         put(RecordedEnd{false});
-    stream_.flush();
-    if (stream_.waiting() > 0) // the disk is full
+    stream_.flush_for(longest_wait_to_rotate);
+    if (stream_.waiting() > 0)
         return;
-    rotate_after_ns_ = now_ns + rotation_retried_ns; // unless it works
     try {
         shift_files();
     } catch (const OutputError& error) {

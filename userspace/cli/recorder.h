@@ -48,6 +48,10 @@ public:
     /// The source has been looked at. What was added goes to the file, unless that does not take it.
     void add(const RecordedTick& tick);
     void add(const WallClock& clock, const SourceCounts& counts);
+    /// The file may have taken what was written.
+    void flush();
+    /// From now on the file is written behind: Stream::write_behind(). Throws OutputError.
+    void write_behind() { stream_.write_behind(); }
     void end(const SourceCounts& counts);
 
     /// Those that the recording knows.
@@ -61,6 +65,7 @@ public:
     /// What will be opened anew.
     [[nodiscard]] std::vector<std::string> files() const;
     [[nodiscard]] int descriptor() const { return stream_.descriptor(); }
+    [[nodiscard]] pollfd awaited() const { return stream_.awaited(); }
     [[nodiscard]] bool closed_by_reader() const { return stream_.closed_by_reader(); }
     void reader_left() { stream_.reader_left(); }
 

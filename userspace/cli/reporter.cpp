@@ -27,6 +27,8 @@ namespace finrace {
 
 namespace {
 
+constexpr auto listening_retried = std::chrono::seconds(5);
+
 std::chrono::nanoseconds duration_of(const timeval& time)
 {
     return std::chrono::seconds(time.tv_sec) + std::chrono::microseconds(time.tv_usec);
@@ -92,7 +94,7 @@ void Reporter::serve(ServiceManager& manager, const std::optional<Confinement>& 
     manager_->ready(state());
 }
 
-int Reporter::serve_metrics(const LiveLoop& loop, Descriptor listener)
+void Reporter::serve_metrics(LiveLoop& loop, MetricsListener listener)
 {
     const auto label_of = [this](const UpstreamKey& key) {
         return UpstreamLabel{.address = disguise_.of_upstream(address_text(key.address.data(), key.family)),
@@ -101,7 +103,22 @@ int Reporter::serve_metrics(const LiveLoop& loop, Descriptor listener)
     const auto since_epoch = std::chrono::system_clock::now().time_since_epoch();
     meter_.emplace(Meter{
         .loop = loop, .metrics = Metrics(label_of), .started_s = std::chrono::duration<double>(since_epoch).count()});
-    return server_.emplace(std::move(listener), [this] { return metrics(); }).descriptor();
+    listener_.emplace(std::move(listener));
+    if (listener_->problem() == 0)
+        answer_if_it_listens();
+    else
+        say(fmt::format("warning: --metrics {}: {}; nobody is answered there until it can be had, which is tried again",
+                        listener_->address(), std::strerror(listener_->problem())));
+    tried_to_listen_ = std::chrono::steady_clock::now();
+}
+
+void Reporter::answer_if_it_listens()
+{
+    if (!listener_->try_to_listen())
+        return;
+    server_.emplace(listener_->take(), [this] { return metrics(); });
+    meter_->loop.watch_input(server_->descriptor(), [this] { server_->serve(); });
+    listener_.reset();
 }
 
 void Reporter::change(const RunOptions& fresh)
@@ -156,6 +173,18 @@ bool Reporter::on_tick()
     outputs_.say_news();
     if (server_)
         server_->serve(); // lets go of who is silent
+    if (const auto now = std::chrono::steady_clock::now(); listener_ && now - tried_to_listen_ >= listening_retried) {
+        tried_to_listen_ = now;
+        const std::string address = listener_->address();
+        try {
+            answer_if_it_listens();
+            if (server_)
+                say(fmt::format("metrics are served at {} now", address));
+        } catch (const UsageError& error) {
+            say(error.what());
+            listener_.reset();
+        }
+    }
     if (manager_ != nullptr)
         manager_->alive();
     return !outputs_.ended();
@@ -229,9 +258,9 @@ std::string Reporter::state() const
 {
     const SourceCounts counts = feed_.counts();
     const OutputState sum = sum_of(outputs_.states());
-    return fmt::format("backend {}: {} connections, {} verdicts, {} lost; {} records written, {} dropped",
+    return fmt::format("backend {}: {} connections, {} verdicts, {} lost; {} records written, {} dropped{}",
                        feed_.facts().backend_text(), counts.connections_begun, feed_.intake().verdicts_in_all(),
-                       counts.lost(), sum.written, sum.dropped);
+                       counts.lost(), sum.written, sum.dropped, listener_ ? "; metrics are not served" : "");
 }
 
 void Reporter::name_run()
@@ -304,13 +333,17 @@ Health Reporter::health(bool last) const
         .outcome_events = intake.outcome_events(),
         .losses = counts.losses,
         .outputs = outputs_.states(),
-        .recording = recorder_ != nullptr ? std::optional(recorder_->state()) : std::nullopt,
+        .beside = {},
         .missing_hooks = {},
         .upstreams = intake.upstreams().size(),
         .verdicts = intake.verdicts(),
         .unclassified = intake.unclassified(),
         .confinement = confinement_,
     };
+    if (recorder_ != nullptr)
+        health.beside.push_back(recorder_->state());
+    if (listener_)
+        health.beside.push_back({.name = "metrics:" + listener_->address(), .problem = listener_->problem()});
     for (const Hook& hook : facts.missing)
         health.missing_hooks.push_back({.name = hook.name, .purpose = hook.purpose, .problem = hook.problem});
     return health;

@@ -34,10 +34,8 @@ public:
 
     /// What a daemon has besides: whom it tells how it is, and what is left to it.
     void serve(ServiceManager& manager, const std::optional<Confinement>& confinement);
-    /// From now on it answers whoever asks for metrics. Returns a descriptor that is readable when somebody does:
-    /// answer() then. Throws UsageError.
-    int serve_metrics(const LiveLoop& loop, Descriptor listener);
-    void answer() { server_->serve(); }
+    /// From now on, or as soon as `listener` listens, it answers whoever asks for metrics. Throws UsageError.
+    void serve_metrics(LiveLoop& loop, MetricsListener listener);
     /// Its losses are told with the outputs'. It must outlive this.
     void tell_of(const Recorder& recorder) { recorder_ = &recorder; }
     /// On SIGHUP it calls this as well.
@@ -49,7 +47,7 @@ public:
     void on_verdict(const Judged& judged) override;
     bool on_tick() override;
     void on_end() override;
-    [[nodiscard]] std::vector<int> output_descriptors() const override { return outputs_.descriptors(); }
+    [[nodiscard]] std::vector<pollfd> awaited_outputs() const override { return outputs_.awaited(); }
     void on_reader_left(int descriptor) override { outputs_.reader_left(descriptor); }
     /// Logs were rotated, or the configuration has changed.
     bool on_hangup() override;
@@ -57,11 +55,12 @@ public:
 private:
     /// What the metrics tell besides what the records do.
     struct Meter {
-        const LiveLoop& loop;
+        LiveLoop& loop;
         Metrics metrics;
         double started_s; ///< since the epoch
     };
 
+    void answer_if_it_listens();
     void summarise(bool last);
     void tell_upstreams(std::uint64_t now_ns, bool all);
     [[nodiscard]] std::string state() const;
@@ -92,6 +91,8 @@ private:
     std::optional<Confinement> confinement_;
     std::function<void()> reload_;
     std::optional<Meter> meter_;
+    std::optional<MetricsListener> listener_; ///< until it listens
+    std::chrono::steady_clock::time_point tried_to_listen_{};
     std::optional<MetricsServer> server_;
 };
 

@@ -98,14 +98,17 @@ int run(RunOptions options, Reloader* reloader)
                                          options.record.path, *same));
     }
     // Before it says that it is ready.
-    Descriptor metrics = options.metrics ? listen_for_metrics(*options.metrics) : Descriptor();
+    std::optional<MetricsListener> metrics;
+    if (options.metrics)
+        metrics.emplace(*options.metrics);
+    const int will_listen = metrics && metrics->problem() != 0 ? metrics->descriptor() : -1;
     LiveLoop feed(options.watch, options.interval, recorder ? &*recorder : nullptr);
     feed.end_after(options.duration);
     Reporter reporter(options, outputs, feed);
     if (recorder)
         reporter.tell_of(*recorder);
-    if (options.metrics)
-        feed.watch_input(reporter.serve_metrics(feed, std::move(metrics)), [&reporter] { reporter.answer(); });
+    if (metrics)
+        reporter.serve_metrics(feed, std::move(*metrics));
     if (reloader != nullptr)
         reporter.reload_by([&] { reload(*reloader, reporter, feed, recorder.has_value()); });
     std::optional<Confinement> confinement;
@@ -113,7 +116,8 @@ int run(RunOptions options, Reloader* reloader)
         Needed needed{.files = outputs.files(),
                       .sockets = outputs.sockets(),
                       .listed = {PodNames::usual_folder},
-                      .serves = options.metrics.has_value()};
+                      .serves = options.metrics.has_value(),
+                      .will_listen = will_listen};
         if (reloader != nullptr && reloader->can_read_again())
             needed.read.push_back(reloader->make_absolute());
         if (recorder)
@@ -121,6 +125,9 @@ int run(RunOptions options, Reloader* reloader)
                 needed.files.push_back(std::move(file));
         confinement = confine(needed, [&] { return feed.counts_losses(); });
     }
+    outputs.write_behind();
+    if (recorder)
+        recorder->write_behind();
     reporter.serve(manager, confinement);
     feed.run(reporter);
 

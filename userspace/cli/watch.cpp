@@ -46,7 +46,7 @@ public:
         return !stream_.closed_by_reader();
     }
 
-    [[nodiscard]] std::vector<int> output_descriptors() const override { return {stream_.descriptor()}; }
+    [[nodiscard]] std::vector<pollfd> awaited_outputs() const override { return {stream_.awaited()}; }
     void on_reader_left(int /*descriptor*/) override { stream_.reader_left(); }
 
     void finish()

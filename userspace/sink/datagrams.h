@@ -29,7 +29,10 @@ public:
     /// At the end: what still waits counts as dropped.
     void drop_waiting();
 
-    [[nodiscard]] int descriptor() const { return fd_; }
+    /// For poll() or epoll: what tells that flush() may go on.
+    [[nodiscard]] pollfd awaited() const { return {.fd = fd_, .events = POLLOUT, .revents = 0}; }
+    /// Whether there is anything to wait for.
+    [[nodiscard]] bool awaits() const { return !queue_.empty() && problem_ == 0; }
     [[nodiscard]] std::uint64_t written() const { return written_; }
     [[nodiscard]] std::uint64_t dropped() const { return dropped_; }
     [[nodiscard]] std::size_t waiting() const { return bytes_; }

@@ -420,8 +420,7 @@ Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Healt
             one["problem"] = error_name(output.problem);
     };
     std::for_each(health.outputs.begin(), health.outputs.end(), list);
-    if (health.recording)
-        list(*health.recording);
+    std::for_each(health.beside.begin(), health.beside.end(), list);
     std::uint64_t lost = sum.dropped;
     Json by_place = Json::object();
     for (unsigned place = 0; place < LOSS_PLACES; ++place) {

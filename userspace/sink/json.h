@@ -93,7 +93,8 @@ struct Health {
     std::uint64_t outcome_events = 0; ///< of these, what tells how exchanges went on that had failed
     loss_counters losses{};
     std::vector<OutputState> outputs{};
-    std::optional<OutputState> recording{}; ///< in lines: no record is lost with them
+    /// What no record is lost with: a recording, in lines; the metrics' address, while it can't be had.
+    std::vector<OutputState> beside{};
     std::vector<MissingHook> missing_hooks;
     std::size_t upstreams = 0;
     std::map<Cause, std::uint64_t> verdicts;

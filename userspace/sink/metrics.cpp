@@ -220,8 +220,7 @@ void add_run(Families& families, const Health& health)
                        output.problem != 0 ? 1 : 0);
     };
     std::for_each(health.outputs.begin(), health.outputs.end(), add_output);
-    if (health.recording)
-        add_output(*health.recording);
+    std::for_each(health.beside.begin(), health.beside.end(), add_output);
 }
 
 void add_costs(Families& families, const Standing& standing)

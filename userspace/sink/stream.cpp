@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include <fcntl.h>
@@ -41,6 +42,11 @@ std::size_t whole_lines(std::string_view text, std::size_t limit)
     return end == std::string_view::npos ? std::min(text.size(), limit) : end + 1;
 }
 
+/// A file is opened anew once its last line is out; by then whoever asks for it waits.
+constexpr std::chrono::milliseconds longest_wait_to_reopen(100);
+/// Copied for the thread that writes it.
+constexpr std::size_t most_behind = 1U << 20U;
+
 } // namespace
 
 Stream::Stream(int fd, std::size_t limit) : fd_(fd), limit_(limit) {}
@@ -48,9 +54,10 @@ Stream::Stream(int fd, std::size_t limit) : fd_(fd), limit_(limit) {}
 Stream::Stream(Stream&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), owned_(std::exchange(other.owned_, false)), socket_(other.socket_),
       pipe_(other.pipe_), may_block_(other.may_block_), reader_left_(other.reader_left_),
-      within_line_(other.within_line_), ends_torn_(other.ends_torn_), problem_(other.problem_), limit_(other.limit_),
-      name_(std::move(other.name_)), backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)),
-      written_(other.written_), dropped_(other.dropped_)
+      within_line_(other.within_line_), ends_torn_(other.ends_torn_), problem_(other.problem_), behind_(other.behind_),
+      writer_(std::move(other.writer_)), limit_(other.limit_), name_(std::move(other.name_)),
+      backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)), written_(other.written_),
+      dropped_(other.dropped_)
 {
     other.backlog_.clear();
 }
@@ -123,6 +130,26 @@ Stream Stream::to_socket(std::string name, std::size_t backlog)
     return stream;
 }
 
+void Stream::write_behind()
+{
+    behind_ = true;
+    try {
+        write_behind_if_regular();
+    } catch (const std::system_error& error) {
+        throw OutputError(fmt::format("no thread can be had to write with: {}", error.what()), error.code().value());
+    }
+}
+
+void Stream::write_behind_if_regular()
+{
+    struct stat status {};
+    const bool is_regular = ::fstat(fd_, &status) == 0 && S_ISREG(status.st_mode);
+    if (!is_regular)
+        writer_.reset();
+    else if (behind_ && !writer_)
+        writer_ = std::make_unique<BackgroundWriter>();
+}
+
 void Stream::connect()
 {
     const int fresh = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -156,7 +183,9 @@ void Stream::drop_torn_line()
 
 void Stream::reopen(const std::string& path, bool discard)
 {
-    flush(); // before: the path may still be the same file, and its last line a part of one
+    flush_for(longest_wait_to_reopen); // before: the path may still be the same file, and its last line a part of one
+    if (writer_ && writer_->busy())
+        throw OutputError(fmt::format("{} is not opened anew: what was written before is not taken yet", path), EBUSY);
     struct stat before {};
     const bool is_file = ::fstat(fd_, &before) == 0 && S_ISREG(before.st_mode);
     const int there = open_untampered(path, O_PATH);
@@ -179,6 +208,11 @@ void Stream::reopen(const std::string& path, bool discard)
     }
     pipe_ = fresh.pipe_;
     reader_left_ = false;
+    problem_ = 0;
+    try {
+        write_behind_if_regular();
+    } catch (const std::system_error&) { // a device before: then it is waited for, as it was
+    }
     flush();
 }
 
@@ -208,6 +242,10 @@ void Stream::flush()
         connect();
     if (reader_left_)
         return;
+    if (writer_) {
+        write_on();
+        return;
+    }
     problem_ = 0;
     while (waiting() > 0 && !reader_left_) {
         const char* data = backlog_.data() + sent_;
@@ -220,26 +258,54 @@ void Stream::flush()
         if (pipe_ || may_block_)
             size = whole_lines({data, size}, PIPE_BUF);
         const ssize_t count = socket_ ? ::send(fd_, data, size, MSG_DONTWAIT | MSG_NOSIGNAL) : ::write(fd_, data, size);
-        if (count < 0) {
-            if (errno == EINTR)
-                continue;
-            if (errno == EPIPE || errno == ECONNRESET) {
-                reader_left_ = true;
-                if (!std::exchange(may_connect, false))
-                    break;
-                connect(); // another may be there by now
-                continue;
-            }
-            if (errno != EAGAIN && errno != EWOULDBLOCK)
-                problem_ = errno;
+        if (!take_in(count, errno, may_connect))
             break;
-        }
-        written_ += static_cast<std::uint64_t>(std::count(data, data + count, '\n'));
-        if (count > 0 && std::exchange(ends_torn_, false))
-            --written_;
-        sent_ += static_cast<std::size_t>(count);
-        within_line_ = count > 0 ? data[count - 1] != '\n' : within_line_;
     }
+    trim();
+}
+
+/// Behind. What a write was refused is not written again before the next flush(): its end leads to this one.
+void Stream::write_on()
+{
+    bool goes_on = true;
+    if (const auto result = writer_->result()) {
+        problem_ = 0;
+        bool may_connect = false;
+        goes_on = take_in(result->count, result->error, may_connect);
+        trim();
+    }
+    if (goes_on && waiting() > 0 && !writer_->busy())
+        writer_->begin(fd_, std::string_view(backlog_).substr(sent_, most_behind));
+}
+
+/// What a write gave. Returns whether another may follow at once.
+bool Stream::take_in(std::int64_t count, int error, bool& may_connect)
+{
+    if (count < 0) {
+        if (error == EINTR)
+            return true;
+        if (error == EPIPE || error == ECONNRESET) {
+            reader_left_ = true;
+            if (!std::exchange(may_connect, false))
+                return false;
+            connect(); // another may be there by now
+            return true;
+        }
+        if (error != EAGAIN && error != EWOULDBLOCK)
+            problem_ = error;
+        return false;
+    }
+    const std::string_view out = std::string_view(backlog_).substr(sent_, static_cast<std::size_t>(count));
+    written_ += static_cast<std::uint64_t>(std::count(out.begin(), out.end(), '\n'));
+    if (!out.empty() && std::exchange(ends_torn_, false))
+        --written_;
+    sent_ += out.size();
+    within_line_ = out.empty() ? within_line_ : out.back() != '\n';
+    return true;
+}
+
+void Stream::trim()
+{
     if (waiting() == 0) {
         backlog_.clear();
         sent_ = 0;
@@ -249,23 +315,44 @@ void Stream::flush()
     }
 }
 
-void Stream::drain(std::chrono::milliseconds limit)
+pollfd Stream::awaited() const
+{
+    if (writer_)
+        return {.fd = writer_->descriptor(), .events = POLLIN, .revents = 0};
+    return {.fd = fd_, .events = POLLOUT, .revents = 0};
+}
+
+bool Stream::awaits() const
+{
+    if (writer_)
+        return writer_->busy();
+    return waiting() > 0 && problem_ == 0 && !reader_left_;
+}
+
+void Stream::flush_for(std::chrono::milliseconds limit)
 {
     const auto deadline = std::chrono::steady_clock::now() + limit;
     for (;;) {
         flush();
         const auto left =
             std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-        if (waiting() == 0 || reader_left_ || problem_ != 0 || left.count() <= 0)
+        if (!awaits() || left.count() <= 0)
             break;
-        pollfd ready{.fd = fd_, .events = POLLOUT, .revents = 0};
+        pollfd ready = awaited();
         ::poll(&ready, 1, static_cast<int>(std::min<std::int64_t>(left.count(), 100)));
     }
+}
+
+void Stream::drain(std::chrono::milliseconds limit)
+{
+    flush_for(limit);
     drop_waiting();
 }
 
 void Stream::drop_waiting()
 {
+    if (writer_ && writer_->busy()) // it may hang
+        writer_.reset();
     dropped_ += static_cast<std::uint64_t>(
         std::count(backlog_.begin() + static_cast<std::ptrdiff_t>(sent_), backlog_.end(), '\n'));
     if (std::exchange(ends_torn_, false))

@@ -2,14 +2,20 @@
 // Lines to a file, pipe, socket or terminal, for a daemon that has to outlive all of them: it never waits.
 // What cannot be written now waits in a bounded backlog; beyond that, new lines are dropped and counted. A line
 // once begun is always finished before another, so a reader never sees a torn one but as the last before it leaves.
+// A regular file makes whoever writes wait all the same, when its disk is slow: unless write_behind() is asked for.
 #pragma once
 
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+
+#include <poll.h>
+
+#include "sink/background_writer.h"
 
 namespace finrace {
 
@@ -39,8 +45,14 @@ public:
     Stream& operator=(const Stream&) = delete;
     Stream& operator=(Stream&&) = delete;
 
+    /// From now on a regular file is written to by another thread, so that nothing here waits for its disk. To be
+    /// called once this process has given up what it does not need: a thread keeps what it was begun with. Throws
+    /// OutputError.
+    void write_behind();
+
     /// Goes on in a file opened anew under `path`; what waits goes there too, or, with `discard`, counts as dropped.
-    /// Throws OutputError, and then goes on as before.
+    /// Throws OutputError, and then goes on as before: also where the old file's disk has not taken yet what was
+    /// written.
     void reopen(const std::string& path, bool discard = false);
 
     /// Queues a line (without its newline); flush() writes it.
@@ -49,13 +61,19 @@ public:
     void write_text(std::string_view text);
     /// Writes as much as can be written without waiting.
     void flush();
+    /// The same, waiting for at most `limit` until all of it is written, or can't be for now.
+    void flush_for(std::chrono::milliseconds limit);
     /// Flushes for at most `limit`, at the end; what then remains counts as dropped.
     void drain(std::chrono::milliseconds limit);
     /// What still waits counts as dropped.
     void drop_waiting();
 
-    /// For epoll: readiness to write, and the reader's leaving. Regular files know neither.
     [[nodiscard]] int descriptor() const { return fd_; }
+    /// For poll() or epoll: what tells that flush() may go on, or that the reader has left. Regular files that are not
+    /// written behind tell neither.
+    [[nodiscard]] pollfd awaited() const;
+    /// Whether there is anything to wait for.
+    [[nodiscard]] bool awaits() const;
     /// Whether write() would take a line of so many bytes.
     [[nodiscard]] bool takes(std::size_t bytes) const { return !closed_by_reader() && waiting() + bytes + 1 <= limit_; }
     /// The reader has gone away for good: nothing that is written will be read.
@@ -70,6 +88,10 @@ public:
 
 private:
     Stream(int fd, std::size_t limit);
+    void write_behind_if_regular();
+    void write_on();
+    bool take_in(std::int64_t count, int error, bool& may_connect);
+    void trim();
     void drop_torn_line();
     [[nodiscard]] bool lacks_only_its_end() const;
     void connect();
@@ -83,6 +105,8 @@ private:
     bool within_line_ = false; ///< only a part of a line is out
     bool ends_torn_ = false;   ///< the backlog's first byte ends another's torn line, and is no line of its own
     int problem_ = 0;
+    bool behind_ = false;
+    std::unique_ptr<BackgroundWriter> writer_{}; ///< of a regular file that is written behind
     std::size_t limit_;
     std::string name_{}; ///< of the socket to connect to; else empty
     std::string backlog_;
