@@ -815,6 +815,22 @@ def test_log_rotation(options):
             finrace.wait_end()
 
 
+def test_told_timer(options):
+    """--idle-timeout: a timer that is told holds from the first connection on; that of another upstream says nothing."""
+    with network() as net:
+        listener = listen(net)
+        flags = ["--idle-timeout", f"{net.prefix}0/24=7s", "--idle-timeout", "192.0.2.1=1s"]
+        with Finrace(options, *flags, interval="100ms") as finrace:
+            due = stale(net, listener)
+            verdict, = finrace.wait_verdicts(net, 1)
+            must(verdict.ends == due and verdict.at("finrace.upstream.idle_timeout_ms") == 7000 and verdict.at("finrace.upstream.samples") == 0,
+                 lambda: json.dumps(verdict))
+            finrace.stop()
+        for wrong in ("5s", "192.0.2.1=5", "192.0.2.1=1ms"):
+            done = run_finrace(options, ["run", *options.backend_flags, "--idle-timeout", wrong])
+            must(done.returncode == 2 and "--idle-timeout" in done.stderr and "accepted" in done.stderr and not done.stdout, done.stderr)
+
+
 def test_reload(options):
     """SIGHUP reads the configuration file anew, from within its own root: what can change does, and it says what takes a restart."""
     folder = tempfile.mkdtemp(prefix="finrace-configuration-")  # not below an output's
@@ -1903,7 +1919,7 @@ def test_no_cgroup_root(options):
 
 TESTS = [
     test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
-    test_told_to_end_in_a_flood, test_log_rotation, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
+    test_told_to_end_in_a_flood, test_log_rotation, test_told_timer, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
     test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,

@@ -11,6 +11,7 @@
 #include <catch2/catch.hpp>
 
 #include "cli/filter.h"
+#include "cli/idle_timers.h"
 #include "cli/parse.h"
 #include "cli/privileges.h"
 #include "source/container.h"
@@ -114,6 +115,27 @@ TEST_CASE("what people write instead of an address is told apart, with what to w
         CAPTURE(text);
         CHECK_THROWS_WITH(parse_address_pattern(text), Catch::Contains(hint) && Catch::Contains("accepted: "));
     }
+}
+
+TEST_CASE("idle timers by upstream: the first that matches")
+{
+    IdleTimers timers;
+    timers.add("10.0.0.5:8000=5s");
+    timers.add("10.0.0.0/8=75s");
+    timers.add(":9000=250ms");
+    const auto of = [&](std::uint8_t last, std::uint16_t port, std::uint8_t first = 10) {
+        UpstreamKey key;
+        key.address = {first, 0, 0, last};
+        key.port = port;
+        return timers.of(key);
+    };
+    CHECK(of(5, 8000) == 5'000);
+    CHECK(of(5, 8001) == 75'000);
+    CHECK(of(5, 9000, 192) == 250);
+    CHECK_FALSE(of(5, 8000, 192));
+    for (const char* wrong :
+         {"", "10.0.0.5:8000", "5s", "10.0.0.5=", "10.0.0.5=5", "10.0.0.5=99ms", "10.0.0.5=25h", "host=5s"})
+        CHECK_THROWS_AS(timers.add(wrong), UsageError);
 }
 
 TEST_CASE("processes by id or by name")

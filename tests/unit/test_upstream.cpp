@@ -217,6 +217,36 @@ TEST_CASE("the answer is not kept beyond the next sample", "[upstream]")
     CHECK(!learner.timeout());
 }
 
+TEST_CASE("what was told of a timer holds until it is learned", "[upstream]")
+{
+    Upstreams upstreams;
+    UpstreamKey known;
+    known.port = 8000;
+    UpstreamKey later;
+    later.port = 8001;
+    Upstream& upstream = upstreams.at(known);
+    CHECK_FALSE(upstream.idle_timeout.timeout());
+    upstreams.tell_timers(
+        [](const UpstreamKey& key) { return key.port < 9000 ? std::optional<std::uint32_t>(5000) : std::nullopt; });
+    for (const Upstream* told : {&upstream, &upstreams.at(later)}) {
+        REQUIRE(told->idle_timeout.timeout());
+        CHECK(told->idle_timeout.timeout()->ms == 5000);
+        CHECK(told->idle_timeout.timeout()->samples == 0);
+        CHECK(told->idle_timeout.timeout()->nearness(5010, 1) == Nearness::at);
+    }
+    UpstreamKey other;
+    other.port = 9000;
+    CHECK_FALSE(upstreams.at(other).idle_timeout.timeout());
+
+    for (std::uint64_t n = 1; n <= 3; ++n)
+        upstream.idle_timeout.learn(2000, n * 10'000'000'000);
+    CHECK(upstream.idle_timeout.timeout()->ms == 2000);
+    CHECK(upstream.idle_timeout.timeout()->samples == 3);
+    upstreams.tell_timers({});
+    CHECK(upstream.idle_timeout.timeout()->ms == 2000);
+    CHECK_FALSE(upstreams.at(later).idle_timeout.timeout());
+}
+
 TEST_CASE("closes at one instant teach as much as one", "[upstream]")
 {
     constexpr std::uint64_t ns_per_ms = 1'000'000;

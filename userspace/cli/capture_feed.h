@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/stored_feed.h"
@@ -19,6 +20,7 @@ public:
     CaptureFeed(Filter filter, std::vector<Input> inputs);
 
     void run(Listener& listener) override;
+    void know(IdleTimers timers) override { intake_->know(std::move(timers)); }
 
     [[nodiscard]] const Intake& intake() const override { return *intake_; }
     /// Events have the capture's clock, and that is the wall's.

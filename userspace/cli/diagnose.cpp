@@ -289,6 +289,7 @@ int diagnose(const DiagnoseOptions& options)
         const std::unique_ptr<StoredFeed> feed = open_stored(options.watch.filter, false, options.files);
         if (options.duration) // said second: what is no file may be an upstream's address
             throw UsageError("--for is how long to watch this host; leave it out where files are read");
+        feed->know(options.watch.idle_timers);
         Doctor doctor(*feed, options.watch.filter);
         feed->run(doctor);
         Watched watched = described(doctor.watched(), options, *feed, "recorded by ");
@@ -300,6 +301,7 @@ int diagnose(const DiagnoseOptions& options)
     const std::chrono::nanoseconds duration = options.duration.value_or(by_default);
     LiveLoop feed(options.watch, LiveLoop::unhurried_tick);
     feed.end_after(duration);
+    feed.know(options.watch.idle_timers);
     Doctor doctor(feed, options.watch.filter, duration);
     feed.run(doctor);
     return report(options, doctor.diagnosis(), described(doctor.watched(), options, feed, ""));
@@ -327,7 +329,7 @@ void add_diagnose(CLI::App& program, Action& action)
                    "of all hosts whose records are in this ClickHouse, http[s]://[USER@]HOST[:PORT]; the "
                    "user's password is in $CLICKHOUSE_PASSWORD",
                    [options](const std::string& text) { options->store = text; });
-    store->excludes("--backend", "--attach", "--ring-bytes", "--for");
+    store->excludes("--backend", "--attach", "--ring-bytes", "--for", "--idle-timeout");
     add_parsed(*command, "--since", "DURATION", "with --clickhouse, how far back (24h); from the hour's beginning on",
                [options](const std::string& text) { options->since = parse_duration(text); })
         ->needs(store);

@@ -19,6 +19,13 @@ void Intake::begin_anew(bool tells_outcomes)
     events_ = outcome_events_ = ended_ = unclassified_ = 0;
     verdicts_.clear();
     docket_.emplace(tells_outcomes, [this](const Judged& judged) { on_judged(judged); });
+    know(std::move(timers_));
+}
+
+void Intake::know(IdleTimers timers)
+{
+    timers_ = std::move(timers);
+    docket_->tell_timers([this](const UpstreamKey& key) { return timers_.of(key); });
 }
 
 std::uint64_t Intake::connections_ended(const loss_counters& losses) const

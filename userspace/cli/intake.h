@@ -10,6 +10,7 @@
 #include <poll.h>
 
 #include "cli/filter.h"
+#include "cli/idle_timers.h"
 #include "core/classify.h"
 #include "core/docket.h"
 #include "core/upstream.h"
@@ -52,6 +53,8 @@ public:
     void listen(Listener& listener) { listener_ = &listener; }
     /// What it lets through from now on.
     void filter(Filter filter) { filter_ = std::move(filter); }
+    /// What is known of upstreams from now on, besides what they teach.
+    void know(IdleTimers timers);
     /// Whether the judgement needs this event: the filter lets it through, or it tells of what others did. Counts it.
     bool admits(const event& e);
     /// One that was admitted.
@@ -76,6 +79,7 @@ private:
     void on_judged(const Judged& judged);
 
     Filter filter_;
+    IdleTimers timers_;
     const ProcessNames& names_;
     std::optional<Docket> docket_;
     Listener* listener_ = nullptr;
@@ -96,6 +100,8 @@ public:
 
     /// Until the source ends, a signal comes, or the listener ends it.
     virtual void run(Listener& listener) = 0;
+    /// Intake's.
+    virtual void know(IdleTimers timers) = 0;
 
     [[nodiscard]] virtual const Intake& intake() const = 0;
     [[nodiscard]] virtual const WallClock& clock() const = 0;

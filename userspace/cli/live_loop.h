@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "cli/intake.h"
@@ -37,6 +38,7 @@ public:
 
     /// Until a signal comes or the listener ends it. What was waiting in the ring is handed on before it returns.
     void run(Listener& listener) override;
+    void know(IdleTimers timers) override { intake_->know(std::move(timers)); }
 
     [[nodiscard]] const Intake& intake() const override { return *intake_; }
     [[nodiscard]] const WallClock& clock() const override { return clock_; }

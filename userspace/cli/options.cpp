@@ -86,6 +86,12 @@ void add_watch_options(CLI::App& command, WatchOptions& options)
                    options.filter.side = choose<Side>({{"client", Side::client}, {"server", Side::server}}, text);
                    options.filter.flags.push_back("--side " + text);
                });
+    add_parsed(
+        command, "--idle-timeout", "ADDR[/LEN][:PORT]=DURATION",
+        "an upstream's idle timer, where you know it: until it is learned; may be repeated, the first that matches "
+        "counts",
+        [&](const std::string& text) { options.idle_timers.add(text); })
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     add_parsed(command, "--backend", "auto|trace|cgroup", "how to watch the kernel; auto takes the first that works",
                [&](const std::string& text) {
                    options.live.backend = choose<Backend>(

@@ -10,6 +10,7 @@
 
 #include "cli/command_line.h"
 #include "cli/filter.h"
+#include "cli/idle_timers.h"
 #include "cli/parse.h"
 #include "source/live.h"
 
@@ -45,6 +46,7 @@ const CLI::App* command_named(const CLI::App& program, std::string_view name);
 struct WatchOptions {
     LiveOptions live;
     Filter filter;
+    IdleTimers idle_timers;
 };
 void add_watch_options(CLI::App& command, WatchOptions& options);
 /// What no single flag can tell. Throws UsageError.

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/stored_feed.h"
@@ -22,6 +23,7 @@ public:
     Replay(Filter filter, bool connections, std::vector<std::unique_ptr<RecordingReader>> files);
 
     void run(Listener& listener) override;
+    void know(IdleTimers timers) override { intake_->know(std::move(timers)); }
 
     [[nodiscard]] const Intake& intake() const override { return *intake_; }
     [[nodiscard]] const WallClock& clock() const override { return clock_; }

@@ -46,6 +46,7 @@ int replay(const RunOptions& options)
                 fmt::format("--output {}: that is one of the files that are read; name another", target.text()));
     }
     Outputs outputs(options.outputs, options.flat);
+    feed->know(options.watch.idle_timers);
     Reporter reporter(options, outputs, *feed);
     feed->run(reporter);
     outputs.drain(Reporter::slowest_reader);
@@ -67,6 +68,7 @@ void reload(Reloader& reloader, Reporter& reporter, LiveLoop& feed, bool records
         if (!fresh.taken.empty()) {
             reporter.change(*fresh.options);
             feed.filter(fresh.options->watch.filter);
+            feed.know(fresh.options->watch.idle_timers);
             say(fmt::format("taken anew: {}", fmt::join(fresh.taken, ", ")));
         }
         if (!fresh.left.empty())
@@ -104,6 +106,7 @@ int run(RunOptions options, Reloader* reloader)
     const int will_listen = metrics && metrics->problem() != 0 ? metrics->descriptor() : -1;
     LiveLoop feed(options.watch, options.interval, recorder ? &*recorder : nullptr);
     feed.end_after(options.duration);
+    feed.know(options.watch.idle_timers);
     Reporter reporter(options, outputs, feed);
     if (recorder)
         reporter.tell_of(*recorder);

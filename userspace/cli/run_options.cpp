@@ -19,7 +19,7 @@ namespace {
 constexpr std::chrono::nanoseconds shortest_interval = std::chrono::milliseconds(10);
 
 /// What changes nothing in the kernel, opens nothing, and shows nothing that was hidden.
-const std::set<std::string> changeable{"interval", "upstream", "process", "upstream_name"};
+const std::set<std::string> changeable{"interval", "upstream", "process", "upstream_name", "idle_timeout"};
 /// Of these what a recording's header tells.
 const std::set<std::string> recorded{"upstream", "process"};
 

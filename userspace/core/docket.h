@@ -54,6 +54,8 @@ public:
     /// All that waits is delivered.
     void finish();
 
+    /// Upstreams::tell_timers().
+    void tell_timers(Upstreams::TimerOf timer_of) { upstreams_.tell_timers(std::move(timer_of)); }
     [[nodiscard]] const Upstreams& upstreams() const { return upstreams_; }
 
 private:

@@ -114,6 +114,14 @@ std::vector<std::uint32_t> IdleTimeoutLearner::idle_times_ms() const
 
 std::optional<IdleTimeout> IdleTimeoutLearner::timeout() const
 {
+    std::optional<IdleTimeout> best = learned();
+    if (!best && told_ms_)
+        best = IdleTimeout{.ms = *told_ms_, .lowest_ms = *told_ms_, .highest_ms = *told_ms_, .samples = 0};
+    return best;
+}
+
+std::optional<IdleTimeout> IdleTimeoutLearner::learned() const
+{
     if (known_)
         return *known_;
     std::optional<IdleTimeout> result;

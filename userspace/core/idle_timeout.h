@@ -23,7 +23,7 @@ struct IdleTimeout {
     std::uint32_t ms;
     std::uint32_t lowest_ms;    ///< of the cluster of idle times behind it
     std::uint32_t highest_ms;   ///< of the same
-    std::uint32_t samples;      ///< in the cluster; those of one instant count once
+    std::uint32_t samples;      ///< in the cluster; those of one instant count once. 0: it was told, not learned
     std::uint32_t below_ms = 0; ///< so far below the cluster lie others, of those within a quarter of it
     std::uint32_t above_ms = 0;
 
@@ -44,10 +44,12 @@ public:
     /// Knows what another one has learned, not by which samples.
     explicit IdleTimeoutLearner(const IdleTimeout& learned) : known_(learned) {}
 
+    /// What somebody knows of it, or does not any more: it holds as long as nothing is learned.
+    void tell(std::optional<std::uint32_t> ms) { told_ms_ = ms; }
     /// Samples come about in the order of `closed_ns`.
     void learn(std::uint32_t idle_ms, std::uint64_t closed_ns);
     /// The timeout, if the samples cluster: of at least 3 instants and most of those kept, the more the wider the
-    /// cluster.
+    /// cluster. Else the one that was told.
     [[nodiscard]] std::optional<IdleTimeout> timeout() const;
     [[nodiscard]] std::size_t samples() const { return samples_.size(); }
     /// Those that are kept, in no order.
@@ -57,6 +59,7 @@ private:
     static constexpr std::size_t capacity = 128;
     static constexpr unsigned most_of_instant = 4;
 
+    [[nodiscard]] std::optional<IdleTimeout> learned() const;
     /// Of the newest instant, which has all that are kept.
     void widen_instant(std::uint32_t idle_ms);
 
@@ -72,6 +75,7 @@ private:
     std::uint64_t instant_began_ns_ = 0;
     unsigned of_instant_ = 0; ///< samples of the newest one
     mutable std::optional<std::optional<IdleTimeout>> known_;
+    std::optional<std::uint32_t> told_ms_;
 };
 
 } // namespace finrace

@@ -62,9 +62,18 @@ Upstream& Upstreams::at(const UpstreamKey& key, std::uint64_t now_ns)
             return other_;
         }
         found = upstreams_.emplace(key, Upstream{}).first;
+        if (timer_of_)
+            found->second.idle_timeout.tell(timer_of_(key));
     }
     found->second.newest_ns = std::max(found->second.newest_ns, now_ns);
     return found->second;
+}
+
+void Upstreams::tell_timers(TimerOf timer_of)
+{
+    timer_of_ = std::move(timer_of);
+    for (auto& [key, upstream] : upstreams_)
+        upstream.idle_timeout.tell(timer_of_ ? timer_of_(key) : std::nullopt);
 }
 
 /// Under a flood of new upstreams each look costs: one a minute at most.

@@ -75,7 +75,12 @@ class Upstreams {
 public:
     static constexpr std::uint64_t forgotten_after_ns = 3'600'000'000'000;
 
+    /// Of an upstream whose idle timer somebody knows: in ms.
+    using TimerOf = std::function<std::optional<std::uint32_t>(const UpstreamKey&)>;
+
     explicit Upstreams(std::size_t limit = 4096) : limit_(limit) {}
+    /// From now on it says what is not learned yet.
+    void tell_timers(TimerOf timer_of);
     /// `now_ns`: of the event that is about it, CLOCK_MONOTONIC.
     Upstream& at(const UpstreamKey& key, std::uint64_t now_ns = 0);
     /// Whether that is `other`: it counts, but what one of those upstreams does teaches nothing about the rest.
@@ -88,6 +93,7 @@ private:
     void forget(std::uint64_t now_ns);
 
     std::size_t limit_;
+    TimerOf timer_of_;
     std::uint64_t next_look_ns_ = 0; ///< for what is to be forgotten
     std::unordered_map<UpstreamKey, Upstream, UpstreamKeyHash> upstreams_;
     Upstream other_;

@@ -706,6 +706,9 @@ std::vector<Remedy> remedies_of(const Pool& pool)
 std::string timeout_text(const Places& places, const Pool& pool)
 {
     const IdleTimeout timeout = *pool.timeout();
+    if (timeout.samples == 0 && pool.upstream.idle_timeout.timeout())
+        return fmt::format("{} closes connections that have rested for {}, as --idle-timeout says",
+                           places.name(pool.where), duration_text(timeout.ms));
     if (timeout.samples == 0) {
         const std::vector<Present>& present = pool.ends.upstream.present;
         const bool by_default = present.front().text.empty();

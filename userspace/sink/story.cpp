@@ -113,7 +113,9 @@ private:
         const bool adopted = has(c_, CONNECTION_ADOPTED_IN_EXCHANGE);
         if (!adopted && (is_reused(c_) || c_.idle_ms > 0)) {
             std::string known = "from here";
-            if (timeout_)
+            if (timeout_ && timeout_->samples == 0)
+                known += fmt::format("; this upstream closes after {} ms, as --idle-timeout says", timeout_->ms);
+            else if (timeout_)
                 known += fmt::format("; this upstream closes after {} ms ({} closes, spread {} ms)", timeout_->ms,
                                      timeout_->samples, timeout_->spread_ms());
             moments_.push_back({.ms = static_cast<double>(-std::int64_t{c_.idle_ms}), // no negative zero
