@@ -12,6 +12,7 @@
 #include "core/docket.h"
 #include "sink/facts.h"
 #include "sink/metrics.h"
+#include "teach.h"
 #include "test_sink_events.h"
 
 using namespace finrace;
@@ -161,6 +162,39 @@ TEST_CASE("an upstream's metrics: its counts, its timer, and the rests of its co
                                 R"(,cause="keepalive_race",variant="fin_crossed",certainty="proven",side="client",)";
     CHECK(value_of(text, verdict + R"(retried="yes",client_status="502"})") == 1);
     CHECK(value_of(text, verdict + R"(retried="unknown",client_status="unknown"})") == 1);
+}
+
+TEST_CASE("an exposed upstream's metrics: the races to be expected, between bounds, and this host's own limit")
+{
+    Upstreams upstreams;
+    Upstream& upstream = upstreams.at(key_of(1), 1);
+    for (unsigned i = 0; i < 5; ++i)
+        teach(upstream.idle_timeout, 5000);
+    for (unsigned i = 0; i < 3; ++i)
+        teach(upstream.own_idle_limit, 7500);
+    for (unsigned i = 0; i < 16; ++i)
+        upstream.rests.add(4000);
+    upstream.rtt_us = 24'000;
+    upstreams.at(key_of(2), 1).counts.opened = 1;
+    Metrics metrics(label_of);
+    const std::string text = text_of(metrics, standing_health(), upstreams);
+    const std::string labels = R"({upstream="10.0.0.1:80")";
+    CHECK(value_of(text, "finrace_upstream_exposed" + labels + "}") == 1);
+    CHECK(value_of(text, "finrace_upstream_own_idle_limit_seconds" + labels + "}") == 7.5);
+    // Of 2.5 s before the timer 25 ms lose a request: of 16 in an hour 3.84 a day. Two standard errors are half of it.
+    const std::string expected = "finrace_upstream_expected_races_per_day" + labels;
+    CHECK(value_of(text, expected + R"(,bound="low"})") == Approx(1.92));
+    CHECK(value_of(text, expected + R"(,bound="high"})") == Approx(5.76));
+
+    // What is not known is not there, rather than 0.
+    const std::string other = R"({upstream="10.0.0.2:80")";
+    CHECK(value_of(text, "finrace_upstream_exposed" + other + "}") == 0);
+    for (const char* name : {"finrace_upstream_idle_timeout_seconds", "finrace_upstream_own_idle_limit_seconds",
+                             "finrace_upstream_expected_races_per_day"}) {
+        CAPTURE(name);
+        CHECK(text.find(name + labels) != std::string::npos);
+        CHECK(text.find(name + other) == std::string::npos);
+    }
 }
 
 TEST_CASE("upstreams beyond the limit share one, and the text stays as long as it is")
