@@ -37,6 +37,7 @@ MEMORY_BUDGET = 64 << 20  # of userspace, at 100,000 followed connections
 OLD_IDLE = 1.1  # above 0.9 s, so that an idle close is thinkable at all
 # Longer than a TLS farewell, which is no request.
 REQUEST, RESPONSE = b"GET / HTTP/1.1\r\nHost: upstream.example\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"
+SHIPPED = os.path.join(harness.ROOT, "packaging", "finrace.toml")
 MARKS = (b"trace_", b"cgroup_", b"finrace", b"losses", b"events")
 
 
@@ -646,7 +647,6 @@ def test_start_stop(options):
                 else:
                     finrace.stop(how)
                     must(finrace.health().at("finrace.health.last") is True, "no last summary")
-        load.check()
 
     def left():
         return {key: name for key, name in harness.bpf_objects().items() if key not in before and key not in harness.held_objects()}
@@ -1874,6 +1874,128 @@ def test_refusals(options):
     must(not wrong, lambda: f"{len(wrong)} of {len(REFUSALS)}:\n          " + "\n          ".join(wrong))
 
 
+# What a file says, and where and what of it is wrong.
+BAD_CONFIGURATIONS = [
+    ('flat = true\nupstrem = "10.0.0.5"\n', ["{path}:2: upstrem is no key; accepted: upstream, process, side, backend"]),
+    ("[run]\nflat = true\n", ["{path}:1: run is no key"]),
+    ('config = "x"\n', ["{path}:1: config is no key"]),
+    ("flat = true\n\ncheck_config = true\n", ["{path}:3: check_config is no key"]),
+    ('replay = "f.rec"\n', ["{path}:1: replay is no key"]),
+    ('# the kernel\n\nbackend = "ebpf"\n', ["{path}:3: backend: 'ebpf' is not known; accepted: auto, trace, cgroup"]),
+    ("ring_bytes = 7\n", ["{path}:1: ring_bytes: '7' is out of range; accepted: 4k to 1G"]),
+    ('upstream = ["10.0.0.5", "app.example:80"]\n', ["{path}:1: upstream: 'app.example:80'", "accepted: 10.0.0.5, "]),
+    ('interval = "soon"\n', ["{path}:1: interval: 'soon'", "250ms"]),
+    ('connections = "yes"\n', ["{path}:1: connections takes no such value; accepted: true or false"]),
+    ("metrics = [9735, 9736]\n", ['{path}:1: metrics takes no such value; accepted: "[ADDR:]PORT"']),
+    ("flat = true\nflat = false\n", ["{path}:2: "]),
+    ("flat = true\noutput =\n", ["{path}:2: "]),
+    # Of a combination the flags are named.
+    ('backend = "cgroup"\nside = "server"\n', ["--side server: backend cgroup"]),
+    ('mask_addresses = "clients"\nhash_addresses = "clients"\n', ["--mask-addresses and --hash-addresses: give one of them"]),
+    ('hash_key = "/dev/zero"\n', ["--hash-key: that is for --hash-addresses"]),
+    ('hash_addresses = "all"\nhash_key = "/dev/null"\n', ["--hash-key /dev/null: 0 bytes are too few; accepted: "]),
+    ('mask_addresses = "all"\nmetrics = 9735\n', ["--metrics: masked upstreams look alike"]),
+    ('mask_addresses = "clients"\nrecord = "{folder}/f.rec"\n', ["--record: a recording has addresses as they are"]),
+    ("keep = 7\n", ["--keep says how to keep what --record records: give both"]),
+]
+# What a file says, flags beside it, and what is wrong with both together; None: nothing.
+OVERRIDES = [
+    ('backend = "cgroup"\nside = "server"\n', ["--backend", "trace"], None),
+    ('backend = "trace"\nside = "server"\n', ["--backend", "cgroup"], "--side server: backend cgroup"),
+    ('mask_addresses = "all"\nmetrics = 9735\n', ["--mask-addresses", "clients"], None),
+    ('mask_addresses = "all"\n', ["--metrics", "9735"], "--metrics: masked upstreams look alike"),
+    ("metrics = 9735\n", ["--metrics", "0"], "--metrics: '0'"),
+    ("flat = true\n", ["--replay", "f.rec"], "--replay"),
+]
+
+
+def check_config(options, path, *flags, prefix=()):
+    return run_finrace(options, ["run", "--config", path, "--check-config", *flags], prefix)
+
+
+def test_check_config(options):
+    """A wrong file: exit 2, its place, its key and what is accepted, as of a start with it. Flags win over what it says."""
+    folder = os.path.join(options.folder, "configurations")
+    os.makedirs(folder)
+    path = os.path.join(folder, "f.toml")
+
+    def configure(text):
+        with open(path, "w", encoding="ascii") as file:
+            file.write(text.replace("{folder}", folder))
+
+    wrong = []
+    for text, words in BAD_CONFIGURATIONS:
+        configure(text)
+        done = check_config(options, path)
+        missing = [word for word in words if word.replace("{path}", path) not in done.stderr]
+        start = run_finrace(options, ["run", "--config", path])
+        if done.returncode != 2 or missing or done.stdout or (start.returncode, start.stdout, start.stderr) != (2, "", done.stderr):
+            wrong.append(f"{text!r}: exit {done.returncode}, not said: {missing}, stdout {done.stdout[:100]!r}, stderr {done.stderr!r}; "
+                         f"at a start exit {start.returncode}, stderr {start.stderr!r}")
+    for text, flags, words in OVERRIDES:
+        configure(text)
+        done = check_config(options, path, *flags)
+        due = (2, "") if words else (0, f"{path} is good\n")
+        if (done.returncode, done.stdout) != due or (words or "") not in done.stderr or bool(words) != bool(done.stderr):
+            wrong.append(f"{text!r} beside {flags}: exit {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}")
+    must(not wrong, lambda: f"{len(wrong)} wrong:\n          " + "\n          ".join(wrong))
+    must(os.listdir(folder) == ["f.toml"], f"left behind: {os.listdir(folder)}")
+
+
+def test_shipped_configuration(options):
+    """The packaged file is good as it is, and with whatever it offers in comments; to say so takes no rights and starts nothing."""
+    with open(SHIPPED, encoding="utf-8") as file:
+        shipped = file.read()
+    folder = os.path.join(options.folder, "shipped")
+    os.makedirs(folder)
+    path, key = os.path.join(folder, "finrace.toml"), os.path.join(folder, "key")
+    with open(key, "w", encoding="ascii") as file:
+        file.write("k" * 32)
+    offered = re.findall(r"^#([a-z_]+) = ", shipped, re.M)
+    # The file says of them that they exclude each other.
+    apart = [{"mask_addresses"}, {"hash_addresses", "hash_key"}, {"record"}]
+    must(len(offered) > 10 and len(offered) == len(set(offered)) and set().union(*apart) <= set(offered), f"offered: {offered}")
+
+    def configure(taken):
+        text = shipped
+        for one in taken:
+            text = text.replace(f"#{one} = ", f"{one} = ")
+        text = text.replace("/etc/finrace/hash.key", key).replace("/var/log/finrace", folder)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return text
+
+    powerless = [harness.need("setpriv", "util-linux"), "--bounding-set", "-all", "--inh-caps", "-all"]
+    with network() as net, socket.socket() as taken_port:
+        taken_port.bind(("127.0.0.1", 9735))  # where metrics are offered
+        taken_port.listen()
+        done = check_config(options, SHIPPED, prefix=powerless)
+        must((done.returncode, done.stdout, done.stderr) == (0, f"{SHIPPED} is good\n", ""), f"as shipped: {done}")
+        for kept in apart:
+            configure(set(offered) - set().union(*apart) | kept)
+            done = check_config(options, path, prefix=powerless)
+            must((done.returncode, done.stdout, done.stderr) == (0, f"{path} is good\n", ""), f"with {kept}: {done}")
+        # None of that would do for a start.
+        start = run_finrace(options, ["run", *options.backend_flags], powerless)
+        must(start.returncode == 2 and "CAP_" in start.stderr, f"started without rights: {start}")
+        must(sorted(os.listdir(folder)) == ["finrace.toml", "key"], f"made: {os.listdir(folder)}")
+        start = run_finrace(options, ["run", "--config", path])
+        must(start.returncode == 2 and "in use" in start.stderr, f"started at a port that is in use: {start}")
+        made = set(os.listdir(folder)) - {"finrace.toml", "key"}
+        must(made == {"finrace.jsonl", "finrace.rec"}, f"made by a start: {made}")
+
+        text = configure(offered)
+        done = check_config(options, path)
+        must(done.returncode == 2 and "--mask-addresses and --hash-addresses" in done.stderr, f"with all of it: {done}")
+        for one in offered:
+            lines = [f"{one} = {{}}" if line.startswith(f"{one} = ") else line for line in text.splitlines()]
+            with open(path, "w", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+            done = check_config(options, path)
+            place = f"{path}:{lines.index(f'{one} = {{}}') + 1}: {one} takes no such value; accepted: "
+            must(done.returncode == 2 and place in done.stderr, f"{one}: {done}, not {place!r}")
+
+
 def test_not_root(options):
     """Without the capabilities: exit 2, and which ones are missing."""
     setpriv = harness.need("setpriv", "util-linux")
@@ -1911,7 +2033,7 @@ def test_no_cgroup_root(options):
 # ---- all of them ---------------------------------------------------------------------------------------------------------
 
 TESTS = [
-    test_refusals, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
+    test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_told_timer, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
     test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
