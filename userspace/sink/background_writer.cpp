@@ -23,7 +23,18 @@ struct BackgroundWriter::Shared {
     bool begun = false; ///< not taken up by the thread yet
     bool over = false;
     std::optional<Result> result{};
-    Descriptor ended{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    int ended = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+    Shared() = default;
+    ~Shared()
+    {
+        if (ended >= 0)
+            ::close(ended);
+    }
+    Shared(const Shared&) = delete;
+    Shared& operator=(const Shared&) = delete;
+    Shared(Shared&&) = delete;
+    Shared& operator=(Shared&&) = delete;
 
     void work()
     {
@@ -39,14 +50,14 @@ struct BackgroundWriter::Shared {
             lock.lock();
             result = got;
             const std::uint64_t one = 1;
-            [[maybe_unused]] const ssize_t told = ::write(ended.get(), &one, sizeof(one));
+            [[maybe_unused]] const ssize_t told = ::write(ended, &one, sizeof(one));
         }
     }
 };
 
 BackgroundWriter::BackgroundWriter() : shared_(std::make_shared<Shared>())
 {
-    if (!shared_->ended)
+    if (shared_->ended < 0)
         throw std::system_error(errno, std::generic_category(), "eventfd()");
     std::thread([shared = shared_] { shared->work(); }).detach();
 }
@@ -74,14 +85,14 @@ std::optional<BackgroundWriter::Result> BackgroundWriter::result()
     if (!shared_->result)
         return std::nullopt;
     std::uint64_t ended = 0;
-    [[maybe_unused]] const ssize_t got = ::read(shared_->ended.get(), &ended, sizeof(ended));
+    [[maybe_unused]] const ssize_t got = ::read(shared_->ended, &ended, sizeof(ended));
     busy_ = false;
     return std::exchange(shared_->result, std::nullopt);
 }
 
 int BackgroundWriter::descriptor() const
 {
-    return shared_->ended.get();
+    return shared_->ended;
 }
 
 } // namespace finrace

@@ -9,8 +9,6 @@
 #include <optional>
 #include <string_view>
 
-#include "source/descriptor.h"
-
 namespace finrace {
 
 class BackgroundWriter {
