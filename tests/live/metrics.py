@@ -374,17 +374,20 @@ def teach(net, scrape):
     Gives the address of the first."""
     listeners = listen(net), listen(net)
     exposed, limited = ["{}:{}".format(*one.getsockname()) for one in listeners]
+    due = {("finrace_upstream_idle_timeout_seconds", exposed), ("finrace_upstream_expected_races_per_day", exposed),
+           ("finrace_upstream_own_idle_limit_seconds", limited)}
+    lacking = set()
 
     def learned():
         # Some well below the timer, some in the last eighth before it.
         use_and_rest(net, listeners[0], [1.3, 1.8] * 6, 2.0, upstream_closes=True)
         use_and_rest(net, listeners[1], [0.1] * 6, 0.5, upstream_closes=False)
         found = scrape()
-        return all(value(found, name, upstream=upstream) is not None for name, upstream in (
-            ("finrace_upstream_idle_timeout_seconds", exposed), ("finrace_upstream_expected_races_per_day", exposed),
-            ("finrace_upstream_own_idle_limit_seconds", limited)))
+        lacking.clear()
+        lacking.update((name, upstream) for name, upstream in due if value(found, name, upstream=upstream) is None)
+        return not lacking
 
-    wait_for(learned, "both timers to be learned")  # a busy machine blurs a few closes: more of them make up for it
+    wait_for(learned, lambda: f"{lacking} to be learned")  # a busy machine blurs a few closes: more of them make up for it
     return exposed
 
 

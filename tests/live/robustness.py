@@ -577,7 +577,7 @@ class Load:
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        must(kind is not None or not by_themselves, f"{len(by_themselves)} of {len(self.pids)} that load ended by themselves")
+        must(kind is not None or not by_themselves, f"{len(by_themselves)} of {len(self.pids)} loading processes ended by themselves")
 
 
 def test_churn_at_start(options):
@@ -1903,6 +1903,7 @@ OVERRIDES = [
     ('backend = "cgroup"\nside = "server"\n', ["--backend", "trace"], None),
     ('backend = "trace"\nside = "server"\n', ["--backend", "cgroup"], "--side server: backend cgroup"),
     ('mask_addresses = "all"\nmetrics = 9735\n', ["--mask-addresses", "clients"], None),
+    ('metrics = "192.0.2.1:9735"\n', [], None),  # no address of this host: nothing is to listen
     ('mask_addresses = "all"\n', ["--metrics", "9735"], "--metrics: masked upstreams look alike"),
     ("metrics = 9735\n", ["--metrics", "0"], "--metrics: '0'"),
     ("flat = true\n", ["--replay", "f.rec"], "--replay"),
