@@ -845,6 +845,15 @@ def test_reload(options):
         for text in words:
             wait_for(lambda: any(text in said for said in finrace.said[before:]), lambda: f"{text}: {finrace.words()}")
 
+    def armed(finrace):
+        """How often its loop wakes by itself, in milliseconds."""
+        timers = []
+        for descriptor in glob.glob(f"/proc/{finrace.process.pid}/fdinfo/*"):
+            with suppress(OSError):  # closed meanwhile
+                timers += re.findall(rb"it_interval: \((\d+), (\d+)\)", read_file(descriptor))
+        must(len(timers) == 1, f"its timers are {timers}")
+        return int(timers[0][0]) * 1000 + int(timers[0][1]) / 1e6
+
     def filtered(finrace):
         """An accident that the filter keeps back: judged by the time of the next summary."""
         unanswered(net, listener)
@@ -876,6 +885,16 @@ def test_reload(options):
             finrace.stop()
             harness.check_schema(finrace)
             must(not any("warning" in text for text in finrace.said), finrace.words)
+
+        # Summaries come as often as the file says by now, and an idle finrace wakes no oftener than they take.
+        configure('interval = "10s"')
+        with Finrace(options, "--config", path, interval=None) as finrace:
+            for interval, ms, tick in (("50ms", 50, 50), ("1m", 60000, 200), ("10ms", 10, 10)):
+                configure(f'interval = "{interval}"')
+                reload(finrace, "taken anew: interval")
+                must(armed(finrace) == tick, f"with an interval of {interval} it wakes every {armed(finrace):g} ms")
+                wait_for(lambda: ms in {one.at("finrace.health.interval_ms") for one in finrace.records("finrace.health")}, "a summary")
+            finrace.stop()
 
         # A key that is out of reach by now keeps no other change back.
         key = os.path.join(options.folder, "key")

@@ -56,10 +56,12 @@ void watch(const Descriptor& epoll, int fd, std::uint32_t events, const char* wh
 } // namespace
 
 LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, Recorder* recorder)
-    : tick_(std::min(tick, longest_tick)), recorder_(recorder), clock_measured_(std::chrono::steady_clock::now())
+    : timer_(opened(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create()")),
+      recorder_(recorder), clock_measured_(std::chrono::steady_clock::now())
 {
     check_combination(options);
     require_privileges();
+    tick_every(tick);
 
     ::signal(SIGPIPE, SIG_IGN); // a reader that leaves is told by EPIPE
     sigset_t stop{};
@@ -149,6 +151,13 @@ bool LiveLoop::goes_on_after_signal(Listener& listener)
     return signal.ssi_signo == SIGHUP && (listener.on_hangup() || hangup_ignored_);
 }
 
+void LiveLoop::tick_every(std::chrono::nanoseconds tick)
+{
+    const timespec period = to_timespec(std::min(tick, longest_tick));
+    const itimerspec armed{.it_interval = period, .it_value = period};
+    ::timerfd_settime(timer_.get(), 0, &armed, nullptr);
+}
+
 void LiveLoop::watch_input(int descriptor, std::function<void()> on_ready)
 {
     input_ = descriptor;
@@ -160,15 +169,12 @@ void LiveLoop::run(Listener& listener)
     const std::uint64_t began_ns = now_ns();
     intake_->listen(listener);
     const Descriptor epoll = opened(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1()");
-    const Descriptor timer = opened(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create()");
-    const itimerspec period{.it_interval = to_timespec(tick_), .it_value = to_timespec(tick_)};
-    ::timerfd_settime(timer.get(), 0, &period, nullptr);
 
     // Edges, not levels: a wake-up means something urgent, but any event in the ring keeps it readable. The timer
     // collects those in one go.
     watch(epoll, source_->wakeup_fd(), EPOLLIN | EPOLLET, "the kernel's events");
     watch(epoll, signals_.get(), EPOLLIN, "signals");
-    watch(epoll, timer.get(), EPOLLIN, "the timer");
+    watch(epoll, timer_.get(), EPOLLIN, "the timer");
     const auto watch_outputs = [&] {
         static_assert(POLLIN == EPOLLIN && POLLOUT == EPOLLOUT);
         std::vector<pollfd> outputs = listener.awaited_outputs();
@@ -201,10 +207,10 @@ void LiveLoop::run(Listener& listener)
             } else if (fd == signals_.get()) {
                 looks = true;
                 running = goes_on_after_signal(listener);
-            } else if (fd == timer.get()) {
+            } else if (fd == timer_.get()) {
                 looks = true;
                 std::uint64_t expirations = 0;
-                [[maybe_unused]] const ssize_t got = ::read(timer.get(), &expirations, sizeof(expirations));
+                [[maybe_unused]] const ssize_t got = ::read(timer_.get(), &expirations, sizeof(expirations));
                 watch_outputs(); // what was opened or connected anew is not watched any more
             } else if (fd == input_) {
                 looks = true;

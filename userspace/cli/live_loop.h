@@ -30,6 +30,8 @@ public:
 
     /// `on_ready` is called whenever `descriptor` is readable while it runs. To be called once.
     void watch_input(int descriptor, std::function<void()> on_ready);
+    /// From now on it looks at what has come at least so often.
+    void tick_every(std::chrono::nanoseconds tick);
     /// It ends by itself after so long, if there is a limit.
     void end_after(std::optional<std::chrono::nanoseconds> duration) { duration_ = duration; }
 
@@ -56,7 +58,7 @@ private:
     bool goes_on_after_signal(Listener& listener);
     void say_warnings();
 
-    std::chrono::nanoseconds tick_;
+    Descriptor timer_;
     std::optional<std::chrono::nanoseconds> duration_;
     int input_ = -1;
     std::function<void()> on_input_;

@@ -69,6 +69,7 @@ void reload(Reloader& reloader, Reporter& reporter, LiveLoop& feed, bool records
             reporter.change(*fresh.options);
             feed.filter(fresh.options->watch.filter);
             feed.know(fresh.options->watch.idle_timers);
+            feed.tick_every(fresh.options->interval);
             say(fmt::format("taken anew: {}", fmt::join(fresh.taken, ", ")));
         }
         if (!fresh.left.empty())
