@@ -79,6 +79,16 @@ def help_is_a_command():
     must(status == 2, f"finrace doctor help: exit {status}")
 
 
+def what_a_reload_takes():
+    """The help and docs/operations.md name the same keys."""
+    keys = re.search(r"Of --config's keys (.*?) change while it runs", " ".join(finrace("help", "run").split()))
+    with open(os.path.join(ROOT, "docs", "operations.md"), encoding="utf-8") as file:
+        rows = re.search(r"^\| key \|.*?\n\n", file.read(), re.MULTILINE | re.DOTALL)
+    must(keys and rows, "one of them does not tell")
+    told = {key for row in rows[0].strip().splitlines() for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    must(set(keys[1].split(", ")) == told, f"{keys[1]}, but {sorted(told)}")
+
+
 # What is typed, and what must be among that which is offered; None: nothing is to be.
 TYPED = [
     ("finrace di", {"diagnose"}),
@@ -158,7 +168,7 @@ def zsh():
 
 def main():
     failed = 0
-    tests = (every_command_has_a_page, every_cause_is_explained, no_such_page, help_is_a_command, bash, fish, zsh)
+    tests = (every_command_has_a_page, every_cause_is_explained, no_such_page, help_is_a_command, what_a_reload_takes, bash, fish, zsh)
     for test in tests:
         name = test.__name__.replace("_", " ")
         try:

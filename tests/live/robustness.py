@@ -75,6 +75,11 @@ def stale(net, listener):
     """stale_reuse: an exchange, the server's FIN, then a request."""
     pair = Pair(net, listener)
     pair.exchange()
+    reuse_stale(pair)
+    return pair.ends
+
+
+def reuse_stale(pair):
     pair.server.close()
     wait_for(lambda: pair.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 8, "CLOSE_WAIT")
     pair.client.send(REQUEST)
@@ -83,7 +88,6 @@ def stale(net, listener):
     except ConnectionResetError:
         pass
     pair.client.close()
-    return pair.ends
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------------
@@ -854,6 +858,9 @@ def test_reload(options):
         must(len(timers) == 1, f"its timers are {timers}")
         return int(timers[0][0]) * 1000 + int(timers[0][1]) / 1e6
 
+    def flat_lines(finrace):
+        return [line for _, line in finrace.lines if b'"event.name":' in line]
+
     def filtered(finrace):
         """An accident that the filter keeps back: judged by the time of the next summary."""
         unanswered(net, listener)
@@ -877,14 +884,52 @@ def test_reload(options):
             reload(finrace, "No such file", "all goes on as before")
             os.mkfifo(path)
             reload(finrace, "no regular file", "all goes on as before")
-            configure("metrics = 1", 'mask_addresses = "all"', "side = 'server'")
-            reload(finrace, "taken anew: upstream_name", "until a restart: mask_addresses, metrics, ring_bytes, side")
+            configure("metrics = 1", 'mask_addresses = "all"', "connections = true")
+            reload(finrace, "taken anew: upstream_name", "until a restart: connections, mask_addresses, metrics, ring_bytes")
             shown = unanswered(net, listener)
             verdict = finrace.wait_verdicts(net, 2)[1]
             must(verdict.ends == shown and verdict.at("peer.service") is None, f"what takes a restart was taken: {verdict}")
             finrace.stop()
             harness.check_schema(finrace)
             must(not any("warning" in text for text in finrace.said), finrace.words)
+
+        # No connection's state is lost, be it chosen all along or only by the time it races; nor what is known of its upstream.
+        configure('upstream = "192.0.2.1"')
+        with Finrace(options, "--config", path, interval="100ms") as finrace:
+            pairs = [Pair(net, listener)]
+            pairs[0].exchange()
+            configure('side = "client"')
+            reload(finrace, "taken anew: side, upstream")
+            pairs.append(Pair(net, listener))
+            pairs[1].exchange()
+            due = [unanswered(net, listener)]
+            finrace.wait_verdicts(net, 1)
+            configure('side = "server"', "flat = true")
+            if options.backend == "cgroup":
+                reload(finrace, "--side server: backend cgroup", "all goes on as before")
+                due.append(unanswered(net, listener))
+                finrace.wait_verdicts(net, 2)
+                must(not flat_lines(finrace), "what was refused was taken")
+            else:
+                reload(finrace, "taken anew: flat, side")
+                filtered(finrace)
+            configure("flat = true")
+            reload(finrace, "taken anew: ")
+            wait_for(lambda: flat_lines(finrace), "a flat record")
+            configure("")
+            reload(finrace, "taken anew: flat")
+            for pair in pairs:
+                reuse_stale(pair)
+            verdicts = finrace.wait_verdicts(net, len(due) + 2)
+            must(sorted(one.ends for one in verdicts) == sorted(due + [pair.ends for pair in pairs]), f"{verdicts}")
+            for one in verdicts[len(due):]:
+                known = [one.at(f"finrace.connection.{name}") for name in ("reused", "exchange", "adopted")]
+                must(one.at("finrace.cause") == "stale_reuse" and known == [True, 2, None], f"{one}")
+            finrace.stop()
+            told = [one for one in finrace.records("finrace.upstream") if one.peer == listener.getsockname()][-1]
+            must(told.at("finrace.upstream.verdicts") == {"upstream_closed": len(due), "stale_reuse": 2}, f"{told}")
+            finrace.lines = [one for one in finrace.lines if b'"event.name":' not in one[1]]
+            harness.check_schema(finrace)
 
         # Summaries come as often as the file says by now, and an idle finrace wakes no oftener than they take.
         configure('interval = "10s"')
@@ -893,8 +938,11 @@ def test_reload(options):
                 configure(f'interval = "{interval}"')
                 reload(finrace, "taken anew: interval")
                 must(armed(finrace) == tick, f"with an interval of {interval} it wakes every {armed(finrace):g} ms")
-                wait_for(lambda: ms in {one.at("finrace.health.interval_ms") for one in finrace.records("finrace.health")}, "a summary")
-            finrace.stop()
+                wait_for(lambda: finrace.records("finrace.health") and finrace.health().at("finrace.health.interval_ms") == ms, "a summary")
+            configure('for = "1s"')
+            reload(finrace, "taken anew: for, interval")
+            finrace.wait_end()
+            must(finrace.health().at("finrace.health.last") is True, "no last summary")
 
         # A key that is out of reach by now keeps no other change back.
         key = os.path.join(options.folder, "key")
@@ -917,8 +965,8 @@ def test_reload(options):
             file.write("")
         checked(libc.mount(path.encode(), other.encode(), None, 4096, None), "mount --bind")
         with Finrace(options, "--config", other, "--record", os.path.join(options.folder, "reloaded.rec"), interval="100ms") as finrace:
-            configure("", f'upstream_name = "{net.prefix}0/24=billing"', in_place=True)
-            reload(finrace, "taken anew: upstream_name", "until a restart: upstream")
+            configure('side = "server"', f'upstream_name = "{net.prefix}0/24=billing"', in_place=True)
+            reload(finrace, "taken anew: upstream_name", "until a restart: side, upstream")
             filtered(finrace)
             finrace.stop()
             must(not finrace.verdicts(net), f"the filter has changed: {finrace.verdicts(net)}")

@@ -22,6 +22,7 @@
 #include "folder.h"
 #include "sink/log_formats.h"
 #include "sink/unix_socket.h"
+#include "source/descriptor.h"
 
 using namespace finrace;
 using namespace finrace::test;
@@ -287,6 +288,19 @@ TEST_CASE("the same output twice is refused")
         std::getline(file, line);
         CHECK(Json::parse(line) == verdict());
     }
+}
+
+TEST_CASE("records are flat from when that is asked for, and until it is no longer")
+{
+    const Folder folder;
+    Outputs outputs({parse_output(folder.at("a"))});
+    for (const bool flat : {false, true, false}) {
+        outputs.flatten(flat);
+        outputs.put(verdict());
+    }
+    outputs.flush();
+    const std::string nested = to_line(verdict()) + "\n";
+    CHECK(read_whole(folder.at("a")) == nested + to_line(flattened(verdict())) + "\n" + nested);
 }
 
 TEST_CASE("a record as a syslog message")

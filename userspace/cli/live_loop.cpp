@@ -77,9 +77,7 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, R
 
     source_ = std::make_unique<LiveSource>(options.live);
     facts_ = source_->facts();
-    if (options.filter.side == Side::server && facts_.backend == "cgroup")
-        throw UsageError("--side server: backend cgroup, the one that works here, doesn't tell what servers do; "
-                         "`finrace doctor` says what keeps backend trace from it");
+    check_told(options.filter, facts_);
     intake_.emplace(options.filter, names(), facts_.tells_outcomes);
     if (recorder_ != nullptr)
         recorder_->begin(facts_, options.filter.flags, options.live.report_states, clock_);

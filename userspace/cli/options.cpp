@@ -129,6 +129,13 @@ void check_combination(const WatchOptions& options)
         throw UsageError("--side server: backend cgroup doesn't tell what servers do; take --backend trace");
 }
 
+void check_told(const Filter& filter, const SourceFacts& facts)
+{
+    if (filter.side == Side::server && facts.backend == "cgroup")
+        throw UsageError("--side server: backend cgroup, the one that works here, doesn't tell what servers do; "
+                         "`finrace doctor` says what keeps backend trace from it");
+}
+
 std::string read_small_file(const std::string& path, std::size_t most_bytes, std::string_view flag)
 {
     const auto refuse = [&](int error) {

@@ -51,6 +51,8 @@ struct WatchOptions {
 void add_watch_options(CLI::App& command, WatchOptions& options);
 /// What no single flag can tell. Throws UsageError.
 void check_combination(const WatchOptions& options);
+/// What the source that works here does not tell. Throws UsageError.
+void check_told(const Filter& filter, const SourceFacts& facts);
 
 /// A flag whose text is turned into a value by `parse`, which may throw UsageError.
 CLI::Option* add_parsed(CLI::App& command, const std::string& name, const std::string& type,

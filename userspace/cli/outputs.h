@@ -48,6 +48,8 @@ public:
     /// `flat`: JSON on one level, but for the journal, whose fields are names of their own.
     explicit Outputs(std::vector<OutputTarget> targets, bool flat = false);
 
+    /// The same, from now on.
+    void flatten(bool flat) { flat_ = flat; }
     void put(const Json& record);
     /// Writes as much as is taken without waiting.
     void flush();

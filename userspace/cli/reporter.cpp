@@ -125,6 +125,7 @@ void Reporter::change(const RunOptions& fresh)
 {
     options_.addresses.names = fresh.addresses.names;
     options_.interval = fresh.interval;
+    outputs_.flatten(fresh.flat);
     if (options_.watch.filter.flags != fresh.watch.filter.flags)
         open_.lose_track(); // what is no longer chosen ends unseen
     options_.watch.filter = fresh.watch.filter;

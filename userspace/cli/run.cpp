@@ -64,12 +64,13 @@ int replay(const RunOptions& options)
 void reload(Reloader& reloader, Reporter& reporter, LiveLoop& feed, bool records)
 {
     try {
-        const Reloader::Reloaded fresh = reloader.read(records);
+        const Reloader::Reloaded fresh = reloader.read(feed.facts(), records);
         if (!fresh.taken.empty()) {
             reporter.change(*fresh.options);
             feed.filter(fresh.options->watch.filter);
             feed.know(fresh.options->watch.idle_timers);
             feed.tick_every(fresh.options->interval);
+            feed.end_after(fresh.options->duration);
             say(fmt::format("taken anew: {}", fmt::join(fresh.taken, ", ")));
         }
         if (!fresh.left.empty())
@@ -169,7 +170,8 @@ void add_run(CLI::App& program, Action& action)
     command->footer(
         "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
         "SIGHUP and SIGUSR1 open the files among its outputs anew, for log rotation, and read --config anew;\n"
-        "with nothing but standard output and no --config, SIGHUP ends it, but not as a service.\n"
+        "with nothing but standard output and no --config, SIGHUP ends it, but not as a service.\n" +
+        reload_text() +
         "\n"
         "Examples:\n"
         "  finrace run --output /var/log/finrace.jsonl\n"

@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/stat.h>
 
 #include "cli/confinement.h"
@@ -19,9 +20,10 @@ namespace {
 constexpr std::chrono::nanoseconds shortest_interval = std::chrono::milliseconds(10);
 
 /// What changes nothing in the kernel, opens nothing, and shows nothing that was hidden.
-const std::set<std::string> changeable{"interval", "upstream", "process", "upstream_name", "idle_timeout"};
+const std::set<std::string> changeable{"flat",    "for",  "idle_timeout", "interval",
+                                       "process", "side", "upstream",     "upstream_name"};
 /// Of these what a recording's header tells.
-const std::set<std::string> recorded{"upstream", "process"};
+const std::set<std::string> recorded{"process", "side", "upstream"};
 
 } // namespace
 
@@ -70,6 +72,14 @@ void check_run_options(const RunOptions& options)
             "--metrics: masked upstreams look alike; take --hash-addresses all, or --mask-addresses clients");
 }
 
+std::string reload_text()
+{
+    return fmt::format("Of --config's keys {} change while it runs, and no\n"
+                       "connection's state is lost ({} not with --record, whose header tells them);\n"
+                       "all others take a restart.\n",
+                       fmt::join(changeable, ", "), fmt::join(recorded, ", "));
+}
+
 Reloader::Reloader(CLI::App& command, const std::string& path) : path_(path), given_(settings_of(command))
 {
     take_config(command, path_);
@@ -87,7 +97,7 @@ std::string Reloader::make_absolute()
     return path_ = absolute_path(path_);
 }
 
-Reloader::Reloaded Reloader::read(bool records)
+Reloader::Reloaded Reloader::read(const SourceFacts& facts, bool records)
 {
     errno = 0;
     if (!can_read_again()) // what is no file may keep whoever opens it waiting
@@ -113,6 +123,7 @@ Reloader::Reloaded Reloader::read(bool records)
     add_run_options(as_used, *reloaded.options);
     take_settings(as_used, in_use);
     check_combination(reloaded.options->watch); // of the others' partners none can change
+    check_told(reloaded.options->watch.filter, facts);
     in_use_ = std::move(in_use);
     return reloaded;
 }

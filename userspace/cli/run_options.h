@@ -37,6 +37,9 @@ void add_run_options(CLI::App& command, RunOptions& options);
 /// What no single flag can tell. Throws UsageError.
 void check_run_options(const RunOptions& options);
 
+/// Which keys a running one takes anew, for people.
+std::string reload_text();
+
 /// Reads a configuration file again, below what the command line says.
 class Reloader {
 public:
@@ -53,8 +56,9 @@ public:
         std::vector<std::string> taken;      ///< keys that say something else than before, and can be changed
         std::vector<std::string> left;       ///< and those that take a restart
     };
-    /// `records`: the raw events are recorded, whose filter stays. Throws UsageError, and then all stays as it was.
-    Reloaded read(bool records);
+    /// `facts`: of what runs. `records`: the raw events are recorded, whose filter stays. Throws UsageError, and then
+    /// all stays as it was.
+    Reloaded read(const SourceFacts& facts, bool records);
 
 private:
     std::string path_;
