@@ -126,7 +126,11 @@ void Reporter::change(const RunOptions& fresh)
     options_.addresses.names = fresh.addresses.names;
     options_.interval = fresh.interval;
     outputs_.flatten(fresh.flat);
-    if (options_.watch.filter.flags != fresh.watch.filter.flags)
+    const auto chosen = [](std::vector<std::string> flags) { // in whatever order a file or a command line has them
+        std::sort(flags.begin(), flags.end());
+        return flags;
+    };
+    if (chosen(options_.watch.filter.flags) != chosen(fresh.watch.filter.flags))
         open_.lose_track(); // what is no longer chosen ends unseen
     options_.watch.filter = fresh.watch.filter;
     next_summary_ns_ = std::min(next_summary_ns_, feed_.now_ns() + interval_ns());
