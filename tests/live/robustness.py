@@ -1131,7 +1131,7 @@ def test_recording(options):
         (["diagnose", os.path.join(harness.ROOT, "README.md")], "is no recording"),
         (["run", "--replay", path, "--record", cut], "--record"),
         (["run", "--replay", path, "--backend", "cgroup"], "--backend"),
-        (["run", "--replay", path, "--output", "/dev/full"], "No space left"),
+        (["run", "--replay", f"{path}.1", "--output", "/dev/full"], "No space left"),  # the newest part may have just begun
         (["diagnose", "30s"], "to watch for so long: --for 30s"),
         (["diagnose", "--for", "5s", path], "leave it out where files are read"),
         (["diagnose", "10.0.0.5:8000"], "--upstream 10.0.0.5:8000"),
