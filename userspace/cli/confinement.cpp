@@ -297,8 +297,8 @@ constexpr const char* needed_calls[] = {
     "readlinkat", "fstatfs", "getcwd", "getdents64", "rename", "renameat", "renameat2", "unlink", "unlinkat",
     // waiting
     "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6",
-    "eventfd2", "timerfd_settime", "nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres",
-    "gettimeofday", "restart_syscall", "sched_yield", "futex",
+    "eventfd2", "timerfd_settime", "nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres", "gettimeofday",
+    "restart_syscall", "sched_yield", "futex",
     // sockets that are open
     "getsockopt", "getsockname",
     // memory, without any that could be run
