@@ -44,6 +44,8 @@ std::size_t whole_lines(std::string_view text, std::size_t limit)
 
 /// A file is opened anew once its last line is out; by then whoever asks for it waits.
 constexpr std::chrono::milliseconds longest_wait_to_reopen(100);
+/// Whoever has refused a write is not asked again for so long.
+constexpr std::chrono::milliseconds refused_for(100);
 /// Copied for the thread that writes it.
 constexpr std::size_t most_behind = 1U << 20U;
 
@@ -55,9 +57,9 @@ Stream::Stream(Stream&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), owned_(std::exchange(other.owned_, false)), socket_(other.socket_),
       pipe_(other.pipe_), may_block_(other.may_block_), reader_left_(other.reader_left_),
       within_line_(other.within_line_), ends_torn_(other.ends_torn_), problem_(other.problem_), behind_(other.behind_),
-      writer_(std::move(other.writer_)), limit_(other.limit_), name_(std::move(other.name_)),
-      backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)), written_(other.written_),
-      dropped_(other.dropped_)
+      writer_(std::move(other.writer_)), tried_again_at_(other.tried_again_at_), limit_(other.limit_),
+      name_(std::move(other.name_)), backlog_(std::move(other.backlog_)), sent_(std::exchange(other.sent_, 0)),
+      written_(other.written_), dropped_(other.dropped_)
 {
     other.backlog_.clear();
 }
@@ -264,17 +266,19 @@ void Stream::flush()
     trim();
 }
 
-/// Behind. What a write was refused is not written again before the next flush(): its end leads to this one.
+/// Behind. What was refused is tried again after a while: the end of each write, here or in another stream, leads to
+/// this.
 void Stream::write_on()
 {
-    bool goes_on = true;
+    const auto now = std::chrono::steady_clock::now();
     if (const auto result = writer_->result()) {
         problem_ = 0;
         bool may_connect = false;
-        goes_on = take_in(result->count, result->error, may_connect);
+        if (!take_in(result->count, result->error, may_connect))
+            tried_again_at_ = now + refused_for;
         trim();
     }
-    if (goes_on && waiting() > 0 && !writer_->busy())
+    if (now >= tried_again_at_ && waiting() > 0 && !writer_->busy())
         writer_->begin(fd_, std::string_view(backlog_).substr(sent_, most_behind));
 }
 
@@ -332,6 +336,7 @@ bool Stream::awaits() const
 void Stream::flush_for(std::chrono::milliseconds limit)
 {
     const auto deadline = std::chrono::steady_clock::now() + limit;
+    tried_again_at_ = {};
     for (;;) {
         flush();
         const auto left =
@@ -351,8 +356,13 @@ void Stream::drain(std::chrono::milliseconds limit)
 
 void Stream::drop_waiting()
 {
-    if (writer_ && writer_->busy()) // it may hang
-        writer_.reset();
+    bool may_connect = false;
+    if (writer_ && writer_->busy()) {
+        if (const auto result = writer_->result())
+            take_in(result->count, result->error, may_connect);
+        else // it may hang
+            writer_.reset();
+    }
     dropped_ += static_cast<std::uint64_t>(
         std::count(backlog_.begin() + static_cast<std::ptrdiff_t>(sent_), backlog_.end(), '\n'));
     if (std::exchange(ends_torn_, false))

@@ -106,7 +106,8 @@ private:
     bool ends_torn_ = false;   ///< the backlog's first byte ends another's torn line, and is no line of its own
     int problem_ = 0;
     bool behind_ = false;
-    std::unique_ptr<BackgroundWriter> writer_{}; ///< of a regular file that is written behind
+    std::unique_ptr<BackgroundWriter> writer_{};             ///< of a regular file that is written behind
+    std::chrono::steady_clock::time_point tried_again_at_{}; ///< after a write behind that was refused: not before
     std::size_t limit_;
     std::string name_{}; ///< of the socket to connect to; else empty
     std::string backlog_;
