@@ -38,6 +38,7 @@ from datetime import datetime, timezone
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
+SIOCOUTQNSD = 0x894B  # linux/sockios.h
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 PATIENCE = 10.0  # no single step of a run may take longer
@@ -140,6 +141,11 @@ class TcpInfo:
 
 def unread_bytes(sock):
     return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"))[0]
+
+
+def unsent_bytes(sock):
+    """Written, but waiting for the window: not on its way yet (tcp(7) has SIOCOUTQ; SIOCOUTQNSD since Linux 2.6.37)."""
+    return struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQNSD, b"\0\0\0\0"))[0]
 
 
 def set_reset_on_close(sock):
@@ -1065,9 +1071,9 @@ def fin_all_but_last_byte(run):
     run.check(run.truth["server_closed_at"] - begun < 3 * run.delay + LATE, "the request took too long for one flight")
 
 
-@scenario(cause("request_rejected", certainty="likely"), stall=LONG_STALL)
+@scenario(cause("request_rejected", certainty="likely"), line=True, stall=LONG_STALL)
 def body_10mb_interrupted(run):
-    """The server reads 1 MB of a request of 10 MB and closes; the client goes on until it can't."""
+    """The server reads 1 MB of a request of 10 MB and closes, with more on its way; the client goes on until it can't."""
     run.open()
     run.exchange()
     run.idle()
@@ -1075,20 +1081,27 @@ def body_10mb_interrupted(run):
     run.send(b"")
     run.client.setblocking(False)
     deadline = now_ns() + int(PATIENCE * 1e9)
-    sent = 0
-    while run.truth["server_read_bytes"] < MIB:
+    sent = departed = 0
+    asked_at = now_ns()
+    on_its_way_until = 0
+    while run.truth["server_read_bytes"] < MIB or not on_its_way_until:
         run.check(now_ns() < deadline, "the body did not move")
-        readable, writable, _ = select.select([run.server], [run.client] if sent < len(request) else [], [], 1.0)
+        _, writable, _ = select.select([], [run.client] if sent < len(request) else [], [], run.delay / 4e9)
+        lying = unread_bytes(run.server)
+        if lying > 1:  # what is unread as it closes makes that a reset
+            run.truth["server_read_bytes"] += len(run.server.recv(lying - 1))
         if writable:
             sent += run.client.send(request[sent : sent + 65536])
-        if readable:
-            size = min(65536, MIB - run.truth["server_read_bytes"])
-            run.truth["server_read_bytes"] += len(run.server.recv(size))
+        # A window that was shut, or a late thread, leaves nothing on its way: then all that was sent is acknowledged.
+        earlier, since, asked_at = departed, asked_at, now_ns()
+        departed = sent - unsent_bytes(run.client)
+        on_its_way_until = since + run.delay if departed > earlier and asked_at < since + run.delay // 2 else 0
     # Bytes still on the wire are unread bytes as well once they arrive, so there is no exact count to ask for.
     run.truth["server_unread_bytes"] = unread_bytes(run.server)
     # How much had been written by then depends on buffers.
     run.truth.update(server_closed_at=now_ns(), server_close_how="reset", request_bytes=0)
     run.server.close()
+    run.check(now_ns() < on_its_way_until, "the last that was on its way may have arrived before the close")
     while now_ns() < deadline:
         _, writable, _ = select.select([], [run.client], [], 1.0)
         if not writable:
