@@ -232,23 +232,36 @@ def test_one_stands_still(options):
             print(f"          {len(stuck.raw)} of {len(finrace.lines)} records taken, {told} dropped")
 
 
+def writes_of(finrace):
+    """How often it has called write(), in vain included."""
+    with open(f"/proc/{finrace.process.pid}/io", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("syscw:"))
+
+
 def test_full_disk_beside(options):
-    """One output's disk is full: the others get what comes at once, and it gets the same once there is room."""
+    """Two outputs' disk is full: another gets what comes at once, they get the same once there is room, and nothing spins meanwhile."""
     with small_disk(options) as folder, network() as net:
-        path = os.path.join(folder, "records.jsonl")
+        paths = [os.path.join(folder, name) for name in ("records.jsonl", "others.jsonl")]
         listener = listen(net)
-        with Finrace(options, "--connections", "--output", path, interval="100ms") as finrace:
+        with Finrace(options, "--connections", "--output", paths[0], "--output", paths[1], interval="100ms") as finrace:
             for _ in range(100):
                 healthy(net, listener)
             wait_full(finrace)
             accident = unanswered(net, listener)
             wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == [accident], "the verdict in the other file")
-            must(finrace.next_health().at("finrace.outputs")[1].get("problem") == errno.errorcode[errno.ENOSPC], "no word of it")
+            wait_for(lambda: all(one.get("problem") == errno.errorcode[errno.ENOSPC] for one in finrace.next_health().at("finrace.outputs")[1:]),
+                     "word of both")
+            before = writes_of(finrace), len(finrace.lines)
+            for _ in range(10):
+                finrace.next_health()
+            writes, lines = writes_of(finrace) - before[0], len(finrace.lines) - before[1]
+            must(writes < 20 * lines, f"{writes} write() for {lines} records, in vain most of them")
             make_room(finrace, folder)
             finrace.stop()
-            with open(path, "rb") as file:
-                *lines, rest = file.read().split(b"\n")
-            must(rest == b"" and lines == [line for _, line in finrace.lines], f"{len(lines)} of {len(finrace.lines)} lines")
+            for path in paths:
+                with open(path, "rb") as file:
+                    *lines, rest = file.read().split(b"\n")
+                must(rest == b"" and lines == [line for _, line in finrace.lines], f"{path}: {len(lines)} of {len(finrace.lines)} lines")
 
 
 class StuckDisk:
