@@ -260,8 +260,11 @@ void Stream::flush()
         if (pipe_ || may_block_)
             size = whole_lines({data, size}, PIPE_BUF);
         const ssize_t count = socket_ ? ::send(fd_, data, size, MSG_DONTWAIT | MSG_NOSIGNAL) : ::write(fd_, data, size);
-        if (!take_in(count, errno, may_connect))
+        if (take_in(count, errno))
+            continue;
+        if (!reader_left_ || !std::exchange(may_connect, false))
             break;
+        connect(); // another reader may be there by now
     }
     trim();
 }
@@ -273,8 +276,7 @@ void Stream::write_on()
     const auto now = std::chrono::steady_clock::now();
     if (const auto result = writer_->result()) {
         problem_ = 0;
-        bool may_connect = false;
-        if (!take_in(result->count, result->error, may_connect))
+        if (!take_in(result->count, result->error))
             tried_again_at_ = now + refused_for;
         trim();
     }
@@ -283,19 +285,14 @@ void Stream::write_on()
 }
 
 /// What a write gave. Returns whether another may follow at once.
-bool Stream::take_in(std::int64_t count, int error, bool& may_connect)
+bool Stream::take_in(std::int64_t count, int error)
 {
     if (count < 0) {
         if (error == EINTR)
             return true;
-        if (error == EPIPE || error == ECONNRESET) {
+        if (error == EPIPE || error == ECONNRESET)
             reader_left_ = true;
-            if (!std::exchange(may_connect, false))
-                return false;
-            connect(); // another may be there by now
-            return true;
-        }
-        if (error != EAGAIN && error != EWOULDBLOCK)
+        else if (error != EAGAIN && error != EWOULDBLOCK)
             problem_ = error;
         return false;
     }
@@ -356,10 +353,9 @@ void Stream::drain(std::chrono::milliseconds limit)
 
 void Stream::drop_waiting()
 {
-    bool may_connect = false;
     if (writer_ && writer_->busy()) {
         if (const auto result = writer_->result())
-            take_in(result->count, result->error, may_connect);
+            take_in(result->count, result->error);
         else // it may hang
             writer_.reset();
     }

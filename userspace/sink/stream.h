@@ -90,7 +90,7 @@ private:
     Stream(int fd, std::size_t limit);
     void write_behind_if_regular();
     void write_on();
-    bool take_in(std::int64_t count, int error, bool& may_connect);
+    bool take_in(std::int64_t count, int error);
     void trim();
     void drop_torn_line();
     [[nodiscard]] bool lacks_only_its_end() const;
