@@ -138,12 +138,11 @@ struct MetricsServer::Callbacks {
     }
 };
 
-MetricsServer::MetricsServer(Descriptor listener, std::function<std::string()> make_text)
-    : make_text_(std::move(make_text)), listener_(std::move(listener))
+MetricsServer::MetricsServer(int listener, std::function<std::string()> make_text) : make_text_(std::move(make_text))
 {
     daemon_ =
         MHD_start_daemon(MHD_USE_EPOLL, 0, nullptr, nullptr, &Callbacks::on_request, this, MHD_OPTION_LISTEN_SOCKET,
-                         listener_.get(), MHD_OPTION_CONNECTION_LIMIT, most_connections, MHD_OPTION_CONNECTION_TIMEOUT,
+                         listener, MHD_OPTION_CONNECTION_LIMIT, most_connections, MHD_OPTION_CONNECTION_TIMEOUT,
                          silence_s, MHD_OPTION_CONNECTION_MEMORY_LIMIT, request_bytes, MHD_OPTION_NOTIFY_CONNECTION,
                          &Callbacks::on_connection, this, MHD_OPTION_END);
     if (daemon_ == nullptr)

@@ -9,7 +9,6 @@
 #include <functional>
 #include <map>
 #include <string>
-#include <utility>
 
 #include "cli/parse.h"
 #include "source/descriptor.h"
@@ -29,14 +28,12 @@ public:
     /// Tries once. Throws UsageError for another reason than that.
     explicit MetricsListener(const AddressPattern& address);
 
-    /// Tries, until it listens: from then on whoever connects waits for an answer. Returns whether it does.
+    /// Tries, if it does not listen yet: from then on whoever connects waits for an answer. Returns whether it does.
     bool try_to_listen();
     /// The errno that keeps it from that, or 0.
     [[nodiscard]] int problem() const { return problem_; }
     [[nodiscard]] const std::string& address() const { return text_; }
     [[nodiscard]] int descriptor() const { return socket_.get(); }
-    /// The socket, which listens.
-    Descriptor take() { return std::move(socket_); }
 
 private:
     AddressPattern address_;
@@ -48,8 +45,8 @@ private:
 
 class MetricsServer {
 public:
-    /// `make_text`: the metrics' text now. Throws UsageError.
-    MetricsServer(Descriptor listener, std::function<std::string()> make_text);
+    /// `listener`: a socket that listens, and outlives this. `make_text`: the metrics' text now. Throws UsageError.
+    MetricsServer(int listener, std::function<std::string()> make_text);
     ~MetricsServer();
     MetricsServer(const MetricsServer&) = delete;
     MetricsServer& operator=(const MetricsServer&) = delete;
@@ -71,7 +68,6 @@ private:
     std::chrono::steady_clock::time_point made_{};
     MHD_Response* response_ = nullptr;                               ///< the text, shared by all who ask for it
     std::map<int, std::chrono::steady_clock::time_point> connected_; ///< since when, by descriptor
-    Descriptor listener_;
     MHD_Daemon* daemon_ = nullptr;
 };
 

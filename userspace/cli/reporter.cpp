@@ -116,9 +116,8 @@ void Reporter::answer_if_it_listens()
 {
     if (!listener_->try_to_listen())
         return;
-    server_.emplace(listener_->take(), [this] { return metrics(); });
+    server_.emplace(listener_->descriptor(), [this] { return metrics(); });
     meter_->loop.watch_input(server_->descriptor(), [this] { server_->serve(); });
-    listener_.reset();
 }
 
 void Reporter::change(const RunOptions& fresh)
@@ -178,16 +177,15 @@ bool Reporter::on_tick()
     outputs_.say_news();
     if (server_)
         server_->serve(); // lets go of who is silent
-    if (const auto now = std::chrono::steady_clock::now(); listener_ && now - tried_to_listen_ >= listening_retried) {
+    if (const auto now = std::chrono::steady_clock::now(); unserved() && now - tried_to_listen_ >= listening_retried) {
         tried_to_listen_ = now;
-        const std::string address = listener_->address();
         try {
             answer_if_it_listens();
             if (server_)
-                say(fmt::format("metrics are served at {} now", address));
+                say(fmt::format("metrics are served at {} now", listener_->address()));
         } catch (const UsageError& error) {
-            say(error.what());
-            listener_.reset();
+            if (!std::exchange(library_refused_, true))
+                say(fmt::format("{}; that is tried again", error.what()));
         }
     }
     if (manager_ != nullptr)
@@ -265,7 +263,7 @@ std::string Reporter::state() const
     const OutputState sum = sum_of(outputs_.states());
     return fmt::format("backend {}: {} connections, {} verdicts, {} lost; {} records written, {} dropped{}",
                        feed_.facts().backend_text(), counts.connections_begun, feed_.intake().verdicts_in_all(),
-                       counts.lost(), sum.written, sum.dropped, listener_ ? "; metrics are not served" : "");
+                       counts.lost(), sum.written, sum.dropped, unserved() ? "; metrics are not served" : "");
 }
 
 void Reporter::name_run()
@@ -347,8 +345,9 @@ Health Reporter::health(bool last) const
     };
     if (recorder_ != nullptr)
         health.beside.push_back(recorder_->state());
-    if (listener_)
-        health.beside.push_back({.name = "metrics:" + listener_->address(), .problem = listener_->problem()});
+    if (unserved()) // where it listens, the library will start yet
+        health.beside.push_back({.name = "metrics:" + listener_->address(),
+                                 .problem = listener_->problem() != 0 ? listener_->problem() : EAGAIN});
     for (const Hook& hook : facts.missing)
         health.missing_hooks.push_back({.name = hook.name, .purpose = hook.purpose, .problem = hook.problem});
     return health;

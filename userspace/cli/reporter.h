@@ -61,6 +61,8 @@ private:
     };
 
     void answer_if_it_listens();
+    /// Metrics are asked for, and nobody is answered yet.
+    [[nodiscard]] bool unserved() const { return listener_ && !server_; }
     void summarise(bool last);
     void tell_upstreams(std::uint64_t now_ns, bool all);
     [[nodiscard]] std::string state() const;
@@ -91,8 +93,9 @@ private:
     std::optional<Confinement> confinement_;
     std::function<void()> reload_;
     std::optional<Meter> meter_;
-    std::optional<MetricsListener> listener_; ///< until it listens
+    std::optional<MetricsListener> listener_; ///< if metrics are asked for
     std::chrono::steady_clock::time_point tried_to_listen_{};
+    bool library_refused_ = false; ///< and that has been said
     std::optional<MetricsServer> server_;
 };
 
