@@ -178,6 +178,29 @@ TEST_CASE("hosts' pools at one upstream are one: the worst of them, and what all
     CHECK(pool.timeout()->ms == 5000);
 }
 
+TEST_CASE("of several hosts' timers the learned one counts; of those that were told, the worst pool's")
+{
+    const auto pool_with = [](const char* host, PoolState state, std::uint32_t ms, std::uint32_t samples) {
+        Pool pool = pool_of(host, state, 100);
+        pool.upstream.idle_timeout =
+            IdleTimeoutLearner({.ms = ms, .lowest_ms = ms, .highest_ms = ms, .samples = samples});
+        return pool;
+    };
+    const auto timer_of = [](const std::vector<Pool>& pools) {
+        Fleet fleet;
+        for (const Pool& pool : pools)
+            fleet.add(pool);
+        const Diagnosis diagnosis = std::move(fleet).diagnosis();
+        REQUIRE(diagnosis.pools().size() == 1);
+        return diagnosis.pools().front()->timeout()->ms;
+    };
+    const Pool worst = pool_with("a", PoolState::exposed, 5000, 0);
+    const Pool other = pool_with("b", PoolState::safe, 7000, 0);
+    CHECK(timer_of({worst, other}) == 5000);
+    CHECK(timer_of({other, worst}) == 5000);
+    CHECK(timer_of({worst, other, pool_with("c", PoolState::safe, 2000, 8)}) == 2000);
+}
+
 TEST_CASE("a verdict's record, read back, tells the same story")
 {
     for (event e : {crossing_closed(), refused(), in_exchange(EVENT_CLOSED, request_at + 30 * ms)}) {

@@ -55,7 +55,8 @@ Pool merged(std::vector<Pool> pools)
         if (all.process.empty())
             all.process = pool->process;
         const auto known_timeout = all.upstream.idle_timeout.timeout(); // what was learned goes before what was told
-        if (!known_timeout || (known_timeout->samples == 0 && pool->upstream.idle_timeout.timeout()))
+        const auto its_timeout = pool->upstream.idle_timeout.timeout();
+        if (!known_timeout || (known_timeout->samples == 0 && its_timeout && its_timeout->samples > 0))
             all.upstream.idle_timeout = pool->upstream.idle_timeout;
         if (!all.upstream.own_idle_limit.timeout())
             all.upstream.own_idle_limit = pool->upstream.own_idle_limit;
