@@ -301,7 +301,6 @@ int diagnose(const DiagnoseOptions& options)
     const std::chrono::nanoseconds duration = options.duration.value_or(by_default);
     LiveLoop feed(options.watch, LiveLoop::unhurried_tick);
     feed.end_after(duration);
-    feed.know(options.watch.idle_timers);
     Doctor doctor(feed, options.watch.filter, duration);
     feed.run(doctor);
     return report(options, doctor.diagnosis(), described(doctor.watched(), options, feed, ""));

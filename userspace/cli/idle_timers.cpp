@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "cli/idle_timers.h"
 
-#include <algorithm>
 #include <chrono>
 #include <string_view>
 
@@ -20,17 +19,14 @@ void IdleTimers::add(const std::string& text)
     const std::chrono::nanoseconds timer = parse_duration(text.substr(equals + 1));
     if (timer < shortest || timer > longest)
         throw UsageError(fmt::format("'{}' is no idle timer; accepted: {}", text, forms));
-    timers_.emplace_back(
-        parse_address_pattern(std::string_view(text).substr(0, equals)),
-        static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::milliseconds>(timer).count()));
+    timers_.add(parse_address_pattern(std::string_view(text).substr(0, equals)),
+                static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::milliseconds>(timer).count()));
 }
 
 std::optional<std::uint32_t> IdleTimers::of(const UpstreamKey& key) const
 {
-    const auto found = std::find_if(timers_.begin(), timers_.end(), [&](const auto& told) {
-        return told.first.matches(key.address.data(), key.family, key.port);
-    });
-    return found != timers_.end() ? std::optional(found->second) : std::nullopt;
+    const std::uint32_t* told = timers_.of(key);
+    return told != nullptr ? std::optional(*told) : std::nullopt;
 }
 
 } // namespace finrace

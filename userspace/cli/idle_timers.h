@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "cli/parse.h"
 #include "core/upstream.h"
@@ -25,7 +23,7 @@ public:
     [[nodiscard]] std::optional<std::uint32_t> of(const UpstreamKey& key) const;
 
 private:
-    std::vector<std::pair<AddressPattern, std::uint32_t>> timers_;
+    AddressTable<std::uint32_t> timers_;
 };
 
 } // namespace finrace

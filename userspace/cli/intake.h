@@ -100,8 +100,6 @@ public:
 
     /// Until the source ends, a signal comes, or the listener ends it.
     virtual void run(Listener& listener) = 0;
-    /// Intake's.
-    virtual void know(IdleTimers timers) = 0;
 
     [[nodiscard]] virtual const Intake& intake() const = 0;
     [[nodiscard]] virtual const WallClock& clock() const = 0;

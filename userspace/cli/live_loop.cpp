@@ -79,6 +79,7 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, R
     facts_ = source_->facts();
     check_told(options.filter, facts_);
     intake_.emplace(options.filter, names(), facts_.tells_outcomes);
+    intake_->know(options.idle_timers);
     if (recorder_ != nullptr)
         recorder_->begin(facts_, options.filter.flags, options.live.report_states, clock_);
     say_warnings();

@@ -37,10 +37,11 @@ public:
 
     /// What is let through from now on.
     void filter(Filter filter) { intake_->filter(std::move(filter)); }
+    /// Intake's, from now on.
+    void know(IdleTimers timers) { intake_->know(std::move(timers)); }
 
     /// Until a signal comes or the listener ends it. What was waiting in the ring is handed on before it returns.
     void run(Listener& listener) override;
-    void know(IdleTimers timers) override { intake_->know(std::move(timers)); }
 
     [[nodiscard]] const Intake& intake() const override { return *intake_; }
     [[nodiscard]] const WallClock& clock() const override { return clock_; }

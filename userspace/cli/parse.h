@@ -3,6 +3,7 @@
 // and the accepted forms.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdint>
@@ -15,6 +16,8 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include "core/upstream.h"
 
 namespace finrace {
 
@@ -41,6 +44,24 @@ struct AddressPattern {
     [[nodiscard]] bool matches(const std::uint8_t* other, std::uint8_t other_family, std::uint16_t other_port) const;
 };
 AddressPattern parse_address_pattern(std::string_view text);
+
+/// What people say of addresses: the first pattern that matches counts.
+template <typename Value>
+class AddressTable {
+public:
+    void add(const AddressPattern& pattern, Value value) { entries_.emplace_back(pattern, std::move(value)); }
+    /// nullptr if nothing was said of it.
+    [[nodiscard]] const Value* of(const UpstreamKey& key) const
+    {
+        const auto found = std::find_if(entries_.begin(), entries_.end(), [&key](const auto& entry) {
+            return entry.first.matches(key.address.data(), key.family, key.port);
+        });
+        return found != entries_.end() ? &found->second : nullptr;
+    }
+
+private:
+    std::vector<std::pair<AddressPattern, Value>> entries_;
+};
 
 /// A process by its id or by its name as the kernel keeps it (15 bytes at most).
 struct ProcessPattern {

@@ -69,7 +69,9 @@ void add_record(CLI::App& program, Action& action)
     command->add_flag("--connections", options->connections,
                       "what run --connections needs as well: states, and what this host accepts");
     add_confinement_option(*command, options->unconfined);
-    command->footer("A recording holds addresses, ports, times and process names, and no payload.\n"
+    command->footer("A recording holds addresses, ports, times and process names, and no payload. What you tell of "
+                    "idle timers\n"
+                    "(--idle-timeout) is not in it: tell it again where it is read.\n"
                     "\n"
                     "Examples:\n"
                     "  finrace record --output /var/tmp/finrace.rec --for 10m\n"

@@ -108,7 +108,6 @@ int run(RunOptions options, Reloader* reloader)
     const int will_listen = metrics && metrics->problem() != 0 ? metrics->descriptor() : -1;
     LiveLoop feed(options.watch, options.interval, recorder ? &*recorder : nullptr);
     feed.end_after(options.duration);
-    feed.know(options.watch.idle_timers);
     Reporter reporter(options, outputs, feed);
     if (recorder)
         reporter.tell_of(*recorder);

@@ -27,6 +27,9 @@ struct CaptureFacts {
 
 class StoredFeed : public Feed {
 public:
+    /// Intake's.
+    virtual void know(IdleTimers timers) = 0;
+
     /// Something could not be read on; standard error has been told what.
     [[nodiscard]] virtual bool failed() const = 0;
     /// What is not there, or was not taken in, at least; standard error has been told of each kind.

@@ -63,15 +63,13 @@ void UpstreamNames::add(const std::string& text)
             fmt::format("'{}' names no upstream; accepted: ADDR[/LEN][:PORT]=NAME, :PORT=NAME, a name of at "
                         "most {} bytes",
                         text, longest_name));
-    names_.emplace_back(parse_address_pattern(std::string_view(text).substr(0, equals)), name);
+    names_.add(parse_address_pattern(std::string_view(text).substr(0, equals)), name);
 }
 
 std::string_view UpstreamNames::of(const UpstreamKey& key) const
 {
-    const auto found = std::find_if(names_.begin(), names_.end(), [&](const auto& named) {
-        return named.first.matches(key.address.data(), key.family, key.port);
-    });
-    return found != names_.end() ? std::string_view(found->second) : std::string_view();
+    const std::string* name = names_.of(key);
+    return name != nullptr ? std::string_view(*name) : std::string_view();
 }
 
 Disguise AddressOptions::disguise() const

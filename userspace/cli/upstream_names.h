@@ -5,8 +5,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
-#include <vector>
 
 #include "cli/command_line.h"
 #include "cli/parse.h"
@@ -23,7 +21,7 @@ public:
     [[nodiscard]] std::string_view of(const UpstreamKey& key) const;
 
 private:
-    std::vector<std::pair<AddressPattern, std::string>> names_;
+    AddressTable<std::string> names_;
 };
 
 /// How a run tells of addresses.

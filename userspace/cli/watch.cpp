@@ -91,7 +91,6 @@ int watch(const ViewOptions& options)
     Stream stream = Stream::to_descriptor(STDOUT_FILENO);
     LiveLoop loop(options.watch, shown_every);
     loop.end_after(options.duration);
-    loop.know(options.watch.idle_timers);
     std::vector<std::string> left_out;
     if (LiveTerminal::is_there()) {
         LiveViewer viewer(stream, loop, options.watch.filter);
