@@ -26,7 +26,7 @@ struct UpstreamStatus {
     std::uint64_t idle = 0; ///< connections that carry no request
     std::uint64_t busy = 0; ///< a request has been sent, and no answer to it has begun
     std::optional<double> requests_per_second{};
-    std::optional<IdleTimeout> timeout{}; ///< as learned
+    std::optional<IdleTimeout> timeout{}; ///< as learned, or told
     PoolState exposure = PoolState::unknown;
     std::uint64_t races = 0;
 };

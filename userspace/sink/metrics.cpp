@@ -137,10 +137,11 @@ ClientMetric::Histogram rests_of(const RestHistogram& rests)
 void add_own(Families& families, const std::vector<Label>& labels, const Upstream& upstream, const Exposure& exposure)
 {
     if (const std::optional<IdleTimeout> timeout = upstream.idle_timeout.timeout()) {
-        families.gauge("finrace_upstream_idle_timeout_seconds", "The upstream's idle timeout, as its closes teach it.",
-                       labels, timeout->ms / milliseconds_a_second);
-        families.gauge("finrace_upstream_idle_timeout_samples", "Idle closes that it is learned from.", labels,
-                       timeout->samples);
+        families.gauge("finrace_upstream_idle_timeout_seconds",
+                       "The upstream's idle timeout, as its closes teach it, or as you told it.", labels,
+                       timeout->ms / milliseconds_a_second);
+        families.gauge("finrace_upstream_idle_timeout_samples", "Idle closes that it is learned from; 0: it was told.",
+                       labels, timeout->samples);
     }
     if (const std::optional<IdleTimeout> own = upstream.own_idle_limit.timeout())
         families.gauge("finrace_upstream_own_idle_limit_seconds",
