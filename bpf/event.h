@@ -194,8 +194,8 @@ struct connection {
 	__u32 exchange;        /* number of the current exchange, 0 before the first */
 	__u32 idle_ms;         /* idle time before the current exchange's request */
 	__u32 longest_idle_ms; /* of all of them */
-	__u32 fin_unacked; /* bytes of the request that the peer's FIN left unacknowledged, or unsent */
-	__u32 fin_idle_ms; /* time from the last byte, either way, to the FIN or RST of the peer */
+	__u32 fin_unacked;     /* bytes of the request that the peer's FIN left unacknowledged, or unsent */
+	__u32 fin_idle_ms;     /* time from the last byte, either way, to the FIN or RST of the peer */
 	union {
 		__u32 reset_unacked;      /* with CONNECTION_RESET_HAS_ACK: bytes that the RST left unacknowledged */
 		__u32 waiting_bare_reset; /* until then: sequence number of an RST without ACK */
