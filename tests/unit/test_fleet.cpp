@@ -180,10 +180,10 @@ TEST_CASE("hosts' pools at one upstream are one: the worst of them, and what all
 
 TEST_CASE("of several hosts' timers the learned one counts; of those that were told, the worst pool's")
 {
-    const auto pool_with = [](const char* host, PoolState state, std::uint32_t ms, std::uint32_t samples) {
+    const auto pool_with = [](const char* host, PoolState state, std::uint32_t timer_ms, std::uint32_t samples) {
         Pool pool = pool_of(host, state, 100);
         pool.upstream.idle_timeout =
-            IdleTimeoutLearner({.ms = ms, .lowest_ms = ms, .highest_ms = ms, .samples = samples});
+            IdleTimeoutLearner({.ms = timer_ms, .lowest_ms = timer_ms, .highest_ms = timer_ms, .samples = samples});
         return pool;
     };
     const auto timer_of = [](const std::vector<Pool>& pools) {
