@@ -93,6 +93,7 @@ std::string error_text(int error)
     return error == not_supported ? "not supported by this kernel (ENOTSUPP)" : std::strerror(error);
 }
 
+/// Of a file; empty if it can't be read.
 std::string first_line(const char* path)
 {
     std::ifstream file(path);
@@ -101,16 +102,20 @@ std::string first_line(const char* path)
     return line;
 }
 
+/// Of this kernel, as uname(2) has it: a distribution's may have more than that says.
+bool is_older_than(unsigned major, unsigned minor)
+{
+    utsname kernel{};
+    std::pair<unsigned, unsigned> version;
+    return ::uname(&kernel) == 0 && std::sscanf(kernel.release, "%u.%u", &version.first, &version.second) == 2 &&
+           version < std::pair(major, minor);
+}
+
 /// The memory of maps is charged to RLIMIT_MEMLOCK (up to Linux 5.10), which libbpf could not lift.
 bool locked_memory_counts()
 {
-    utsname kernel{};
-    unsigned major = 0;
-    unsigned minor = 0;
     rlimit limit{};
-    return ::uname(&kernel) == 0 && std::sscanf(kernel.release, "%u.%u", &major, &minor) == 2 &&
-           (major < 5 || (major == 5 && minor < 11)) && ::getrlimit(RLIMIT_MEMLOCK, &limit) == 0 &&
-           limit.rlim_cur != RLIM_INFINITY;
+    return is_older_than(5, 11) && ::getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
 }
 
 /// What the kernel's refusal to load or attach means, where that can be told.
@@ -128,8 +133,7 @@ std::string hint_for(int error, Backend backend)
     if (LibbpfLog::has("failed to iterate BTF objects"))
         return "\n  from Linux 5.11 to 6.1 backend trace takes CAP_SYS_ADMIN, to read the types of modules; --backend "
                "cgroup does not";
-    const std::string lockdown = first_line("/sys/kernel/security/lockdown");
-    if (error == EPERM && lockdown.find("[confidentiality]") != std::string::npos)
+    if (error == EPERM && lockdown_mode() == "confidentiality")
         return "\n  the kernel is locked down (lockdown=confidentiality): it refuses programs that read its memory; "
                "--backend cgroup works there";
     if (error == EPERM)
@@ -138,6 +142,14 @@ std::string hint_for(int error, Backend backend)
                "cgroup needs no such programs";
     if (error == ENOENT && access("/sys/bus/event_source/devices/kprobe", F_OK) != 0)
         return "\n  this kernel has no kprobes (CONFIG_KPROBES); --backend cgroup needs none";
+    if (error == ENOMEM)
+        return {};
+    if (is_older_than(5, 10))
+        return "\n  finrace takes Linux 5.10 or later";
+    if (backend == Backend::trace)
+        return "\n  backend trace takes a kernel that lets programs sit on its functions, as Linux does from 5.10 on "
+               "with "
+               "CONFIG_BPF_EVENTS and CONFIG_DEBUG_INFO_BTF; --backend cgroup does not";
     return {};
 }
 
@@ -442,8 +454,9 @@ struct TraceSource : LiveSource::Implementation {
             if (exists)
                 wanted.push_back(&row);
             else if (row.required)
-                throw SetupError(
-                    fmt::format("this kernel has no function {} to attach to ({})", row.function, row.purpose));
+                throw SetupError(fmt::format(
+                    "backend trace: this kernel has no function {} to attach to ({}); --backend cgroup needs none",
+                    row.function, row.purpose));
         }
 
         LibbpfLog::clear();
@@ -677,17 +690,24 @@ std::unique_ptr<Implementation> open_first(const LiveOptions& options)
             return nullptr;
         }
     };
+    // A lesser way than the first that was tried: whoever wonders what is missing should read why.
+    const auto instead = [&](std::unique_ptr<Implementation> source, const char* way) {
+        if (!problems.empty())
+            source->warnings.push_back(fmt::format("{}; backend {} works here and is taken (finrace doctor tells all)",
+                                                   problems.substr(0, problems.find('\n')), way));
+        return source;
+    };
     if (options.backend != Backend::cgroup) {
         if (options.attach != Attach::kprobe)
             if (auto source = attempt([&] { return open_trace(options, Attach::fentry); }))
                 return source;
         if (options.attach != Attach::fentry)
             if (auto source = attempt([&] { return open_trace(options, Attach::kprobe); }))
-                return source;
+                return instead(std::move(source), "trace by kprobe");
     }
     if (options.backend != Backend::trace && options.attach == Attach::automatic)
         if (auto source = attempt([&] { return open_cgroup(options); }))
-            return source;
+            return instead(std::move(source), "cgroup");
     throw SetupError(problems, number);
 }
 
