@@ -1928,13 +1928,18 @@ def test_refusals(options):
             done = subprocess.run([options.finrace, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
         if done.returncode != 2 or "No space left" not in done.stderr:
             wrong.append(f"finrace {' '.join(arguments)} to a full disk: exit {done.returncode}, stderr {done.stderr[:400]!r}")
-    backends = json.loads(run_finrace(options, ["doctor", "--json"]).stdout)["backends"]
+    found = json.loads(run_finrace(options, ["doctor", "--json"]).stdout)
+    backends = found["backends"]
     for one in backends:
         if one["backend"] == "trace" and not one["works"]: # what was asked for by name is never replaced
             done = run_finrace(options, ["run", "--attach", one["attach"]])
-            if done.returncode != 2 or "backend trace" not in done.stderr or "--backend cgroup" not in done.stderr:
-                wrong.append(f"finrace run --attach {one['attach']}: exit {done.returncode}, stderr {done.stderr[:400]!r}")
+            words = ["backend trace", "--backend cgroup", *(["lockdown=confidentiality"] if found["lockdown"] == "confidentiality" else [])]
+            if done.returncode != 2 or any(word not in done.stderr for word in words):
+                wrong.append(f"finrace run --attach {one['attach']}: exit {done.returncode}, stderr {done.stderr[:400]!r}, not {words}")
     if not any(one["works"] for one in backends if one["backend"] == "trace"):
+        done = run_finrace(options, ["run", *options.unconfined, "--for", "1s"])
+        if done.returncode != 0 or "warning: backend trace" not in done.stderr or "backend cgroup works here and is taken" not in done.stderr:
+            wrong.append(f"finrace run without trace: exit {done.returncode}, stderr {done.stderr[:400]!r}")
         done = run_finrace(options, ["run", "--side", "server"])
         if done.returncode != 2 or "doesn't tell what servers do" not in done.stderr:
             wrong.append(f"finrace run --side server without trace: exit {done.returncode}, stderr {done.stderr[:400]!r}")
@@ -2071,17 +2076,21 @@ def test_not_root(options):
     program = shutil.copy(options.finrace, os.path.join(options.folder, "finrace-of-nobody"))
     os.chmod(program, 0o755)
     backend = ["--backend", options.backend]
-    for prefix, present, absent in (
-        (["--reuid", "65534", "--regid", "65534", "--clear-groups"], ["CAP_BPF", "65534"], []),
-        (["--bounding-set", "-net_admin,-sys_admin"], ["CAP_NET_ADMIN, which"], ["CAP_BPF, CAP_PERFMON"]),
+    for prefix, missing in (
+        (["--reuid", "65534", "--regid", "65534", "--clear-groups"], ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]),
+        (["--bounding-set", "-net_admin,-sys_admin"], ["CAP_NET_ADMIN"]),
+        (["--bounding-set", "-bpf,-sys_admin"], ["CAP_BPF"]),
+        (["--bounding-set", "-perfmon,-sys_admin"], ["CAP_PERFMON"]),
     ):
+        due = f"takes {', '.join(missing)}, which this process (user {65534 if '--reuid' in prefix else 0}) does not have"
+        # Copied to where that user can reach it; a test folder in a closed place would hide the refusal.
         for command in (["run", *backend], ["watch", *backend]):
-            # Copied to where that user can reach it; a test folder in a closed place would hide the refusal.
             done = run_finrace(options, command, [setpriv, *prefix], program)
-            must(done.returncode == 2, f"{prefix} {command}: exit {done.returncode}: {done.stderr}")
-            for word in present:
-                must(word in done.stderr, f"{prefix} {command}: no word of {word}: {done.stderr}")
+            must(done.returncode == 2 and due in done.stderr, f"{prefix} {command}: exit {done.returncode}: {done.stderr}, not {due!r}")
             must(not done.stdout, f"on standard output: {done.stdout[:200]}")
+        done = run_finrace(options, ["doctor", "--json"], [setpriv, *prefix], program)
+        found = json.loads(done.stdout)
+        must(done.returncode == 2 and found["missing_capabilities"] == missing and due in found["refusal"], f"{prefix} doctor: {done}")
     os.unlink(program)
 
 
@@ -2096,12 +2105,79 @@ def test_no_cgroup_root(options):
         must(word in done.stderr, f"no word of {word}: {done.stderr}")
     done = run_finrace(options, ["doctor"], prefix)
     must("cgroup v2" in done.stdout + done.stderr, f"doctor: {done.stdout} {done.stderr}")
+    if options.backend == "trace":
+        done = run_finrace(options, ["run", *options.backend_flags, *options.unconfined, "--for", "1s"], prefix)
+        must(done.returncode == 0 and "finrace: ready (backend trace" in done.stderr, f"trace: {done}")
+
+
+def test_no_btf(options):
+    """A kernel that does not hand out its types: trace says so, and cgroup names accidents as ever."""
+    hidden = ["unshare", "-m", "--propagation", "private", "/bin/sh", "-c", 'mount -t tmpfs none /sys/kernel/btf && exec "$0" "$@"']
+    for attach in ("fentry", "kprobe"):
+        done = run_finrace(options, ["run", "--backend", "trace", "--attach", attach], hidden)
+        must(done.returncode == 2, f"exit {done.returncode}: {done.stderr}")
+        for word in ("backend trace", "/sys/kernel/btf/vmlinux is missing", "--backend cgroup needs none"):
+            must(word in done.stderr, f"no word of {word}: {done.stderr}")
+    found = json.loads(run_finrace(options, ["doctor", "--json"], hidden).stdout)
+    must(found["btf"] is False and found["choice"] == {"backend": "cgroup"}, f"doctor: {found}")
+    command = [*hidden, options.finrace, "run", "--backend", "cgroup", *options.unconfined, "--interval", "1s"]
+    with network() as net, Finrace(options, container=command) as finrace:
+        listener = listen(net)
+        due = [unanswered(net, listener), stale(net, listener)]
+        finrace.wait_verdicts(net, len(due))
+        must(sorted(one.ends for one in finrace.verdicts(net)) == sorted(due), f"{finrace.verdicts(net)}, not {due}")
+
+
+def version_of_kernel():
+    return tuple(int(number) for number in re.match(r"(\d+)\.(\d+)", os.uname().release).groups())
+
+
+def test_doctor(options):
+    """doctor says beforehand what run finds: which hooks, which backend, and what this kernel hides."""
+    found = json.loads(run_finrace(options, ["doctor", "--json"]).stdout)
+    works = {(one["backend"], one.get("attach")): one for one in found["backends"] if one["works"]}
+    must(found["choice"] == {name: value for name, value in zip(("backend", "attach"), next(iter(works))) if value}, f"{found['choice']} of {list(works)}")
+    one = works.get((options.backend, options.attach))
+    must(one is not None, f"{options.backend_name} works here, and doctor says that it does not: {found}")
+    with Finrace(options) as finrace:
+        health = finrace.next_health()
+    absent = sorted(hook["name"] for hook in one["hooks"] if not hook["attached"])
+    must(absent == sorted(hook["name"] for hook in health.at("finrace.health.missing_hooks", [])), f"doctor: without {absent}; health: {health}")
+    if options.backend != "trace":
+        return
+    names = {hook["name"] for hook in one["hooks"]}
+    kernel = version_of_kernel()
+    due = {f"{options.attach}/{name}" for name in ("tcp_sendmsg_locked", "tcp_close", "tcp_reset", "tcp_rcv_state_process", "tcp_send_active_reset",
+                                                   "tcp_conn_request", "tcp_check_req")} | {"tp_btf/inet_sock_set_state", "iter/tcp"}
+    due |= {f"{options.attach}/do_tcp_sendpages"} if kernel < (6, 5) else set()
+    due |= {f"{options.attach}/tcp_rcv_established"} if kernel < (5, 11) else set()
+    must(names == due, f"hooks {sorted(names)}, not {sorted(due)}")
+    for mptcp, fast_open in ((0, 0), (1, 3)):
+        hides = ["unshare", "-n", "/bin/sh", "-c", f"echo {mptcp} >/proc/sys/net/mptcp/enabled && echo {fast_open} >/proc/sys/net/ipv4/tcp_fastopen"
+                 ' && exec "$0" "$@"']
+        done = run_finrace(options, ["doctor", "--json"], hides)
+        unseen = " ".join(next(way.get("unseen", []) for way in json.loads(done.stdout)["backends"] if way.get("attach") == options.attach))
+        must(("MPTCP" in unseen) == bool(mptcp) and ("Fast Open" in unseen) == bool(fast_open), f"{mptcp} {fast_open}: {unseen}")
+        must(("uncounted" in unseen) == (options.attach == "kprobe" and kernel < (6, 7)), f"{kernel}: {unseen}")
+
+
+def test_healthy_requests(options):
+    """A healthy request makes no event: of a thousand on one connection, that opens and closes, a few."""
+    exchanges = 1000
+    with network() as net, Finrace(options, "--connections", interval="100ms") as finrace:
+        listener = listen(net)
+        before = finrace.next_health().at("finrace.health.events")
+        ends = healthy(net, listener, exchanges)
+        record = wait_for(lambda: next((one for one in finrace.connections(net) if one.client), None), "the connection's record")
+        must(record.ends == ends and record.at("finrace.connection.exchanges") == exchanges, f"{record}")
+        events = finrace.next_health().at("finrace.health.events") - before
+        must(2 <= events < exchanges // 10, f"{events} events of {exchanges} exchanges")
 
 
 # ---- all of them ---------------------------------------------------------------------------------------------------------
 
 TESTS = [
-    test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
+    test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_no_btf, test_doctor, test_healthy_requests, test_signals, test_for, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_told_timer, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
     test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
