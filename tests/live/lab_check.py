@@ -2,8 +2,9 @@
 """finrace against the race lab: each scripted accident must get exactly the verdict that it is due, and nothing else one.
 
 The lab (tools/lab.py) writes the truth, a line for each connection; a verdict is found by the connection's four of
-address and port. Beside cause, variant and certainty, the exchange's number and the request's size are compared, the
-verdict's delay, every record's validity by the schema, and that nothing was lost.
+address and port. Beside cause, variant and certainty, the exchange's number, the request's size, how long the connection
+had rested and how the upstream closed it are compared, the verdict's delay, every record's validity by the schema, and that
+nothing was lost.
 """
 
 import argparse
@@ -20,6 +21,10 @@ from harness import Finrace, Wrong, must  # noqa: E402
 
 VERDICT_LIMIT = 1.0  # from the connection's end to its record
 SILENCE = int(1e9)  # ns; what the lab's scenarios of that name let pass at least, after a request that nothing acknowledges
+# How far a rest may be from the lab's, in ms: the kernel keeps the last receipt to a tick (10 ms), and the lab's client may have been
+# late to read what its kernel had (lab.py's STALL).
+IDLE_EARLY, IDLE_LATE = 20, 100
+BY_UPSTREAM = {"keepalive_race", "stale_response", "stale_reuse", "upstream_closed", "upstream_reset", "response_cut", "request_rejected"}
 LAB_LIMIT = 1500
 EXAMPLES = 5
 
@@ -81,6 +86,12 @@ def problem_with(row, verdicts):
         return "wrong", "incomplete, though finrace saw the connection from its beginning"
     if row["exchange"] and verdict.at("finrace.connection.exchange") != row["exchange"]:
         return "wrong", f"exchange {verdict.at('finrace.connection.exchange')}, not {row['exchange']}"
+    idle, rested = verdict.at("finrace.connection.idle_ms"), row["idle_ms"]
+    if idle is not None and rested is not None and row["client_sent_at"] and not rested - IDLE_EARLY <= idle <= rested + IDLE_LATE:
+        return "wrong", f"idle for {idle} ms, not {rested}"
+    close = verdict.at("finrace.close.by"), verdict.at("finrace.close.how")
+    if verdict.at("finrace.cause") in BY_UPSTREAM and row["server_close_how"] != "none" and close != ("peer", row["server_close_how"]):
+        return "wrong", f"closed by {' by '.join(map(str, close))}, not by the peer by {row['server_close_how']}"
     size = verdict.at("finrace.request.bytes")
     if row["request_bytes"] and size is not None and size != row["request_bytes"]:
         return "wrong", f"{size} request bytes, not {row['request_bytes']}"
