@@ -1095,6 +1095,7 @@ def body_10mb_interrupted(run):
         # A window that was shut, or a late thread, leaves nothing on its way: then all that was sent is acknowledged.
         earlier, since, asked_at = departed, asked_at, now_ns()
         departed = sent - unsent_bytes(run.client)
+        run.check(departed < len(request), "the whole body has left")
         on_its_way_until = since + run.delay if departed > earlier and asked_at < since + run.delay // 2 else 0
     # Bytes still on the wire are unread bytes as well once they arrive, so there is no exact count to ask for.
     run.truth["server_unread_bytes"] = unread_bytes(run.server)
