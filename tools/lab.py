@@ -632,6 +632,7 @@ class Run:
             "server_address": self.server_address,
             "server_port": self.server_port,
             "keep_alive_ms": round(self.keep_alive / 1e6, 3),
+            "stall_ms": round(scenario.stall / 1e6, 3),
             "expected": None if phase == "learn" else scenario.expected,
         }
         if scenario.accept_variants and phase == "run":

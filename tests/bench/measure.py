@@ -297,10 +297,12 @@ def tracers(arguments, folder):
 def settled_ns(pid):
     """What a process has run once it has nothing more to do."""
     before, now = -1, processor_ns(pid)
-    while now - before > 1_000_000:
+    for _ in range(100):
         time.sleep(0.3)
         before, now = now, processor_ns(pid)
-    return now
+        if now - before < 1_000_000:
+            return now
+    raise BenchError(f"process {pid} never has nothing to do")
 
 
 def measure_load(load, arguments, tracer, repeat):

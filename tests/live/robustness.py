@@ -133,8 +133,13 @@ def lost_lifecycle_events(health):
     return sum(count for kind, count in by_kind.items() if kind not in OUTCOME_KINDS)
 
 
+def version_of_kernel():
+    return tuple(int(number) for number in re.match(r"(\d+)\.(\d+)", os.uname().release).groups())
+
+
 def losses_once(options, net):
-    """One storm before a finrace with the smallest ring and one with a large ring. Returns what foreign traffic may spoil."""
+    """One storm before a finrace with the smallest ring and one with a large ring. Returns what foreign traffic may spoil, how much of
+    that there was, and how often the kernel skipped a program."""
     listener = listen(net)
     with Finrace(options, "--connections", "--ring-bytes", "64M", interval="100ms") as large, \
             Finrace(options, "--connections", "--ring-bytes", "4096", interval="100ms") as small:
@@ -205,19 +210,20 @@ def losses_once(options, net):
          "all verdicts after the storm are incomplete")
     harness.check_schema(small)
     print(f"          {seen[1]} events seen, {lost[1]} lost, {len(found)} of {len(truth)} verdicts, {len(incomplete)} incomplete")
-    return seen[1] + lost[1], seen[0], len(foreign)
+    skipped = sum(one.health().at("finrace.health.losses.program_skipped") for one in (large, small))
+    return seen[1] + lost[1], seen[0], len(foreign), skipped
 
 
 def test_smallest_ring(options):
     """Every loss is counted: what the smallest ring let through and what it lost are what a large one saw."""
     for _ in range(5):
         with network() as net:
-            accounted, due, foreign = losses_once(options, net)
+            accounted, due, foreign, skipped = losses_once(options, net)
         if accounted == due:
             return
         # Another's traffic may begin between the readings of the two counters; and what one kprobe misses as it hits within
-        # another's handler, nothing counts (docs/design.md). Else there is no excuse.
-        must(foreign or options.attach == "kprobe", f"{accounted} events seen or lost, {due} happened")
+        # another's handler, nothing counts before Linux 6.7, and no event's kind after (docs/design.md). Else there is no excuse.
+        must(foreign or (options.attach == "kprobe" and (version_of_kernel() < (6, 7) or skipped)), f"{accounted} events seen or lost, {due} happened")
     raise harness.Wrong(f"{accounted} events seen or lost, {due} happened (with {foreign} foreign connections on this machine)")
 
 
@@ -1874,7 +1880,13 @@ def test_service_manager(options):
 
 def run_finrace(options, arguments, prefix=(), program=None):
     return subprocess.run([*prefix, program or options.finrace, *arguments], capture_output=True, text=True, errors="replace",
-                          stdin=subprocess.DEVNULL, timeout=LIMIT)
+                          stdin=subprocess.DEVNULL, timeout=harness.READY_LIMIT)
+
+
+def doctor_says(options, prefix=(), program=None, status=0):
+    done = run_finrace(options, ["doctor", "--json"], prefix, program)
+    must(done.returncode == status and done.stdout.startswith("{"), f"doctor: {done}")
+    return json.loads(done.stdout)
 
 
 REFUSALS = [
@@ -1928,7 +1940,7 @@ def test_refusals(options):
             done = subprocess.run([options.finrace, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
         if done.returncode != 2 or "No space left" not in done.stderr:
             wrong.append(f"finrace {' '.join(arguments)} to a full disk: exit {done.returncode}, stderr {done.stderr[:400]!r}")
-    found = json.loads(run_finrace(options, ["doctor", "--json"]).stdout)
+    found = doctor_says(options)
     backends = found["backends"]
     for one in backends:
         if one["backend"] == "trace" and not one["works"]: # what was asked for by name is never replaced
@@ -2088,9 +2100,8 @@ def test_not_root(options):
             done = run_finrace(options, command, [setpriv, *prefix], program)
             must(done.returncode == 2 and due in done.stderr, f"{prefix} {command}: exit {done.returncode}: {done.stderr}, not {due!r}")
             must(not done.stdout, f"on standard output: {done.stdout[:200]}")
-        done = run_finrace(options, ["doctor", "--json"], [setpriv, *prefix], program)
-        found = json.loads(done.stdout)
-        must(done.returncode == 2 and found["missing_capabilities"] == missing and due in found["refusal"], f"{prefix} doctor: {done}")
+        found = doctor_says(options, [setpriv, *prefix], program, status=2)
+        must(found["missing_capabilities"] == missing and due in found.get("refusal", ""), f"{prefix} doctor: {found}")
     os.unlink(program)
 
 
@@ -2118,7 +2129,7 @@ def test_no_btf(options):
         must(done.returncode == 2, f"exit {done.returncode}: {done.stderr}")
         for word in ("backend trace", "/sys/kernel/btf/vmlinux is missing", "--backend cgroup needs none"):
             must(word in done.stderr, f"no word of {word}: {done.stderr}")
-    found = json.loads(run_finrace(options, ["doctor", "--json"], hidden).stdout)
+    found = doctor_says(options, hidden)
     must(found["btf"] is False and found["choice"] == {"backend": "cgroup"}, f"doctor: {found}")
     command = [*hidden, options.finrace, "run", "--backend", "cgroup", *options.unconfined, "--interval", "1s"]
     with network() as net, Finrace(options, container=command) as finrace:
@@ -2128,13 +2139,9 @@ def test_no_btf(options):
         must(sorted(one.ends for one in finrace.verdicts(net)) == sorted(due), f"{finrace.verdicts(net)}, not {due}")
 
 
-def version_of_kernel():
-    return tuple(int(number) for number in re.match(r"(\d+)\.(\d+)", os.uname().release).groups())
-
-
 def test_doctor(options):
     """doctor says beforehand what run finds: which hooks, which backend, and what this kernel hides."""
-    found = json.loads(run_finrace(options, ["doctor", "--json"]).stdout)
+    found = doctor_says(options)
     works = {(one["backend"], one.get("attach")): one for one in found["backends"] if one["works"]}
     must(found["choice"] == {name: value for name, value in zip(("backend", "attach"), next(iter(works))) if value}, f"{found['choice']} of {list(works)}")
     one = works.get((options.backend, options.attach))
@@ -2155,8 +2162,7 @@ def test_doctor(options):
     for mptcp, fast_open in ((0, 0), (1, 3)):
         hides = ["unshare", "-n", "/bin/sh", "-c", f"echo {mptcp} >/proc/sys/net/mptcp/enabled && echo {fast_open} >/proc/sys/net/ipv4/tcp_fastopen"
                  ' && exec "$0" "$@"']
-        done = run_finrace(options, ["doctor", "--json"], hides)
-        unseen = " ".join(next(way.get("unseen", []) for way in json.loads(done.stdout)["backends"] if way.get("attach") == options.attach))
+        unseen = " ".join(next(way.get("unseen", []) for way in doctor_says(options, hides)["backends"] if way.get("attach") == options.attach))
         must(("MPTCP" in unseen) == bool(mptcp) and ("Fast Open" in unseen) == bool(fast_open), f"{mptcp} {fast_open}: {unseen}")
         must(("uncounted" in unseen) == (options.attach == "kprobe" and kernel < (6, 7)), f"{kernel}: {unseen}")
 
@@ -2164,14 +2170,20 @@ def test_doctor(options):
 def test_healthy_requests(options):
     """A healthy request makes no event: of a thousand on one connection, that opens and closes, a few."""
     exchanges = 1000
-    with network() as net, Finrace(options, "--connections", interval="100ms") as finrace:
-        listener = listen(net)
-        before = finrace.next_health().at("finrace.health.events")
-        ends = healthy(net, listener, exchanges)
-        record = wait_for(lambda: next((one for one in finrace.connections(net) if one.client), None), "the connection's record")
-        must(record.ends == ends and record.at("finrace.connection.exchanges") == exchanges, f"{record}")
-        events = finrace.next_health().at("finrace.health.events") - before
-        must(2 <= events < exchanges // 10, f"{events} events of {exchanges} exchanges")
+    for _ in range(3):
+        with network() as net, Finrace(options, "--connections", interval="100ms") as finrace:
+            listener = listen(net)
+            before = finrace.next_health().at("finrace.health.events")
+            ends = healthy(net, listener, exchanges)
+            record = wait_for(lambda: next((one for one in finrace.connections(net) if one.client), None), "the connection's record")
+            must(record.ends == ends and record.at("finrace.connection.exchanges") == exchanges, f"{record}")
+            events = finrace.next_health().at("finrace.health.events") - before
+            must(events >= 2, f"{events} events")
+            if events < exchanges // 10:
+                return
+            foreign = [one for one in finrace.connections() if not net.owns(one)]
+            must(foreign, f"{events} events of {exchanges} exchanges")
+    raise harness.Wrong(f"{events} events of {exchanges} exchanges (with {len(foreign)} foreign connections on this machine)")
 
 
 # ---- all of them ---------------------------------------------------------------------------------------------------------

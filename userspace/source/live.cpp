@@ -88,9 +88,10 @@ private:
     }
 };
 
+constexpr int not_supported = 524; // ENOTSUPP, include/linux/errno.h: internal to the kernel, yet seen here
+
 std::string error_text(int error)
 {
-    constexpr int not_supported = 524; // ENOTSUPP, include/linux/errno.h: internal to the kernel, yet seen here
     return error == not_supported ? "not supported by this kernel (ENOTSUPP)" : std::strerror(error);
 }
 
@@ -143,11 +144,11 @@ std::string hint_for(int error, Backend backend)
                "cgroup needs no such programs";
     if (error == ENOENT && access("/sys/bus/event_source/devices/kprobe", F_OK) != 0)
         return "\n  this kernel has no kprobes (CONFIG_KPROBES); --backend cgroup needs none";
-    if (error == ENOMEM)
-        return {};
-    if (is_older_than(5, 10))
+    const bool lacks = error == EPERM || error == ENOENT || error == ESRCH || error == EINVAL || error == EOPNOTSUPP ||
+                       error == not_supported;
+    if (lacks && is_older_than(5, 10))
         return "\n  finrace takes Linux 5.10 or later";
-    if (backend == Backend::trace)
+    if (lacks && backend == Backend::trace)
         return "\n  backend trace takes a kernel that lets programs sit on its functions, as Linux does from 5.10 on "
                "with "
                "CONFIG_BPF_EVENTS and CONFIG_DEBUG_INFO_BTF; --backend cgroup does not";
@@ -779,8 +780,8 @@ bpf_prog_info info_of(int program)
     return info;
 }
 
-/// How often a kprobe hit while its CPU was in another's handler: reenter_kprobe() counts it, and leaves its handler
-/// out. 0 where the kernel does not tell (before Linux 6.7, commit 3acf8ace6823).
+/// How often a kprobe hit while its CPU was in another's handler: kprobe_ftrace_handler() and reenter_kprobe() count
+/// it, and leave its handler out. 0 where the kernel does not tell (before Linux 6.7, commit 3acf8ace6823).
 std::uint64_t missed_hits(int kprobe_link)
 {
     /// What that commit has made of struct bpf_link_info.
