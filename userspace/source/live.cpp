@@ -434,10 +434,19 @@ struct TraceSource : LiveSource::Implementation {
         owner->rodata->ticks_per_second = static_cast<std::uint32_t>(1'000'000'000 / tick_ns());
         owner->rodata->patience_ticks = owner->rodata->ticks_per_second / 2;
         owner->rodata->have_rdonly_cast = types.parameters("bpf_rdonly_cast").has_value();
-        if (bpf_map__type(owner->maps.connections) == BPF_MAP_TYPE_HASH) {
+        if (bpf_map* unsettled = bpf_object__find_map_by_name(owner.skeleton->obj, "unsettled"); unsettled != nullptr) {
+            const bool allocates = types.allocation_from_tracing();
             bpf_map__set_max_entries(owner->maps.connections, options.max_connections);
-            bpf_map__set_map_flags(owner->maps.connections,
-                                   types.allocation_from_tracing() ? std::uint32_t{BPF_F_NO_PREALLOC} : 0U);
+            // Those that open or end at once, as all of an upstream's do when it goes down. What is allocated ahead is
+            // memory, whether it is needed or not.
+            bpf_map__set_max_entries(unsettled, std::max(1U, options.max_connections / (allocates ? 2 : 4)));
+            for (bpf_map* table : {owner->maps.connections, unsettled})
+                bpf_map__set_map_flags(table, allocates ? std::uint32_t{BPF_F_NO_PREALLOC} : 0U);
+            // Of an LRU table each CPU takes 128 entries at once to itself (LOCAL_FREE_TARGET,
+            // kernel/bpf/bpf_lru_list.c).
+            const auto cpus = static_cast<std::uint32_t>(std::max(1, libbpf_num_possible_cpus()));
+            bpf_map__set_max_entries(bpf_object__find_map_by_name(owner.skeleton->obj, "owner_names"),
+                                     std::max(512U, 256U * cpus));
         }
 
         socket_owners = find_socket_owners(&warnings);
