@@ -33,7 +33,7 @@ UPSTREAMS = [("uvicorn", "4", None), ("uvicorn", "6", 0), ("reset", "4", 0), ("l
 BOTH_BACKENDS_ON = {("fentry", "6.1"), ("fentry", "6.12"), ("kprobe", "5.10")}
 # Of the robustness tests those whose outcome depends on the kernel and the backend.
 ODDITIES = (
-    "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,two at once,accept queue full,"
+    "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,table full,two at once,accept queue full,"
     "service manager,confinement,doctor,healthy requests"
 )
 # What depends on the backend, and hardly on the kernel: once for each way to attach.

@@ -227,6 +227,25 @@ def test_smallest_ring(options):
     raise harness.Wrong(f"{accounted} events seen or lost, {due} happened (with {foreign} foreign connections on this machine)")
 
 
+def test_table_full(options):
+    """More connections than there is room for: they are counted, finrace goes on, and there is room again once they have ended."""
+    if options.backend != "trace" or (options.attach == "fentry" and version_of_kernel() >= (5, 11)):
+        print("          the accounting lies in the sockets here, and no table can be full")
+        return
+    room = 64
+    with network() as net, Finrace(options, "--connections", "--max-connections", str(room), interval="100ms") as finrace:
+        listener = listen(net)
+        pairs = [Pair(net, listener) for _ in range(4 * room)]
+        full = wait_for(lambda: finrace.next_health().at("finrace.health.losses.table_full"), "word of the full table")
+        must(full >= 2 * len(pairs) - 3 * room, f"{full} of {2 * len(pairs)} ends counted, with room for {room}")  # another's may be among those that have room
+        for pair in pairs:
+            pair.close()
+        must(finrace.next_health().at("finrace.health.complete") is False, "complete, in spite of a full table")
+        due = unanswered(net, listener)
+        wait_for(lambda: any(one.ends == due and not one.at("finrace.incomplete") for one in finrace.verdicts(net)), "a verdict once there is room again")
+        harness.check_schema(finrace)
+
+
 # ---- names ---------------------------------------------------------------------------------------------------------------
 
 NAMES = [
@@ -1901,6 +1920,7 @@ REFUSALS = [
     (["run", "--interval", "0s"], ["--interval", "'0s'"]),
     (["run", "--interval", "-1s"], ["--interval", "-1s"]),
     (["run", "--ring-bytes", "7"], ["--ring-bytes", "'7'", "4k"]),
+    (["run", "--max-connections", "7"], ["--max-connections", "7", "64", "16777216"]),
     (["run", "--ring-bytes", "lots"], ["--ring-bytes", "'lots'"]),
     (["run", "--upstream", "300.1.2.3"], ["--upstream", "300.1.2.3", "accepted"]),
     (["run", "--upstream", "http://10.0.0.5:8000/"], ["--upstream", "write 10.0.0.5:8000", "accepted", ":8080"]),
@@ -2192,7 +2212,7 @@ TESTS = [
     test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_no_btf, test_doctor, test_healthy_requests, test_signals, test_for, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_told_timer, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
-    test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring,
+    test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring, test_table_full,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,
     test_full_disk_all_along, test_answers_at_start, test_churn_at_start, test_start_stop,
     test_many_connections,

@@ -57,8 +57,8 @@ void add_run_options(CLI::App& command, RunOptions& options)
         .add_option("--replay", options.replayed,
                     "judge what was recorded (finrace record, --record, or tcpdump) instead; - is standard input")
         ->type_name("FILE...")
-        ->excludes("--for", "--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes", "--unconfined",
-                   "--config", "--metrics");
+        ->excludes("--for", "--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes",
+                   "--max-connections", "--unconfined", "--config", "--metrics");
 }
 
 void check_run_options(const RunOptions& options)
