@@ -550,7 +550,6 @@ struct CgroupSource : LiveSource::Implementation {
         const std::string root = cgroup_root();
         owner.configure(options);
         owner->rodata->have_release_hook = with_release;
-        bpf_map__set_max_entries(owner->maps.adoptables, options.max_connections);
         bpf_program__set_autoload(owner->progs.cgroup_connect4, with_owner);
         bpf_program__set_autoload(owner->progs.cgroup_connect6, with_owner);
         bpf_program__set_autoload(owner->progs.cgroup_release, with_release);
