@@ -1138,6 +1138,20 @@ def half_closed_answered(run):
     run.truth["client_saw"] = "response"
 
 
+@scenario(UNCLASSIFIED)
+def half_closed_unanswered(run):
+    """The client half-closes after its request; the server reads to the end and closes without a word, as it may do then."""
+    run.open()
+    run.exchange(run.number % 2)
+    request = run.request()
+    run.send(request)
+    run.client.shutdown(socket.SHUT_WR)
+    run.server_read(len(request))
+    run.check(run.server.recv(1) == b"", "the client sent more")
+    run.server_ends("fin")
+    run.client_ends("eof")
+
+
 @scenario(None)
 def pipelined_answered(run):
     """Two requests in a row, both answered."""
