@@ -170,7 +170,7 @@ GROUP BY {keys})",
 }
 
 constexpr std::string_view pool_key = "`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, "
-                                      "`finrace.upstream.other`, `host.name`, `finrace.run`";
+                                      "`finrace.upstream.other`, `finrace.upstream.id`, `host.name`, `finrace.run`";
 
 /// Each run's newest word on each of its upstreams.
 std::string pools(std::uint64_t since_s)
@@ -295,7 +295,10 @@ public:
     [[nodiscard]] Diagnosis diagnosis() { return std::move(fleet_).diagnosis(); }
 
 private:
-    using PoolId = std::tuple<std::string, std::uint64_t, std::uint64_t, bool, std::string, std::string>;
+    using PoolId = std::tuple<std::string, std::uint64_t, std::uint64_t, bool, std::string, std::string, std::string>;
+
+    /// An upstream, a host, and which of the upstreams it is that have one masked address.
+    using PoolPlace = std::tuple<UpstreamKey, std::string, std::string>;
 
     static PoolId id_of(const json& row)
     {
@@ -304,6 +307,7 @@ private:
                 record.number("network.peer.port"),
                 record.number("finrace.upstream.netns"),
                 record.truth("finrace.upstream.other"),
+                record.text("finrace.upstream.id"),
                 record.text("host.name"),
                 record.text("finrace.run")};
     }
@@ -456,13 +460,13 @@ private:
         exposure.share = record.real("finrace.upstream.exposure.share");
         exposure.told_by = record.real("finrace.upstream.exposure.told_by");
         pool.hosts[host] = exposure.state;
-        keep(std::move(pool), host, record.text("timestamp"));
+        keep(std::move(pool), {*where, host, record.text("finrace.upstream.id")}, record.text("timestamp"));
     }
 
     /// Of one host's runs all that they have counted, and how the newest one sees it.
-    void keep(Pool pool, const std::string& host, const std::string& timestamp)
+    void keep(Pool pool, const PoolPlace& place, const std::string& timestamp)
     {
-        const auto [known, fresh] = pools_.try_emplace({pool.where, host}, timestamp, pool);
+        const auto [known, fresh] = pools_.try_emplace(place, timestamp, pool);
         if (fresh)
             return;
         auto& [newest, before] = known->second;
@@ -483,8 +487,7 @@ private:
     std::uint64_t since_s_;
     Fleet fleet_;
     std::map<std::pair<std::string, std::uint64_t>, std::size_t> networks_; ///< numbers that stand for loopbacks
-    /// By upstream and host; with the newest word on it.
-    std::map<std::pair<UpstreamKey, std::string>, std::pair<std::string, Pool>> pools_;
+    std::map<PoolPlace, std::pair<std::string, Pool>> pools_;               ///< with the time of the newest word on it
 };
 
 void check_filter(const Filter& filter)

@@ -87,6 +87,13 @@ bool is_unit(std::string_view component)
            (component.ends_with(".service") || component.ends_with(".scope"));
 }
 
+/// What a user's own service manager makes below that, it names as that user likes: another's pod, container or
+/// service.
+bool is_of_user(std::string_view component)
+{
+    return component.starts_with("user@") && component.ends_with(".service") && component != "user@0.service";
+}
+
 } // namespace
 
 std::string cgroup_of(std::string_view proc_cgroup)
@@ -109,6 +116,10 @@ Placement placement_of(std::string_view cgroup)
 {
     Placement placement{.cgroup = std::string(cgroup)};
     for (std::string_view component = next_component(cgroup); !component.empty(); component = next_component(cgroup)) {
+        if (is_of_user(component)) {
+            placement.unit = component;
+            break;
+        }
         if (const std::string uid = pod_uid_in(component); !uid.empty())
             placement.pod_uid = uid;
         const std::string_view id = digits_in(component, container_id_digits);
