@@ -121,7 +121,8 @@ int run(RunOptions options, Reloader* reloader)
                       .sockets = outputs.sockets(),
                       .listed = {PodNames::usual_folder},
                       .serves = options.metrics.has_value(),
-                      .will_listen = will_listen};
+                      .will_listen = will_listen,
+                      .with_rights = [&] { feed.use_rights(); }};
         if (reloader != nullptr && reloader->can_read_again())
             needed.read.push_back(reloader->make_absolute());
         if (recorder)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstddef>
 #include <filesystem>
 #include <system_error>
@@ -156,19 +157,29 @@ void PodNames::add_to(Placement& placement)
     placement.pod_name = found->second.name;
 }
 
+int PodNames::keep_open()
+{
+    open_.reset(::opendir(folder_.c_str()));
+    return open_ ? 0 : errno;
+}
+
 void PodNames::look()
 {
     pods_.clear();
-    std::error_code error;
-    for (std::filesystem::directory_iterator entry(folder_, error), end; !error && entry != end;
-         entry.increment(error)) {
-        const std::string name = entry->path().filename().string();
+    const Listing own(open_ ? nullptr : ::opendir(folder_.c_str()));
+    DIR* listing = open_ ? open_.get() : own.get();
+    if (listing == nullptr)
+        return;
+    ::rewinddir(listing);
+    while (const dirent* entry = ::readdir(listing)) { // one thread lists it
+        const std::string_view name = entry->d_name;
         const std::size_t first = name.find('_');
         const std::size_t last = name.rfind('_');
-        if (first == std::string::npos || last == first || pods_.size() >= most_pods)
+        if (first == std::string_view::npos || last == first || pods_.size() >= most_pods)
             continue;
-        pods_.insert_or_assign(name.substr(last + 1), Pod{.name_space = name.substr(0, first),
-                                                          .name = name.substr(first + 1, last - first - 1)});
+        pods_.insert_or_assign(std::string(name.substr(last + 1)),
+                               Pod{.name_space = std::string(name.substr(0, first)),
+                                   .name = std::string(name.substr(first + 1, last - first - 1))});
     }
 }
 
