@@ -320,11 +320,15 @@ static __always_inline int connection_insert(struct sock *sk, struct connection 
 /* Without the socket's lock: a segment may move it from one table to the other between two looks, or end it. */
 static __always_inline struct connection *connection_close_called(struct sock *sk)
 {
-	struct connection *c = connection_lookup(sk), *now;
+	struct connection *c = connection_lookup(sk), *settled, *now;
 	__u64 key = (__u64)sk;
 
 	if (c)
 		c->flags |= CONNECTION_SOCKET_CLOSED;
+	/* connection_settle() looks at that flag after it has made this one. */
+	settled = bpf_map_lookup_elem(&connections, &key);
+	if (settled)
+		settled->flags |= CONNECTION_SOCKET_CLOSED;
 	now = bpf_map_lookup_elem(&unsettled, &key);
 	if (c && !now)
 		now = connection_unsettle(sk);

@@ -373,16 +373,13 @@ static __always_inline int may_blame(const struct connection *c, const struct so
 	       view->now_ns - since_ns >= PATIENCE_NS;
 }
 
-/* A process begins a request of (at first) so many bytes, or with 0 a connection for one. */
-static __noinline int on_try(struct sock *sk, __u64 bytes)
+/* A process tries again: it begins a request of (at first) so many bytes, or with 0 a connection for one. `c` is whole.
+ */
+static __noinline int on_try(struct connection *c, struct sock *sk, __u64 bytes)
 {
-	struct connection *c = connection_of_sender(sk);
 	struct socket_view view = {};
 	struct tcp_sock *tp;
 
-	if (!c || (!(c->flags & CONNECTION_TRIES_AGAIN) && !may_be_retry()))
-		return 0;
-	c = connection_lookup(sk);
 	if (!c)
 		return 0;
 	if (bytes)
@@ -395,6 +392,21 @@ static __noinline int on_try(struct sock *sk, __u64 bytes)
 	view_socket(&view, sk, tp, c);
 	view.send_next += bytes;
 	emit(sk, tp, c, &view, EVENT_TRIED, c->state, c->state);
+	return 0;
+}
+
+/* Out of line: what calls it has no room on the stack for more. */
+static __noinline int on_request_after_loss(struct sock *sk, __u64 bytes)
+{
+	struct connection *c = connection_of_sender(sk);
+
+	note_try();
+	if (!c || (!(c->flags & CONNECTION_TRIES_AGAIN) && !may_be_retry()))
+		return 0;
+	c = connection_lookup(sk);
+	if (!c)
+		return 0;
+	on_try(c, sk, bytes);
 	connection_settle(sk, c);
 	return 0;
 }
@@ -468,10 +480,8 @@ static __noinline int on_send_after_loss(struct connection *c, struct sock *sk, 
 		on_client_send(sk, message);
 	if (c)
 		account_send(sk, c, message, bytes, (__u32)bpf_jiffies64());
-	if (tries) {
-		note_try();
-		on_try(sk, bytes);
-	}
+	if (tries)
+		on_request_after_loss(sk, bytes);
 	return 0;
 }
 
@@ -522,8 +532,8 @@ static __always_inline void on_opening(struct sock *sk, __u8 old_state)
 	}
 	if (anybody_may_set_aside())
 		note_try();
-	if (anybody_lost())
-		on_try(sk, 0);
+	if (anybody_lost() && may_be_retry())
+		on_try(c, sk, 0);
 }
 
 static __always_inline void on_accepting(struct sock *sk)

@@ -350,7 +350,7 @@ CREATE TABLE IF NOT EXISTS finrace.upstream_hours_local (
     `finrace.upstream.verdicts.stale_reuse` UInt64
 ) ENGINE = ReplicatedReplacingMergeTree('/clickhouse/finrace/{shard}/upstream_hours', '{replica}', `finrace.sequence`)
 PARTITION BY toYYYYMMDD(hour)
-ORDER BY (`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, `finrace.upstream.other`, `finrace.upstream.id`, `host.name`, `finrace.run`, `hour`);
+ORDER BY (`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, `finrace.upstream.other`, `host.name`, `finrace.run`, `hour`, `finrace.upstream.id`);
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS finrace.to_upstream_hours_local TO finrace.upstream_hours_local AS
 SELECT toStartOfHour(toDateTime(replaceOne(substring(timestamp, 1, 19), 'T', ' '), 'UTC')) AS hour,

@@ -111,9 +111,9 @@ void take_settings(CLI::App& command, const Settings& settings)
     }
 }
 
-Places take_config_text(CLI::App& command, const std::string& path, std::string_view text)
+KeyPlaces take_config_text(CLI::App& command, const std::string& path, std::string_view text)
 {
-    Places places;
+    KeyPlaces places;
     toml::table file;
     try {
         file = toml::parse(text, path);
@@ -161,12 +161,12 @@ Places take_config_text(CLI::App& command, const std::string& path, std::string_
     return places;
 }
 
-Places take_config(CLI::App& command, const std::string& path)
+KeyPlaces take_config(CLI::App& command, const std::string& path)
 {
     return take_config_text(command, path, read_small_file(path, largest_file, "--config"));
 }
 
-std::string located(const Places& places, const std::string& text)
+std::string located(const KeyPlaces& places, const std::string& text)
 {
     constexpr std::string_view mark = "--";
     constexpr std::string_view letters = "abcdefghijklmnopqrstuvwxyz-";

@@ -28,14 +28,14 @@ Settings settings_of(const CLI::App& command);
 void take_settings(CLI::App& command, const Settings& settings);
 
 /// Where a file says what: for a flag, "FILE:LINE: key".
-using Places = std::map<std::string, std::string, std::less<>>;
+using KeyPlaces = std::map<std::string, std::string, std::less<>>;
 
 /// Gives the command's options what the file (TOML 1.0.0) says, but for those that the command line has; returns where
 /// it says so. Throws UsageError, which names file, line and key, and what is accepted.
-Places take_config(CLI::App& command, const std::string& path);
+KeyPlaces take_config(CLI::App& command, const std::string& path);
 /// The same of a file's text.
-Places take_config_text(CLI::App& command, const std::string& path, std::string_view text);
+KeyPlaces take_config_text(CLI::App& command, const std::string& path, std::string_view text);
 /// What is wrong with flags together, as of keys: behind the place of the first flag in it that the file has given.
-std::string located(const Places& places, const std::string& text);
+std::string located(const KeyPlaces& places, const std::string& text);
 
 } // namespace finrace

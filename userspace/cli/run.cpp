@@ -155,7 +155,7 @@ void warn_of_folders(const RunOptions& options)
     const auto check = [](const std::string& flag, const std::string& path) {
         const std::filesystem::path folder = std::filesystem::path(path).parent_path();
         std::error_code problem;
-        if (!folder.empty() && !std::filesystem::is_directory(folder, problem))
+        if (!folder.empty() && std::filesystem::status(folder, problem).type() == std::filesystem::file_type::not_found)
             say(fmt::format("warning: {} {}: there is no folder {} here, so a start would be refused", flag, path,
                             folder.string()));
     };

@@ -107,7 +107,7 @@ Reloader::Reloaded Reloader::read(const SourceFacts& facts, bool records)
     RunOptions unused;
     add_run_options(as_read, unused);
     take_settings(as_read, given_);
-    const Places places = take_config(as_read, path_);
+    const KeyPlaces places = take_config(as_read, path_);
 
     Reloaded reloaded{.options = std::make_unique<RunOptions>(), .taken = {}, .left = {}};
     Settings in_use = in_use_;

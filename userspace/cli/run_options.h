@@ -64,7 +64,7 @@ public:
 
 private:
     std::string path_;
-    Places places_;
+    KeyPlaces places_;
     Settings given_;  ///< on the command line
     Settings in_use_; ///< with the file's
 };

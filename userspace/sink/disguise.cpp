@@ -95,7 +95,7 @@ void Disguise::apply(Json& record) const
     };
     if (way_ == Way::mask && scope_ == Scope::all && says("/event/name", "finrace.upstream")) {
         const Json::json_pointer peer("/network/peer/address");
-        if (record.contains(peer) && of(record[peer].get<std::string>()) != record[peer])
+        if (record.contains(peer) && record[peer] != of(record[peer].get<std::string>()))
             record["finrace"]["upstream"]["id"] = fmt::format("{:016x}", pseudonym(record[peer].get<std::string>()));
     }
     for (const char* path : {"/process/linux/cgroup", "/finrace/systemd_unit"})
