@@ -63,6 +63,15 @@ static __always_inline __u16 observed_here(const struct connection *c)
 	return OBSERVED_RESET_HEADER | (c->pid ? OBSERVED_PROCESS : 0) | (have_release_hook ? OBSERVED_CLOSE_CALL : 0);
 }
 
+/*
+ * Of this host's FIN, once it has left, the low bits of its sequence number; 0 before. It lies where a name ends, which
+ * is 0 always (bpf_get_current_comm()), so that nobody else writes there: a packet of the peer's may be looked at on
+ * another CPU, at that very moment.
+ */
+#define LOCAL_FIN_MARK(c) (*(volatile __u8 *)&(c)->comm[FINRACE_COMM_LEN - 1])
+#define LOCAL_FIN_LEFT 0x80
+#define LOCAL_FIN_BITS 0x7f
+
 static __always_inline struct event *cgroup_event_begin(struct connection *c, const struct socket_view *view, __u8 kind,
 							__u8 old_state, __u8 new_state)
 {
@@ -72,15 +81,19 @@ static __always_inline struct event *cgroup_event_begin(struct connection *c, co
 		return NULL;
 	e->received_ns = view->last_receive_ns;
 	/* What is kept there until then is for the kernel alone. */
-	if (!(c->flags & CONNECTION_PEER_FIN)) {
+	LOCAL_FIN_MARK(&e->connection) = 0;
+	if (!(c->flags & CONNECTION_PEER_FIN))
 		e->connection.peer_fin_ns = 0;
-		e->connection.fin_unacked = 0;
-	}
 	if (!(c->flags & CONNECTION_PEER_RESET)) {
 		e->connection.peer_reset_ns = 0;
 		e->connection.reset_unacked = 0;
 	}
 	return e;
+}
+
+static __always_inline void note_local_fin(struct connection *c, __u32 seq)
+{
+	LOCAL_FIN_MARK(c) = LOCAL_FIN_LEFT | (seq & LOCAL_FIN_BITS);
 }
 
 /*
@@ -90,18 +103,11 @@ static __always_inline struct event *cgroup_event_begin(struct connection *c, co
  */
 static __always_inline __u32 send_next(const struct connection *c, __u32 snd_nxt)
 {
-	if (!(c->flags & CONNECTION_LOCAL_FIN_LEFT))
-		return snd_nxt;
-	if (c->flags & CONNECTION_PEER_FIN)
-		return snd_nxt - 1;
-	return sequence_distance(c->local_fin_seq, snd_nxt) ? c->local_fin_seq : snd_nxt;
-}
+	__u8 mark = LOCAL_FIN_MARK(c);
 
-static __always_inline void note_local_fin(struct connection *c, __u32 seq)
-{
-	c->flags |= CONNECTION_LOCAL_FIN_LEFT;
-	if (!(c->flags & CONNECTION_PEER_FIN))
-		c->local_fin_seq = seq;
+	if (!mark || ((snd_nxt - 1) & LOCAL_FIN_BITS) != (mark & LOCAL_FIN_BITS))
+		return snd_nxt;
+	return snd_nxt - 1;
 }
 
 /* ------------------------------------------------------------------ sock_ops: states */
@@ -145,7 +151,7 @@ static __always_inline void emit_sock_ops(struct bpf_sock_ops *ctx, struct conne
 	acked = ctx->bytes_acked;
 	if (acked && (c->flags & CONNECTION_CLIENT))
 		acked--;
-	if (acked && c->flags & CONNECTION_LOCAL_FIN_LEFT && ctx->snd_una == ctx->snd_nxt)
+	if (acked && LOCAL_FIN_MARK(c) && ctx->snd_una == ctx->snd_nxt)
 		acked--;
 	e->bytes_sent = acked;
 	e->srtt_us = ctx->srtt_us >> 3;
@@ -201,11 +207,17 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 	struct connection *c = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	struct reset_segment reset = {};
 	struct socket_view view = {};
+	struct connection last;
 	__u8 kind = 0;
 	int fin;
 
 	if (!c || c->flags & CONNECTION_IGNORED || old_state == new_state) /* close() after shutdown() */
 		return;
+	/* A packet that comes now, on another CPU, changes nothing of what is told last. */
+	if (new_state == TCP_STATE_CLOSE) {
+		last = *c;
+		c = &last;
+	}
 	fin = new_state == TCP_STATE_CLOSE_WAIT || new_state == TCP_STATE_CLOSING || c->flags & CONNECTION_PEER_FIN;
 	view_sock_ops(&view, ctx, c, fin);
 	switch (new_state) {
@@ -680,8 +692,8 @@ int cgroup_ingress(struct __sk_buff *skb)
 		count_loss(LOSS_UNREADABLE);
 		return ALLOW;
 	}
-	if (segment.payload)
-		connection_note_receipt(c, bpf_jiffies64());
+	if (segment.payload && !connection_note_receipt(c, bpf_jiffies64()))
+		c->peer_fin_ns = bpf_ktime_get_ns();
 	if (segment.flags & (TCP_FLAG_BIT_RST | TCP_FLAG_BIT_FIN) ||
 	    c->flags & (CONNECTION_LOCAL_FIN | CONNECTION_FIN_WAITS))
 		on_notable_ingress(skb);

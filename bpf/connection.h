@@ -339,11 +339,18 @@ FINRACE_INLINE int connection_asks_what(const struct connection *c, __u64 bytes_
 	return c->flags & CONNECTION_HANDSHAKE || connection_begins_exchange(c, bytes_received);
 }
 
-/* Payload came in at `tick` (jiffies): for a source whose kernel does not tell afterwards. */
-FINRACE_INLINE void connection_note_receipt(struct connection *c, __u64 tick)
+/*
+ * Payload came in at `tick` (jiffies): for a source whose kernel does not tell afterwards. Returns 0 if the peer's FIN
+ * was processed meanwhile, on another CPU, so that its time has to be noted again.
+ */
+FINRACE_INLINE int connection_note_receipt(struct connection *c, __u64 tick)
 {
-	if (!(c->flags & CONNECTION_PEER_FIN))
-		c->received_tick = tick;
+	volatile __u32 *flags = &c->flags;
+
+	if (*flags & CONNECTION_PEER_FIN)
+		return 1;
+	c->received_tick = tick;
+	return !(*flags & CONNECTION_PEER_FIN);
 }
 
 /*

@@ -115,7 +115,6 @@ enum connection_flag {
 	CONNECTION_UNTRIED = 1 << 29,
 	/* The same as CONNECTION_CLOSED_UNACKED at a shutdown(), after which its process may go on waiting. */
 	CONNECTION_SHUTDOWN_UNACKED = 1 << 30,
-	CONNECTION_LOCAL_FIN_LEFT = 1U << 31, /* cgroup: this host's FIN has left; due, it may wait for long */
 };
 
 /* What the client of a connection speaks, by the first bytes that it sent. */
@@ -199,10 +198,7 @@ struct connection {
 		struct waiting_segment waiting; /* until then: an RST with ACK, or a FIN, that its socket is to meet */
 	};
 	__u64 local_close_ns;
-	union {
-		__u32 fin_unacked;   /* bytes of the request that the peer's FIN left unacknowledged, or unsent */
-		__u32 local_fin_seq; /* until then: with CONNECTION_LOCAL_FIN_LEFT, its sequence number */
-	};
+	__u32 fin_unacked; /* bytes of the request that the peer's FIN left unacknowledged, or unsent */
 	__u32 fin_idle_ms; /* time from the last byte, either way, to the FIN or RST of the peer */
 	union {
 		__u32 reset_unacked;      /* with CONNECTION_RESET_HAS_ACK: bytes that the RST left unacknowledged */

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import glob
 import json
+import mmap
 import os
 import random
 import re
@@ -1470,6 +1471,64 @@ def test_who_closed_and_how(options):
         must(not wrong, lambda: f"{len(wrong)} of {len(due)} wrong:\n          " + "\n          ".join(wrong[:6]))
 
 
+def close_together(net, listener, count):
+    """So many connections in use whose ends, a process and a CPU each, close within microseconds of each other."""
+    turns = mmap.mmap(-1, 16)
+
+    def turn(who):
+        return struct.unpack_from("=Q", turns, 8 * who)[0]
+
+    def ready(who, number):
+        struct.pack_into("=Q", turns, 8 * who, number)
+        while turn(1 - who) < number:
+            pass
+
+    cpus = sorted(os.sched_getaffinity(0))
+    server = os.fork()
+    if server == 0:
+        try:
+            harness.die_with_parent()
+            os.sched_setaffinity(0, cpus[-1:])
+            for number in range(1, count + 1):
+                end = listener.accept()[0]
+                for _ in range(2):
+                    read_all(end, len(REQUEST))
+                    end.sendall(RESPONSE)
+                ready(1, number)
+                end.close()
+        finally:
+            os._exit(0)
+    os.sched_setaffinity(0, cpus[:1])
+    try:
+        for number in range(1, count + 1):
+            end = socket.create_connection(listener.getsockname()[:2])
+            for _ in range(2):
+                end.sendall(REQUEST)
+                read_all(end, len(RESPONSE))
+            ready(0, number)
+            for _ in range(random.randrange(400)):
+                pass
+            end.close()
+    finally:
+        os.sched_setaffinity(0, cpus)
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+
+
+def test_closes_that_meet(options):
+    """Both ends close at once, so that a FIN leaves on one CPU as the other's is looked at on another: nothing is wrong with that."""
+    must(len(os.sched_getaffinity(0)) > 1, "this takes two CPUs")
+    count = options.many * 2 // (50 if options.sanitized else 5)  # the programs in the kernel have no sanitizers
+    with network() as net, Finrace(options) as finrace:
+        listener = listen(net)
+        close_together(net, listener, count)
+        due = unanswered(net, listener)
+        finrace.wait_verdicts(net, 1)
+        finrace.next_health()
+        found = finrace.verdicts(net)
+        must([one.ends for one in found] == [due], lambda: f"{len(found) - 1} verdicts on {count} healthy connections: {found[0]}")
+
+
 def test_requests_in_use(options):
     """Requests on connections that are open still are in the report, though no event has told of them; what waits for an
     answer does not rest, though its request followed the answer before at once."""
@@ -2220,7 +2279,8 @@ TESTS = [
     test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_no_btf, test_doctor, test_healthy_requests, test_signals, test_for, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_told_timer, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
-    test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_requests_in_use, test_older_connections, test_smallest_ring, test_table_full,
+    test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_closes_that_meet, test_requests_in_use,
+    test_older_connections, test_smallest_ring, test_table_full,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,
     test_full_disk_all_along, test_answers_at_start, test_churn_at_start, test_start_stop,
     test_many_connections,

@@ -94,7 +94,6 @@ constexpr unsigned later_flags[] = {
     CONNECTION_HANDSHAKE,
     CONNECTION_UNTRIED,
     CONNECTION_SHUTDOWN_UNACKED,
-    CONNECTION_LOCAL_FIN_LEFT,
 };
 
 constexpr unsigned observed_bits[] = {
