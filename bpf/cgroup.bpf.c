@@ -41,7 +41,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 20); /* set by the loader */
+	__uint(max_entries, 1 << 18);
 	__type(key, __u64);
 	__type(value, struct adoptable);
 } adoptables SEC(".maps");

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever the meaning or the place of a field changes. */
-#define FINRACE_EVENT_VERSION 5
+#define FINRACE_EVENT_VERSION 6
 
 /*
  * The longest close_notify alert of TLS in use: 31 bytes by TLS 1.2 with AES-GCM (RFC 5246 6.2, RFC 5288 3), 24 by
@@ -176,11 +176,19 @@ struct waiting_segment {
  * receives; on an accepted connection the words swap meaning, the accounting does not.
  */
 struct connection {
+	/* All that matters of a healthy one, in use or idle: FINRACE_HEALTHY_BYTES, which a table may keep alone. */
 	__u64 id;              /* unique on this host: sockets' addresses and ports are used again */
 	__u64 opened_ns;       /* SYN sent; from EVENT_OPENED on: handshake complete */
 	__u64 request_ns;      /* first write of the current exchange */
 	__u64 last_byte_ns;    /* the last byte, either way, that the accounting has been told of */
 	__u64 received_before; /* payload bytes received before the current exchange's request */
+	__u32 request_seq;     /* sequence number of the request's first byte */
+	__u32 exchange;        /* number of the current exchange, 0 before the first */
+	__u32 idle_ms;         /* idle time before the current exchange's request */
+	__u32 longest_idle_ms; /* of all of them */
+	__u32 flags;           /* enum connection_flag */
+	__u32 pid;             /* owner's thread group id, 0 if not known; from process context only */
+	/* How it ends, by whose process, and what was lost of it. */
 	union {
 		__u64 peer_fin_ns;
 		__u64 received_tick; /* until then, where the kernel does not tell: jiffies at the last receipt, or 0 */
@@ -190,23 +198,20 @@ struct connection {
 		struct waiting_segment waiting; /* until then: an RST with ACK, or a FIN, that its socket is to meet */
 	};
 	__u64 local_close_ns;
-	__u32 request_seq;     /* sequence number of the request's first byte */
-	__u32 exchange;        /* number of the current exchange, 0 before the first */
-	__u32 idle_ms;         /* idle time before the current exchange's request */
-	__u32 longest_idle_ms; /* of all of them */
-	__u32 fin_unacked;     /* bytes of the request that the peer's FIN left unacknowledged, or unsent */
-	__u32 fin_idle_ms;     /* time from the last byte, either way, to the FIN or RST of the peer */
+	__u32 fin_unacked; /* bytes of the request that the peer's FIN left unacknowledged, or unsent */
+	__u32 fin_idle_ms; /* time from the last byte, either way, to the FIN or RST of the peer */
 	union {
 		__u32 reset_unacked;      /* with CONNECTION_RESET_HAS_ACK: bytes that the RST left unacknowledged */
 		__u32 waiting_bare_reset; /* until then: sequence number of an RST without ACK */
 	};
-	__u32 pid; /* owner's thread group id, 0 if not known; from process context only */
-	char comm[FINRACE_COMM_LEN];
-	__u32 flags;      /* enum connection_flag */
 	__u8 state;       /* enum tcp_connection_state, as last seen */
 	__u8 lost_events; /* events of this connection lost so far, saturating */
 	__u16 lost_kinds; /* which: bit (1 << enum event_kind) */
+	char comm[FINRACE_COMM_LEN];
 };
+
+/* Of struct connection's beginning. */
+#define FINRACE_HEALTHY_BYTES 64
 
 /* One lifecycle event: the moment, the socket as it was then, and the accounting so far. */
 struct event {
@@ -272,22 +277,22 @@ FINRACE_AT(connection, opened_ns, 8);
 FINRACE_AT(connection, request_ns, 16);
 FINRACE_AT(connection, last_byte_ns, 24);
 FINRACE_AT(connection, received_before, 32);
-FINRACE_AT(connection, peer_fin_ns, 40);
-FINRACE_AT(connection, peer_reset_ns, 48);
-FINRACE_AT(connection, local_close_ns, 56);
-FINRACE_AT(connection, request_seq, 64);
-FINRACE_AT(connection, exchange, 68);
-FINRACE_AT(connection, idle_ms, 72);
-FINRACE_AT(connection, longest_idle_ms, 76);
-FINRACE_AT(connection, fin_unacked, 80);
-FINRACE_AT(connection, fin_idle_ms, 84);
-FINRACE_AT(connection, reset_unacked, 88);
-FINRACE_AT(connection, pid, 92);
-FINRACE_AT(connection, comm, 96);
-FINRACE_AT(connection, flags, 112);
-FINRACE_AT(connection, state, 116);
-FINRACE_AT(connection, lost_events, 117);
-FINRACE_AT(connection, lost_kinds, 118);
+FINRACE_AT(connection, request_seq, 40);
+FINRACE_AT(connection, exchange, 44);
+FINRACE_AT(connection, idle_ms, 48);
+FINRACE_AT(connection, longest_idle_ms, 52);
+FINRACE_AT(connection, flags, 56);
+FINRACE_AT(connection, pid, 60);
+FINRACE_AT(connection, peer_fin_ns, 64);
+FINRACE_AT(connection, peer_reset_ns, 72);
+FINRACE_AT(connection, local_close_ns, 80);
+FINRACE_AT(connection, fin_unacked, 88);
+FINRACE_AT(connection, fin_idle_ms, 92);
+FINRACE_AT(connection, reset_unacked, 96);
+FINRACE_AT(connection, state, 100);
+FINRACE_AT(connection, lost_events, 101);
+FINRACE_AT(connection, lost_kinds, 102);
+FINRACE_AT(connection, comm, 104);
 
 FINRACE_STATIC_ASSERT(sizeof(struct event) == 256);
 FINRACE_AT(event, timestamp_ns, 0);

@@ -3,8 +3,8 @@
  * Backend "trace": the kernel's own TCP functions. Built three times from this one source:
  *
  *   trace_storage  fentry, accounting in socket storage          Linux 5.11 and later
- *   trace_hash     fentry, accounting in a hash table by socket   Linux 5.10
- *   trace_kprobe   kprobes, accounting in a hash table by socket  where trampolines are missing
+ *   trace_hash     fentry, accounting in hash tables by socket    Linux 5.10
+ *   trace_kprobe   kprobes, accounting in hash tables by socket   where trampolines are missing
  *
  * The hot path is one hook: the send. All others run when a connection begins, ends or fails.
  */
@@ -33,89 +33,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define READ(object, field) ((object)->field)
 #endif
 
-#ifdef FINRACE_SOCKET_STORAGE
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct connection);
-} connections SEC(".maps");
-
-static __always_inline struct connection *connection_lookup(struct sock *sk)
-{
-	/* One load tells most sockets that are not followed: cheaper than asking for their storage. */
-	if (!sk->sk_bpf_storage)
-		return NULL;
-	return bpf_sk_storage_get(&connections, sk, NULL, 0);
-}
-
-static __always_inline struct connection *connection_of_sender(struct sock *sk)
-{
-	return connection_lookup(sk);
-}
-
-static __always_inline void follow_port_of(struct sock *sk)
-{
-}
-
-static __always_inline struct connection *connection_create(struct sock *sk)
-{
-	bpf_sk_storage_delete(&connections, sk); /* a socket may connect again */
-	return bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-}
-
-static __always_inline void connection_forget(struct sock *sk)
-{
-	bpf_sk_storage_delete(&connections, sk);
-}
-#else
-#include "ports.bpf.h"
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1 << 18); /* set by the loader, as is BPF_F_NO_PREALLOC where tracing may allocate */
-	__type(key, __u64);
-	__type(value, struct connection);
-} connections SEC(".maps");
-
-static __always_inline struct connection *connection_lookup(struct sock *sk)
-{
-	__u64 key = (__u64)sk;
-
-	return bpf_map_lookup_elem(&connections, &key);
-}
-
-/* Most senders are not followed, and cheaper to tell without asking the table. */
-static __always_inline struct connection *connection_of_sender(struct sock *sk)
-{
-	/* In SYN_SENT a socket may have been followed before it got its port. */
-	if (!may_be_followed(READ(sk, __sk_common.skc_num)) && READ(sk, __sk_common.skc_state) != TCP_STATE_SYN_SENT)
-		return NULL;
-	return connection_lookup(sk);
-}
-
-static __always_inline void follow_port_of(struct sock *sk)
-{
-	follow_port(READ(sk, __sk_common.skc_num));
-}
-
-static __always_inline struct connection *connection_create(struct sock *sk)
-{
-	struct connection empty = {};
-	__u64 key = (__u64)sk;
-
-	if (bpf_map_update_elem(&connections, &key, &empty, BPF_ANY))
-		return NULL;
-	return bpf_map_lookup_elem(&connections, &key);
-}
-
-static __always_inline void connection_forget(struct sock *sk)
-{
-	__u64 key = (__u64)sk;
-
-	bpf_map_delete_elem(&connections, &key);
-}
-#endif
+#include "table.bpf.h"
 
 /*
  * Ports that a network namespace has listened on: tells of a connection that is not followed who opened it. Where more
@@ -455,13 +373,14 @@ static __always_inline int may_blame(const struct connection *c, const struct so
 	       view->now_ns - since_ns >= PATIENCE_NS;
 }
 
-/* A process begins a request of (at first) so many bytes, or with 0 a connection for one. */
+/* A process tries again: it begins a request of (at first) so many bytes, or with 0 a connection for one. `c` is whole.
+ */
 static __noinline int on_try(struct connection *c, struct sock *sk, __u64 bytes)
 {
 	struct socket_view view = {};
 	struct tcp_sock *tp;
 
-	if (!c || (!(c->flags & CONNECTION_TRIES_AGAIN) && !may_be_retry()))
+	if (!c)
 		return 0;
 	if (bytes)
 		c->flags &= ~CONNECTION_TRIES_AGAIN;
@@ -476,10 +395,27 @@ static __noinline int on_try(struct connection *c, struct sock *sk, __u64 bytes)
 	return 0;
 }
 
+/* Out of line: what calls it has no room on the stack for more. */
+static __noinline int on_request_after_loss(struct sock *sk, __u64 bytes)
+{
+	struct connection *c = connection_of_sender(sk);
+
+	note_try();
+	if (!c || (!(c->flags & CONNECTION_TRIES_AGAIN) && !may_be_retry()))
+		return 0;
+	c = connection_lookup(sk);
+	if (!c)
+		return 0;
+	on_try(c, sk, bytes);
+	connection_settle(sk, c);
+	return 0;
+}
+
 /* Out of line, so that the plain send below spills nothing. */
 static __noinline int on_notable_send(struct sock *sk, struct msghdr *message, __u64 bytes)
 {
-	struct connection *c = connection_lookup(sk);
+	int settled;
+	struct connection room, *c = connection_take(sk, &room, &settled);
 	struct socket_view view;
 	struct tcp_sock *tp;
 	__u64 received;
@@ -506,6 +442,7 @@ static __noinline int on_notable_send(struct sock *sk, struct msghdr *message, _
 		view.send_next += bytes;
 		emit(sk, tp, c, &view, EVENT_SENT_AFTER_FIN, c->state, c->state);
 	}
+	connection_give_back(sk, &room, settled);
 	return 0;
 }
 
@@ -543,10 +480,8 @@ static __noinline int on_send_after_loss(struct connection *c, struct sock *sk, 
 		on_client_send(sk, message);
 	if (c)
 		account_send(sk, c, message, bytes, (__u32)bpf_jiffies64());
-	if (tries) {
-		note_try();
-		on_try(c, sk, bytes);
-	}
+	if (tries)
+		on_request_after_loss(sk, bytes);
 	return 0;
 }
 
@@ -597,7 +532,7 @@ static __always_inline void on_opening(struct sock *sk, __u8 old_state)
 	}
 	if (anybody_may_set_aside())
 		note_try();
-	if (anybody_lost())
+	if (anybody_lost() && may_be_retry())
 		on_try(c, sk, 0);
 }
 
@@ -921,6 +856,8 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 	/* What its process is yet to notice is kept until it lets go: trace_close. */
 	if (new_state == TCP_STATE_CLOSE && !lost)
 		connection_forget(sk);
+	else if (new_state == TCP_STATE_ESTABLISHED)
+		connection_settle(sk, c);
 	return 0;
 }
 
@@ -969,7 +906,7 @@ int BPF_PROG(trace_state_nested, struct sock *sk, int old_state, int new_state)
 HOOK(trace_close, tcp_close, struct sock *sk)
 {
 	__u32 thread = (__u32)bpf_get_current_pid_tgid();
-	struct connection *c = connection_lookup(sk);
+	struct connection *c = connection_close_called(sk);
 	struct socket_view view = {};
 	struct event *answer;
 	struct tcp_sock *tp;
@@ -978,7 +915,6 @@ HOOK(trace_close, tcp_close, struct sock *sk)
 		on_client_release(sk);
 	if (!c)
 		return 0;
-	c->flags |= CONNECTION_SOCKET_CLOSED;
 	if (!c->pid)
 		set_owner(c);
 	tp = tcp_of(sk);
@@ -995,7 +931,8 @@ HOOK(trace_close, tcp_close, struct sock *sk)
 			bpf_map_delete_elem(&late_answers, &thread);
 		}
 	}
-	if (c->state == TCP_STATE_CLOSE)
+	/* Whatever was skipped or came in between: nothing follows. */
+	if (c->state == TCP_STATE_CLOSE || READ(sk, __sk_common.skc_state) == TCP_STATE_CLOSE)
 		connection_forget(sk);
 	return 0;
 }
@@ -1149,7 +1086,7 @@ int trace_adopt(struct bpf_iter__tcp *ctx)
 	struct socket_view view = {};
 	__u64 received, last_send_ns;
 	__u32 flags = 0, inode, *pid;
-	struct connection *c;
+	struct connection c = {};
 	struct tcp_sock *tp;
 	struct sock *sk;
 	__u8 state;
@@ -1175,14 +1112,8 @@ int trace_adopt(struct bpf_iter__tcp *ctx)
 		flags |= CONNECTION_CLIENT;
 	else if (!follow_accepted)
 		return 0;
-	if (connection_lookup(sk))
+	if (connection_is_followed(sk))
 		return 0;
-	c = connection_create(sk);
-	if (!c) {
-		count_loss(LOSS_TABLE_FULL);
-		return 0;
-	}
-	follow_port_of(sk);
 	received = tp->bytes_received;
 	view.now_ns = bpf_ktime_get_ns();
 	view.bytes_received = received;
@@ -1200,11 +1131,16 @@ int trace_adopt(struct bpf_iter__tcp *ctx)
 	/* lsndtime is set at the handshake, too: without acknowledged payload it tells nothing. */
 	last_send_ns =
 		tp->bytes_acked > 1 || tp->write_seq != tp->snd_una ? jiffies_to_ns(tp->lsndtime, view.now_ns) : 0;
-	connection_adopt(c, next_connection_id(), &view, last_send_ns, flags, state);
+	connection_adopt(&c, next_connection_id(), &view, last_send_ns, flags, state);
 	inode = BPF_CORE_READ(sk, sk_socket, file, f_inode, i_ino);
 	pid = bpf_map_lookup_elem(&socket_owners, &inode);
 	if (pid)
-		c->pid = *pid;
+		c.pid = *pid;
+	follow_port_of(sk);
+	if (!connection_insert(sk, &c)) {
+		count_loss(LOSS_TABLE_FULL);
+		return 0;
+	}
 	__sync_fetch_and_add(&connections_adopted, 1);
 	/* It may have died since: then trace_state has run without finding it. */
 	if (sk->__sk_common.skc_state == TCP_STATE_CLOSE)

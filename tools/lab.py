@@ -632,6 +632,7 @@ class Run:
             "server_address": self.server_address,
             "server_port": self.server_port,
             "keep_alive_ms": round(self.keep_alive / 1e6, 3),
+            "stall_ms": round(scenario.stall / 1e6, 3),
             "expected": None if phase == "learn" else scenario.expected,
         }
         if scenario.accept_variants and phase == "run":
@@ -1135,6 +1136,20 @@ def half_closed_answered(run):
     run.client_read(len(response))
     run.client_ends("eof")
     run.truth["client_saw"] = "response"
+
+
+@scenario(UNCLASSIFIED)
+def half_closed_unanswered(run):
+    """The client half-closes after its request; the server reads to the end and closes without a word, as it may do then."""
+    run.open()
+    run.exchange(run.number % 2)
+    request = run.request()
+    run.send(request)
+    run.client.shutdown(socket.SHUT_WR)
+    run.server_read(len(request))
+    run.check(run.server.recv(1) == b"", "the client sent more")
+    run.server_ends("fin")
+    run.client_ends("eof")
 
 
 @scenario(None)

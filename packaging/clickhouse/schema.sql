@@ -116,6 +116,7 @@ CREATE TABLE IF NOT EXISTS finrace.records_local (
     `finrace.connection.srtt_us` Nullable(UInt32),
     `finrace.connection.retransmits` Nullable(UInt32),
     `finrace.upstream.other` UInt8,
+    `finrace.upstream.id` String,
     `finrace.upstream.netns` UInt32,
     `finrace.upstream.process` String,
     `finrace.upstream.own_idle_limit.ms` Nullable(UInt64),
@@ -323,6 +324,7 @@ CREATE TABLE IF NOT EXISTS finrace.upstream_hours_local (
     `finrace.upstream.spread_ms` Nullable(UInt64),
     `finrace.upstream.samples` Nullable(UInt64),
     `finrace.upstream.other` UInt8,
+    `finrace.upstream.id` String,
     `finrace.upstream.netns` UInt32,
     `finrace.upstream.process` String,
     `finrace.upstream.own_idle_limit.ms` Nullable(UInt64),
@@ -348,14 +350,14 @@ CREATE TABLE IF NOT EXISTS finrace.upstream_hours_local (
     `finrace.upstream.verdicts.stale_reuse` UInt64
 ) ENGINE = ReplicatedReplacingMergeTree('/clickhouse/finrace/{shard}/upstream_hours', '{replica}', `finrace.sequence`)
 PARTITION BY toYYYYMMDD(hour)
-ORDER BY (`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, `finrace.upstream.other`, `host.name`, `finrace.run`, `hour`);
+ORDER BY (`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, `finrace.upstream.other`, `host.name`, `finrace.run`, `hour`, `finrace.upstream.id`);
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS finrace.to_upstream_hours_local TO finrace.upstream_hours_local AS
 SELECT toStartOfHour(toDateTime(replaceOne(substring(timestamp, 1, 19), 'T', ' '), 'UTC')) AS hour,
        `timestamp`, `host.name`, `peer.service`, `network.type`, `network.peer.address`, `network.peer.port`,
        `finrace.run`, `finrace.sequence`, `finrace.side`, `finrace.upstream.idle_timeout_ms`,
-       `finrace.upstream.spread_ms`, `finrace.upstream.samples`, `finrace.upstream.other`, `finrace.upstream.netns`,
-       `finrace.upstream.process`, `finrace.upstream.own_idle_limit.ms`, `finrace.upstream.own_idle_limit.spread_ms`,
+       `finrace.upstream.spread_ms`, `finrace.upstream.samples`, `finrace.upstream.other`, `finrace.upstream.id`,
+       `finrace.upstream.netns`, `finrace.upstream.process`, `finrace.upstream.own_idle_limit.ms`, `finrace.upstream.own_idle_limit.spread_ms`,
        `finrace.upstream.own_idle_limit.samples`, `finrace.upstream.exposure.state`,
        `finrace.upstream.exposure.window_ms`, `finrace.upstream.exposure.late_reuses`,
        `finrace.upstream.exposure.races_a_day`, `finrace.upstream.exposure.share`,

@@ -294,8 +294,20 @@ def tracers(arguments, folder):
 
 # --- A: instructions for a request, and for a connection -------------------------------------------------------------------
 
+def settled_ns(pid):
+    """What a process has run once it has nothing more to do."""
+    before, now = -1, processor_ns(pid)
+    for _ in range(100):
+        time.sleep(0.3)
+        before, now = now, processor_ns(pid)
+        if now - before < 1_000_000:
+            return now
+    raise BenchError(f"process {pid} never has nothing to do")
+
+
 def measure_load(load, arguments, tracer, repeat):
-    """For each kind of load and each repetition: instructions for one, and those that the tracer's process ran itself."""
+    """For each kind of load and each repetition: instructions for one, and those that the tracer's process ran itself. What it
+    puts off until the load has ended counts as well."""
     figures = {"request": [], "request_own": [], "connection": [], "connection_own": [], "resident_kb": None}
     kinds = [("request", PROXY, True, arguments.seconds)]
     if arguments.connections:
@@ -303,11 +315,13 @@ def measure_load(load, arguments, tracer, repeat):
     for kind, port, keep_alive, seconds in kinds:
         load.run(port, 0.1, keep_alive=keep_alive)
         for _ in range(repeat):
-            before = processor_ns(tracer.process.pid) if tracer else 0
+            before = settled_ns(tracer.process.pid) if tracer else 0
             requests, microseconds = load.run(port, seconds, keep_alive=keep_alive)
-            figures[kind].append(microseconds * 1000 / requests)
+            at_end = processor_ns(tracer.process.pid) if tracer else 0
+            after = settled_ns(tracer.process.pid) if tracer else 0
+            figures[kind].append((microseconds * 1000 + after - at_end) / requests)
             if tracer:
-                figures[f"{kind}_own"].append((processor_ns(tracer.process.pid) - before) / requests)
+                figures[f"{kind}_own"].append((after - before) / requests)
     if tracer:
         figures["resident_kb"] = resident_kb(tracer.process.pid)
     return figures

@@ -656,6 +656,11 @@ class Soak:
         wanted = {"finrace killed", "finrace started anew", "disk full", "all three outputs overflow", *(one[0] for one in self.whole_deck())}
         must(wanted == set(self.counts), f"{wanted ^ set(self.counts)}")
 
+    def check_load(self):
+        """What was asked for was sent: bouts make up for one another as far as nginx goes along."""
+        mean = statistics.mean(self.rates)
+        must(mean >= 0.9 * self.target, f"{mean:.0f} requests a second, not {self.target:.0f}")
+
     def check_file(self):
         """The file holds every number of every run, once."""
         for run in self.tracer.runs:
@@ -895,7 +900,7 @@ def soak_and_judge(options, results, stack):
         soak = Soak(options, stack)
         results.run("the soak runs to its end", go_on)
         if results.failed == 0:
-            for check in (soak.check_events, soak.check_file, soak.check_races, soak.check_outputs, soak.check_losses, soak.check_flat, soak.check_store,
+            for check in (soak.check_load, soak.check_events, soak.check_file, soak.check_races, soak.check_outputs, soak.check_losses, soak.check_flat, soak.check_store,
                           soak.check_reports, soak.check_kernel):
                 results.run(check.__name__.removeprefix("check_"), check)
             tell(options, soak, results)

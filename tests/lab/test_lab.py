@@ -350,6 +350,11 @@ def half_closed(near, far):
     must(near.answer_bytes() > 0, "no answer")
 
 
+def half_closed_in_vain(near, far):
+    closed_first(near, far, "client")
+    must(near.answer_bytes() == 0, f"{near.answer_bytes()} bytes of an answer")
+
+
 def answered(near, far, least, who):
     closed_first(near, far, who)
     must(near.answer_bytes() >= least, f"{near.answer_bytes()} bytes of the answer")
@@ -409,6 +414,7 @@ CHECKS = {
     "fin_all_but_last_byte": lambda near, far: crossed(near, far, acks=near.request_end - 1),
     "body_10mb_interrupted": interrupted,
     "half_closed_answered": half_closed,
+    "half_closed_unanswered": half_closed_in_vain,
     "pipelined_answered": lambda near, far: answered(near, far, 100, "client"),
     "body_after_answer": late_body,
     "response_one_byte_then_fin": lambda near, far: answered(near, far, 1, "server"),

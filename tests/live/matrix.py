@@ -5,9 +5,9 @@ An emulated machine is ten to twenty times slower than a native one, so the test
 
   exact  for a machine whose clock counts instructions (scripts/vm --paced). Nothing is late there, however busy the host is:
          all that depends on times, races between a request and a timer first of all. What takes long and hardly depends on
-         the kernel runs on some kernels and says so elsewhere; with --whole it runs on all.
+         the kernel runs on some kernels and says so elsewhere; with --whole it runs on all, and the lab a hundred times.
   smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer. On each kernel two
-         backends run, with --whole all three.
+         backends run, and of the tests what depends on them; with --whole all three, and all that does.
 
 The last line counts the tests of all commands.
 """
@@ -27,17 +27,21 @@ BACKENDS = {
     "kprobe": ["--backend", "trace", "--attach", "kprobe"],
     "cgroup": ["--backend", "cgroup"],
 }
-UPSTREAMS = [("uvicorn", "4"), ("uvicorn", "6"), ("local-uvicorn", "4"), ("lingering", "4"), ("reset", "4")]
-EVERY_UPSTREAM_ON = {("fentry", "6.1"), ("kprobe", "5.10"), ("cgroup", "6.12")}
+KERNELS = ("5.10", "6.1", "6.12")
+# Upstream, family and share: the first runs everywhere, each of the others once by each backend and once on each kernel.
+UPSTREAMS = [("uvicorn", "4", None), ("uvicorn", "6", 0), ("reset", "4", 0), ("local-uvicorn", "4", 1), ("lingering", "4", 2)]
 BOTH_BACKENDS_ON = {("fentry", "6.1"), ("fentry", "6.12"), ("kprobe", "5.10")}
-# Of the robustness tests those whose outcome depends on the kernel and the backend; and those that attach and list again
-# and again, which takes minutes in an emulated machine: once, where the tables grow and every hook is there.
+# Of the robustness tests those whose outcome depends on the kernel and the backend.
 ODDITIES = (
-    "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,two at once,accept queue full,"
-    "service manager,confinement"
+    "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,table full,two at once,accept queue full,"
+    "service manager,confinement,doctor,healthy requests"
 )
-SLOW_ODDITIES = ODDITIES + ",signals,churn at start,start stop,many connections"
-SLOW_ON = ("fentry", "6.12")
+# What depends on the backend, and hardly on the kernel: once for each way to attach.
+WAYS = ",answers at start,rest at close,requests in use,told to end in a flood,not root,no cgroup root,reload"
+WAYS_ON = {("fentry", "6.1"), ("kprobe", "5.10")}
+# What attaches and lists again and again, which takes minutes in an emulated machine: once, where every hook is there.
+SLOW = ",signals,churn at start,start stop,many connections"
+SLOW_ON = {("fentry", "6.12")}
 # Each way in which a program reads the kernel: tables by socket, its own storage, loads by cast, by helper; packets.
 ODDITIES_ON = {("fentry", "5.10"), ("kprobe", "5.10"), ("fentry", "6.1"), ("cgroup", "6.1"), ("fentry", "6.12"), ("kprobe", "6.12")}
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
@@ -48,7 +52,7 @@ PEERS_ON = ("fentry", "5.10")
 OUTPUTS_ON = ("kprobe", "5.10")  # they know nothing of how the kernel is watched; there what confines them is the oldest
 TWO_HOSTS_ON = ("fentry", "6.12")
 VIEWED_ON = {("fentry", "6.12"), ("kprobe", "6.1")}  # where a connection's accounting can be sampled, and where not
-LIMIT = 600  # seconds, of each command
+LIMIT, WHOLE_LIMIT = 600, 5400  # seconds, of each command
 
 
 def exact(options, name):
@@ -56,11 +60,16 @@ def exact(options, name):
     kernel = ".".join(os.uname().release.split(".")[:2])
     here = (name, kernel)
     backend = [*BACKENDS[name], *tools(options)]
+    share = (list(BACKENDS).index(name) + KERNELS.index(kernel)) % 3 if kernel in KERNELS else 0
     yield "race lab", [f"{HERE}/lab_check.py", *backend, "--runs", str(options.runs)], True
-    for upstream, family in UPSTREAMS:
+    for family, whose in (("6", 0), ("mapped", 1)):
+        yield f"race lab, family {family}", [
+            f"{HERE}/lab_check.py", *backend, "--runs", "10" if options.whole else "2", "--family", family,
+        ], name != "cgroup" and share == whose
+    for upstream, family, whose in UPSTREAMS:
         yield f"nginx and {upstream}{' over IPv6' if family == '6' else ''}", [
             f"{TESTS}/e2e/nginx_race.py", *backend, "--upstream", upstream, "--family", family, "--requests", str(options.requests),
-        ], here in EVERY_UPSTREAM_ON or (upstream, family) == UPSTREAMS[0]
+        ], whose in (None, share)
     if name == "fentry":
         finrace_alone = [*BACKENDS[name], *tools(options, line=False)]
         yield "beside tcplife and tcpstates", [f"{HERE}/compare_tcplife.py", *finrace_alone], here == PEERS_ON
@@ -89,7 +98,7 @@ def smp(options, name):
     here = (name, ".".join(os.uname().release.split(".")[:2]))
     yield "robustness", [
         f"{HERE}/robustness.py", *BACKENDS[name], *tools(options, line=False), "--small",
-        "--only", SLOW_ODDITIES if here == SLOW_ON else ODDITIES,
+        "--only", ODDITIES + (WAYS if options.whole or here in WAYS_ON else "") + (SLOW if options.whole or here in SLOW_ON else ""),
     ], here in ODDITIES_ON
     yield "outputs", [f"{HERE}/outputs.py", *BACKENDS[name], *tools(options, line=False), "--small"], here == OUTPUTS_ON
 
@@ -101,14 +110,14 @@ def tools(options, line=True):
     return flags + (["--logs", options.logs] if options.logs else [])
 
 
-def run(title, command):
+def run(title, command, limit):
     """(passed, failed, seconds). Its output goes through as it comes."""
     print(f"\n== {title}", flush=True)
     started = time.monotonic()
     passed = failed = 0
     process = subprocess.Popen(["/usr/bin/python3", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                stdin=subprocess.DEVNULL, start_new_session=True)
-    signal.alarm(LIMIT)
+    signal.alarm(limit)
     try:
         for line in process.stdout:
             text = line.decode("utf-8", "replace")
@@ -120,7 +129,7 @@ def run(title, command):
     except TimeoutError:
         os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
-        print(f"  matrix: {title} took longer than {LIMIT} s and was ended", flush=True)
+        print(f"  matrix: {title} took longer than {limit} s and was ended", flush=True)
     finally:
         signal.alarm(0)
     if (status != 0 or passed == 0) and failed == 0:
@@ -138,12 +147,13 @@ def main():
     parser.add_argument("--backends", default=",".join(BACKENDS), help="of fentry, kprobe, cgroup (default: all)")
     parser.add_argument("group", choices=("exact", "smp"))
     parser.add_argument("--whole", action="store_true", help="what runs on some kernels only, on this one as well")
-    parser.add_argument("--runs", type=int, default=8, help="of each of the lab's scenarios")
+    parser.add_argument("--runs", type=int, help="of each of the lab's scenarios (default: 8; with --whole 100)")
     parser.add_argument("--requests", type=int, default=300, help="near the timer, through nginx")
     parser.add_argument("--only", default="", help="only commands with this word in their title")
     parser.add_argument("--build", default=os.path.join(os.path.dirname(TESTS), "build"), help="folder with the binaries")
     parser.add_argument("--logs", help="folder for what failed tests leave")
     options = parser.parse_args()
+    options.runs = options.runs or (100 if options.whole else 8)
     names = options.backends.split(",")
     for name in names:
         if name not in BACKENDS:
@@ -157,7 +167,7 @@ def main():
             if options.only not in title:
                 continue
             if here or options.whole:
-                rows.append((title, *run(title, command)))
+                rows.append((title, *run(title, command, WHOLE_LIMIT if options.whole else LIMIT)))
             else:
                 print(f"\n!! {title}: LEFT OUT, other kernels run it; --whole runs it here", flush=True)
     print()

@@ -16,12 +16,13 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import suppress
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
-from harness import LIMIT, Finrace, listen, must, need, network, wait_for  # noqa: E402
+from harness import LIMIT, Finrace, free_port, host_network, listen, must, need, network, wait_for  # noqa: E402
 from robustness import call_in, healthy, make_room, run_finrace, small_disk, unanswered, wait_full  # noqa: E402
 
 SYSLOG = re.compile(rb"<(\d+)>1 (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z) (\S+) finrace (\d+) (\w+) - (\{.*\})", re.DOTALL)
@@ -193,6 +194,46 @@ def test_all_at_once(options):
                  verdict["FINRACE_CONNECTION_EXCHANGE"] == ["1"], f"{verdict}")
             head = SYSLOG.fullmatch(next(raw for raw in collectors[2].raw if b"finrace.verdict" in raw))
             must(head[1] == b"28" and int(head[4]) == finrace.process.pid and head[5] == b"verdict", f"{head.groups()[:5]}")
+
+
+def test_addresses_stay_here(options):
+    """What is hashed or masked leaves by no output, in no record, by metrics and on standard error neither."""
+    collectors = [Collector(options.folder, kind) for kind in ("unix-stream", "unix-dgram", "syslog", "journald")]
+    for one in collectors:
+        one.start()
+    flags = [flag for one in collectors for flag in ("--output", one.output)]
+    with network() as net:
+        listener = listen(net)
+        port = free_port(net)
+        with Finrace(options, *flags, "--connections", "--hash-addresses", "all", "--metrics", str(port), interval="100ms") as finrace:
+            for _ in range(3):
+                unanswered(net, listener)
+                healthy(net, listener)
+            wait_for(lambda: sum(one.at("finrace.cause") == "upstream_closed" for one in finrace.records("finrace.verdict")) >= 3, "the verdicts")
+            wait_for(lambda: any((one.at("network.peer.address") or "").startswith("100::") for one in finrace.records("finrace.upstream")), "the upstream")
+            with host_network(net), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT) as answer:
+                metrics = answer.read()
+            finrace.stop()
+        wait_for(lambda: all(any(b"upstream_closed" in raw for raw in one.raw) for one in collectors), "the verdicts at all outputs")
+        said = {one.output: b"\n".join(one.raw) for one in collectors}
+        with open(finrace.path, "rb") as file:
+            said[finrace.path] = file.read()
+        for name, text in said.items():
+            must(b"100::" in text, f"no pseudonym in {name}")
+        must(b'upstream="[100::' in metrics, metrics[-2000:])
+        said |= {"metrics": metrics, "standard error": finrace.words().encode()}
+        for name, text in said.items():
+            at = text.find(net.prefix.encode())
+            must(at < 0, f"{name}: an address is shown: {text[max(0, at - 200):at + 100]!r}")
+
+        with Finrace(options, "--connections", "--mask-addresses", "clients", interval="100ms") as finrace:
+            ends = healthy(net, listener)
+            of_server = wait_for(lambda: [one for one in finrace.connections(net) if not one.client], "the server's record")
+            must([one.at("network.peer.address") for one in of_server] == [net.prefix + "0"], f"{of_server}")
+            of_client = wait_for(lambda: [one for one in finrace.connections(net) if one.client], "the client's record")
+            must([one.ends for one in of_client] == [ends], f"{of_client}")
+    for one in collectors:
+        one.stop()
 
 
 def test_one_stands_still(options):
@@ -587,7 +628,7 @@ def test_refusals(options):
 
 
 TESTS = [
-    test_refusals, test_all_at_once, test_one_stands_still, test_full_disk_beside, test_stuck_disk_beside, test_reader_leaves, test_strangers, test_confined,
+    test_refusals, test_all_at_once, test_addresses_stay_here, test_one_stands_still, test_full_disk_beside, test_stuck_disk_beside, test_reader_leaves, test_strangers, test_confined,
     test_rotation_fails, test_rsyslog,
 ]
 

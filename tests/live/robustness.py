@@ -134,8 +134,13 @@ def lost_lifecycle_events(health):
     return sum(count for kind, count in by_kind.items() if kind not in OUTCOME_KINDS)
 
 
+def version_of_kernel():
+    return tuple(int(number) for number in re.match(r"(\d+)\.(\d+)", os.uname().release).groups())
+
+
 def losses_once(options, net):
-    """One storm before a finrace with the smallest ring and one with a large ring. Returns what foreign traffic may spoil."""
+    """One storm before a finrace with the smallest ring and one with a large ring. Returns what foreign traffic may spoil, how much of
+    that there was, and how often the kernel skipped a program."""
     listener = listen(net)
     with Finrace(options, "--connections", "--ring-bytes", "64M", interval="100ms") as large, \
             Finrace(options, "--connections", "--ring-bytes", "4096", interval="100ms") as small:
@@ -206,20 +211,40 @@ def losses_once(options, net):
          "all verdicts after the storm are incomplete")
     harness.check_schema(small)
     print(f"          {seen[1]} events seen, {lost[1]} lost, {len(found)} of {len(truth)} verdicts, {len(incomplete)} incomplete")
-    return seen[1] + lost[1], seen[0], len(foreign)
+    skipped = sum(one.health().at("finrace.health.losses.program_skipped") for one in (large, small))
+    return seen[1] + lost[1], seen[0], len(foreign), skipped
 
 
 def test_smallest_ring(options):
     """Every loss is counted: what the smallest ring let through and what it lost are what a large one saw."""
     for _ in range(5):
         with network() as net:
-            accounted, due, foreign = losses_once(options, net)
+            accounted, due, foreign, skipped = losses_once(options, net)
         if accounted == due:
             return
         # Another's traffic may begin between the readings of the two counters; and what one kprobe misses as it hits within
-        # another's handler, nothing counts (docs/design.md). Else there is no excuse.
-        must(foreign or options.attach == "kprobe", f"{accounted} events seen or lost, {due} happened")
+        # another's handler, nothing counts before Linux 6.7, and no event's kind after (docs/design.md). Else there is no excuse.
+        must(foreign or (options.attach == "kprobe" and (version_of_kernel() < (6, 7) or skipped)), f"{accounted} events seen or lost, {due} happened")
     raise harness.Wrong(f"{accounted} events seen or lost, {due} happened (with {foreign} foreign connections on this machine)")
+
+
+def test_table_full(options):
+    """More connections than there is room for: they are counted, finrace goes on, and there is room again once they have ended."""
+    if options.backend != "trace" or (options.attach != "kprobe" and version_of_kernel() >= (5, 11)):
+        print("          the accounting lies in the sockets here, and no table can be full")
+        return
+    room = 64
+    with network() as net, Finrace(options, "--connections", "--max-connections", str(room), interval="100ms") as finrace:
+        listener = listen(net)
+        pairs = [Pair(net, listener) for _ in range(4 * room)]
+        due = 2 * len(pairs) - 3 * room  # another's may be among those that have room
+        wait_for(lambda: finrace.next_health().at("finrace.health.losses.table_full") >= due, lambda: f"word of {due} without room: {finrace.health()}")
+        for pair in pairs:
+            pair.close()
+        must(finrace.next_health().at("finrace.health.complete") is False, "complete, in spite of a full table")
+        due = unanswered(net, listener)
+        wait_for(lambda: any(one.ends == due and not one.at("finrace.incomplete") for one in finrace.verdicts(net)), "a verdict once there is room again")
+        harness.check_schema(finrace)
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------------
@@ -1933,7 +1958,13 @@ def test_service_manager(options):
 
 def run_finrace(options, arguments, prefix=(), program=None):
     return subprocess.run([*prefix, program or options.finrace, *arguments], capture_output=True, text=True, errors="replace",
-                          stdin=subprocess.DEVNULL, timeout=LIMIT)
+                          stdin=subprocess.DEVNULL, timeout=harness.READY_LIMIT)
+
+
+def doctor_says(options, prefix=(), program=None, status=0):
+    done = run_finrace(options, ["doctor", "--json"], prefix, program)
+    must(done.returncode == status and done.stdout.startswith("{"), f"doctor: {done}")
+    return json.loads(done.stdout)
 
 
 REFUSALS = [
@@ -1948,6 +1979,7 @@ REFUSALS = [
     (["run", "--interval", "0s"], ["--interval", "'0s'"]),
     (["run", "--interval", "-1s"], ["--interval", "-1s"]),
     (["run", "--ring-bytes", "7"], ["--ring-bytes", "'7'", "4k"]),
+    (["run", "--max-connections", "7"], ["--max-connections", "7", "64", "16777216"]),
     (["run", "--ring-bytes", "lots"], ["--ring-bytes", "'lots'"]),
     (["run", "--upstream", "300.1.2.3"], ["--upstream", "300.1.2.3", "accepted"]),
     (["run", "--upstream", "http://10.0.0.5:8000/"], ["--upstream", "write 10.0.0.5:8000", "accepted", ":8080"]),
@@ -1987,13 +2019,18 @@ def test_refusals(options):
             done = subprocess.run([options.finrace, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
         if done.returncode != 2 or "No space left" not in done.stderr:
             wrong.append(f"finrace {' '.join(arguments)} to a full disk: exit {done.returncode}, stderr {done.stderr[:400]!r}")
-    backends = json.loads(run_finrace(options, ["doctor", "--json"]).stdout)["backends"]
+    found = doctor_says(options)
+    backends = found["backends"]
     for one in backends:
         if one["backend"] == "trace" and not one["works"]: # what was asked for by name is never replaced
             done = run_finrace(options, ["run", "--attach", one["attach"]])
-            if done.returncode != 2 or "backend trace" not in done.stderr or "--backend cgroup" not in done.stderr:
-                wrong.append(f"finrace run --attach {one['attach']}: exit {done.returncode}, stderr {done.stderr[:400]!r}")
+            words = ["backend trace", "--backend cgroup", *(["lockdown=confidentiality"] if found["lockdown"] == "confidentiality" else [])]
+            if done.returncode != 2 or any(word not in done.stderr for word in words):
+                wrong.append(f"finrace run --attach {one['attach']}: exit {done.returncode}, stderr {done.stderr[:400]!r}, not {words}")
     if not any(one["works"] for one in backends if one["backend"] == "trace"):
+        done = run_finrace(options, ["run", *options.unconfined, "--for", "1s"])
+        if done.returncode != 0 or "warning: backend trace" not in done.stderr or "backend cgroup works here and is taken" not in done.stderr:
+            wrong.append(f"finrace run without trace: exit {done.returncode}, stderr {done.stderr[:400]!r}")
         done = run_finrace(options, ["run", "--side", "server"])
         if done.returncode != 2 or "doesn't tell what servers do" not in done.stderr:
             wrong.append(f"finrace run --side server without trace: exit {done.returncode}, stderr {done.stderr[:400]!r}")
@@ -2015,14 +2052,14 @@ BAD_CONFIGURATIONS = [
     ("metrics = [9735, 9736]\n", ['{path}:1: metrics takes no such value; accepted: "[ADDR:]PORT"']),
     ("flat = true\nflat = false\n", ["{path}:2: "]),
     ("flat = true\noutput =\n", ["{path}:2: "]),
-    # Of a combination the flags are named.
-    ('backend = "cgroup"\nside = "server"\n', ["--side server: backend cgroup"]),
-    ('mask_addresses = "clients"\nhash_addresses = "clients"\n', ["--mask-addresses and --hash-addresses: give one of them"]),
-    ('hash_key = "/dev/zero"\n', ["--hash-key: that is for --hash-addresses"]),
-    ('hash_addresses = "all"\nhash_key = "/dev/null"\n', ["--hash-key /dev/null: 0 bytes are too few; accepted: "]),
-    ('mask_addresses = "all"\nmetrics = 9735\n', ["--metrics: masked upstreams look alike"]),
-    ('mask_addresses = "clients"\nrecord = "{folder}/f.rec"\n', ["--record: a recording has addresses as they are"]),
-    ("keep = 7\n", ["--keep says how to keep what --record records: give both"]),
+    # Of a combination the flags are named, behind the place of the first.
+    ('backend = "cgroup"\nside = "server"\n', ["{path}:2: side: --side server: backend cgroup"]),
+    ('hash_addresses = "clients"\nmask_addresses = "clients"\n', ["{path}:2: mask_addresses: --mask-addresses and --hash-addresses: give one of them"]),
+    ('hash_key = "/dev/zero"\n', ["{path}:1: hash_key: --hash-key: that is for --hash-addresses"]),
+    ('hash_addresses = "all"\nhash_key = "/dev/null"\n', ["{path}:2: hash_key: --hash-key /dev/null: 0 bytes are too few; accepted: "]),
+    ('mask_addresses = "all"\nmetrics = 9735\n', ["{path}:2: metrics: --metrics: masked upstreams look alike"]),
+    ('mask_addresses = "clients"\nrecord = "{folder}/f.rec"\n', ["{path}:2: record: --record: a recording has addresses as they are"]),
+    ("keep = 7\n", ["{path}:1: keep: --keep says how to keep what --record records: give both"]),
 ]
 # What a file says, flags beside it, and what is wrong with both together; None: nothing.
 OVERRIDES = [
@@ -2059,6 +2096,13 @@ def test_check_config(options):
         if done.returncode != 2 or missing or done.stdout or (start.returncode, start.stdout, start.stderr) != (2, "", done.stderr):
             wrong.append(f"{text!r}: exit {done.returncode}, not said: {missing}, stdout {done.stdout[:100]!r}, stderr {done.stderr!r}; "
                          f"at a start exit {start.returncode}, stderr {start.stderr!r}")
+    for text, words in (('output = ["-", "{folder}/none/f.jsonl"]\n', f"--output {folder}/none/f.jsonl: there is no folder {folder}/none here"),
+                        ('record = "{folder}/none/f.rec"\n', f"--record {folder}/none/f.rec: there is no folder {folder}/none here")):
+        configure(text)
+        done = check_config(options, path)
+        start = run_finrace(options, ["run", "--config", path])
+        if (done.returncode, done.stdout) != (0, f"{path} is good\n") or words not in done.stderr or start.returncode != 2 or f"{folder}/none" not in start.stderr:
+            wrong.append(f"{text!r}: {done}, not {words!r}; at a start {start}")
     for text, flags, words in OVERRIDES:
         configure(text)
         done = check_config(options, path, *flags)
@@ -2097,7 +2141,8 @@ def test_shipped_configuration(options):
         taken_port.bind(("127.0.0.1", 9735))  # where metrics are offered
         taken_port.listen()
         done = check_config(options, SHIPPED, prefix=powerless)
-        must((done.returncode, done.stdout, done.stderr) == (0, f"{SHIPPED} is good\n", ""), f"as shipped: {done}")
+        must((done.returncode, done.stdout) == (0, f"{SHIPPED} is good\n"), f"as shipped: {done}")
+        must(done.stderr == "" if os.path.isdir("/var/log/finrace") else "no folder /var/log/finrace here" in done.stderr, f"as shipped: {done}")
         for kept in apart:
             configure(set(offered) - set().union(*apart) | kept)
             done = check_config(options, path, prefix=powerless)
@@ -2130,17 +2175,20 @@ def test_not_root(options):
     program = shutil.copy(options.finrace, os.path.join(options.folder, "finrace-of-nobody"))
     os.chmod(program, 0o755)
     backend = ["--backend", options.backend]
-    for prefix, present, absent in (
-        (["--reuid", "65534", "--regid", "65534", "--clear-groups"], ["CAP_BPF", "65534"], []),
-        (["--bounding-set", "-net_admin,-sys_admin"], ["CAP_NET_ADMIN, which"], ["CAP_BPF, CAP_PERFMON"]),
+    for prefix, missing in (
+        (["--reuid", "65534", "--regid", "65534", "--clear-groups"], ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]),
+        (["--bounding-set", "-net_admin,-sys_admin"], ["CAP_NET_ADMIN"]),
+        (["--bounding-set", "-bpf,-sys_admin"], ["CAP_BPF"]),
+        (["--bounding-set", "-perfmon,-sys_admin"], ["CAP_PERFMON"]),
     ):
+        due = f"takes {', '.join(missing)}, which this process (user {65534 if '--reuid' in prefix else 0}) does not have"
+        # Copied to where that user can reach it; a test folder in a closed place would hide the refusal.
         for command in (["run", *backend], ["watch", *backend]):
-            # Copied to where that user can reach it; a test folder in a closed place would hide the refusal.
             done = run_finrace(options, command, [setpriv, *prefix], program)
-            must(done.returncode == 2, f"{prefix} {command}: exit {done.returncode}: {done.stderr}")
-            for word in present:
-                must(word in done.stderr, f"{prefix} {command}: no word of {word}: {done.stderr}")
+            must(done.returncode == 2 and due in done.stderr, f"{prefix} {command}: exit {done.returncode}: {done.stderr}, not {due!r}")
             must(not done.stdout, f"on standard output: {done.stdout[:200]}")
+        found = doctor_says(options, [setpriv, *prefix], program, status=2)
+        must(found["missing_capabilities"] == missing and due in found.get("refusal", ""), f"{prefix} doctor: {found}")
     os.unlink(program)
 
 
@@ -2155,15 +2203,84 @@ def test_no_cgroup_root(options):
         must(word in done.stderr, f"no word of {word}: {done.stderr}")
     done = run_finrace(options, ["doctor"], prefix)
     must("cgroup v2" in done.stdout + done.stderr, f"doctor: {done.stdout} {done.stderr}")
+    if options.backend == "trace":
+        done = run_finrace(options, ["run", *options.backend_flags, *options.unconfined, "--for", "1s"], prefix)
+        must(done.returncode == 0 and "finrace: ready (backend trace" in done.stderr, f"trace: {done}")
+
+
+def test_no_btf(options):
+    """A kernel that does not hand out its types: trace says so, and cgroup names accidents as ever."""
+    hidden = ["unshare", "-m", "--propagation", "private", "/bin/sh", "-c", 'mount -t tmpfs none /sys/kernel/btf && exec "$0" "$@"']
+    for attach in ("fentry", "kprobe"):
+        done = run_finrace(options, ["run", "--backend", "trace", "--attach", attach], hidden)
+        must(done.returncode == 2, f"exit {done.returncode}: {done.stderr}")
+        for word in ("backend trace", "/sys/kernel/btf/vmlinux is missing", "--backend cgroup needs none"):
+            must(word in done.stderr, f"no word of {word}: {done.stderr}")
+    found = doctor_says(options, hidden)
+    must(found["btf"] is False and found["choice"] == {"backend": "cgroup"}, f"doctor: {found}")
+    command = [*hidden, options.finrace, "run", "--backend", "cgroup", *options.unconfined, "--interval", "1s"]
+    with network() as net, Finrace(options, container=command) as finrace:
+        listener = listen(net)
+        due = [unanswered(net, listener), stale(net, listener)]
+        finrace.wait_verdicts(net, len(due))
+        must(sorted(one.ends for one in finrace.verdicts(net)) == sorted(due), f"{finrace.verdicts(net)}, not {due}")
+
+
+def test_doctor(options):
+    """doctor says beforehand what run finds: which hooks, which backend, and what this kernel hides."""
+    found = doctor_says(options)
+    works = {(one["backend"], one.get("attach")): one for one in found["backends"] if one["works"]}
+    must(found["choice"] == {name: value for name, value in zip(("backend", "attach"), next(iter(works))) if value}, f"{found['choice']} of {list(works)}")
+    one = works.get((options.backend, options.attach))
+    must(one is not None, f"{options.backend_name} works here, and doctor says that it does not: {found}")
+    with Finrace(options) as finrace:
+        health = finrace.next_health()
+    absent = sorted(hook["name"] for hook in one["hooks"] if not hook["attached"])
+    must(absent == sorted(hook["name"] for hook in health.at("finrace.health.missing_hooks", [])), f"doctor: without {absent}; health: {health}")
+    if options.backend != "trace":
+        return
+    names = {hook["name"] for hook in one["hooks"]}
+    kernel = version_of_kernel()
+    due = {f"{options.attach}/{name}" for name in ("tcp_sendmsg_locked", "tcp_close", "tcp_reset", "tcp_rcv_state_process", "tcp_send_active_reset",
+                                                   "tcp_conn_request", "tcp_check_req")} | {"tp_btf/inet_sock_set_state", "iter/tcp"}
+    due |= {f"{options.attach}/do_tcp_sendpages"} if kernel < (6, 5) else set()
+    due |= {f"{options.attach}/tcp_rcv_established"} if kernel < (5, 11) else set()
+    must(names == due, f"hooks {sorted(names)}, not {sorted(due)}")
+    for mptcp, fast_open in ((0, 0), (1, 3)):
+        hides = ["unshare", "-n", "/bin/sh", "-c", f"echo {mptcp} >/proc/sys/net/mptcp/enabled && echo {fast_open} >/proc/sys/net/ipv4/tcp_fastopen"
+                 ' && exec "$0" "$@"']
+        unseen = " ".join(next(way.get("unseen", []) for way in doctor_says(options, hides)["backends"] if way.get("attach") == options.attach))
+        must(("MPTCP" in unseen) == bool(mptcp) and ("Fast Open" in unseen) == bool(fast_open), f"{mptcp} {fast_open}: {unseen}")
+        must(("uncounted" in unseen) == (options.attach == "kprobe" and kernel < (6, 7)), f"{kernel}: {unseen}")
+
+
+def test_healthy_requests(options):
+    """A healthy request makes no event: of a thousand on one connection, that opens and closes, a few."""
+    exchanges = 1000
+    for _ in range(3):
+        with network() as net, Finrace(options, "--connections", interval="100ms") as finrace:
+            listener = listen(net)
+            before = finrace.next_health().at("finrace.health.events")
+            ends = healthy(net, listener, exchanges)
+            record = wait_for(lambda: next((one for one in finrace.connections(net) if one.client), None), "the connection's record")
+            must(record.ends == ends and record.at("finrace.connection.exchanges") == exchanges, f"{record}")
+            events = finrace.next_health().at("finrace.health.events") - before
+            must(events >= 2, f"{events} events")
+            if events < exchanges // 10:
+                return
+            foreign = [one for one in finrace.connections() if not net.owns(one)]
+            must(foreign, f"{events} events of {exchanges} exchanges")
+    raise harness.Wrong(f"{events} events of {exchanges} exchanges (with {len(foreign)} foreign connections on this machine)")
 
 
 # ---- all of them ---------------------------------------------------------------------------------------------------------
 
 TESTS = [
-    test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_signals, test_for, test_upstreams_that_rest,
+    test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_no_btf, test_doctor, test_healthy_requests, test_signals, test_for, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_told_timer, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
-    test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_closes_that_meet, test_requests_in_use, test_older_connections, test_smallest_ring,
+    test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_closes_that_meet, test_requests_in_use,
+    test_older_connections, test_smallest_ring, test_table_full,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,
     test_full_disk_all_along, test_answers_at_start, test_churn_at_start, test_start_stop,
     test_many_connections,

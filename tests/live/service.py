@@ -12,6 +12,7 @@ import os
 import pwd
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,8 @@ from contextlib import contextmanager
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import container  # noqa: E402
 import harness  # noqa: E402
-from harness import LIMIT, Pair, must, need, network, wait_for  # noqa: E402
+import robustness  # noqa: E402
+from harness import LIMIT, Pair, listen, must, need, network, wait_for  # noqa: E402
 from robustness import in_child  # noqa: E402
 
 UNIT = "finrace.service"
@@ -537,6 +539,40 @@ def test_metrics(_options):
     must("\nfinrace_races_total 0\n" in text and "\nprocess_resident_memory_bytes " in text, text)
 
 
+def read_group(group):
+    with open(os.path.join(group, "cgroup.procs"), encoding="ascii") as file:
+        return file.read()
+
+
+def test_pods(_options):
+    """Names of pods, though the kubelet keeps their folder to root: it is opened while there are rights to give up."""
+    pod = "0c9a2d6e-41b7-4f6b-9d0e-6a2c3b1f5e77"
+    folder, group = "/var/log/pods", os.path.join(robustness.cgroup_mount(), f"kubepods-pod{pod.replace('-', '_')}.slice")
+    made = not os.path.isdir(folder)
+    os.makedirs(folder, exist_ok=True)
+    os.chmod(folder, 0o750)
+    os.mkdir(group)
+    process = None
+    try:
+        call("systemctl", "restart", UNIT, limit=SLOW)
+        os.mkdir(os.path.join(folder, f"shop_billing-5d9c_{pod}"))  # later than that
+        with network() as net:
+            process = robustness.Placed(net, listen(net))
+            port = process.lose_from(group)
+            client = net.address(), port
+            wait_verdict(client)
+        (verdict,) = (one for one in records("finrace.verdict") if client_of(one) == client)
+        must(verdict.get("k8s", {}).get("pod") == {"uid": pod, "name": "billing-5d9c"} and verdict["k8s"]["namespace"]["name"] == "shop", f"{verdict}")
+    finally:
+        if process:
+            process.end()
+        shutil.rmtree(os.path.join(folder, f"shop_billing-5d9c_{pod}"), ignore_errors=True)
+        if made:
+            os.rmdir(folder)
+        wait_for(lambda: not read_group(group), "the control group to be empty")
+        os.rmdir(group)
+
+
 def test_stop(options):
     """A last summary, nothing left in the kernel, and no failure."""
     must_see()
@@ -565,7 +601,7 @@ WHOLE_ON = (6, 1)
 EVERYWHERE = [test_verdict, test_killed, test_stop]
 TESTS = [
     test_verdict, test_upgrade, test_reload, test_reload_configuration, test_logrotate, test_watchdog, test_killed, test_other_users, test_flooded,
-    test_linked_log, test_exposure, test_usage_error, test_journal, test_metrics, test_stop, test_remove,
+    test_linked_log, test_exposure, test_usage_error, test_journal, test_metrics, test_pods, test_stop, test_remove,
 ]
 
 

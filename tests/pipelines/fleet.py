@@ -363,6 +363,26 @@ def test_a_host_that_was_started_again(options, there, hosts):
             must(range_["low"] < races < range_["high"], f"{range_} races a day, of {number + 1} runs that say {races}")
 
 
+def test_masked_upstreams(options, there, hosts):
+    """Of upstreams that have one masked address each counts, and none that is safe hides one that is exposed."""
+    there.empty()
+    upstream = [line for line in hosts[0].flat() if b'"finrace.upstream"' in line][-1]
+    for sequence, (name, state) in enumerate((("0123456789abcdef", "exposed"), ("fedcba9876543210", "safe")), 1):
+        there.insert([changed(upstream, network__peer__address="10.0.0.0", finrace__sequence=sequence, finrace__upstream__id=name,
+                              finrace__upstream__exchanges=100, finrace__upstream__exposure__state=state,
+                              timestamp=time.strftime("%Y-%m-%dT%H:%M:%S.000000001Z", time.gmtime()))])
+    (pool,) = fleet_report(options, there.url)["upstreams"]
+    must(pool["address"] == "10.0.0.0" and pool["requests"] == 200, f"{pool}")
+    must(pool["state"] == "exposed" and list(pool["hosts"].values()) == ["exposed"], f"{pool}")
+    # Another run tells them apart by other ids, and its word is newer.
+    for sequence, name in enumerate(("00000000000000aa", "00000000000000bb"), 1):
+        there.insert([changed(upstream, network__peer__address="10.0.0.0", finrace__sequence=sequence, finrace__upstream__id=name, finrace__run="f" * 16,
+                              finrace__upstream__exchanges=10, finrace__upstream__exposure__state="safe",
+                              timestamp=time.strftime("%Y-%m-%dT%H:%M:%S.000000001Z", time.gmtime(time.time() + 1)))])
+    (pool,) = fleet_report(options, there.url)["upstreams"]
+    must(pool["requests"] == 220 and pool["state"] == "safe", f"after a restart: {pool}")
+
+
 def test_filters(options, there, hosts):
     """--upstream, --process and --side choose here as they do on one host; and what is not chosen hides nothing that is."""
     there.empty()
@@ -657,6 +677,13 @@ def test_it_says_what_is_wrong(options, there, hosts):
         must("schema.sql" in refused("--clickhouse", there.url), "it does not say where the tables are from")
     finally:
         there.servers[0].query("RENAME TABLE finrace.away TO finrace.verdicts")
+    there.servers[0].query("ALTER TABLE finrace.upstream_hours DROP COLUMN `finrace.upstream.id`")
+    try:
+        must("another version's" in refused("--clickhouse", there.url), "it does not say that a column is missing")
+    finally:
+        there.servers[0].query("ALTER TABLE finrace.upstream_hours ADD COLUMN `finrace.upstream.id` String AFTER `finrace.upstream.other`")
+    again = report_of(options, "--clickhouse", there.url, status=(3,))
+    must((again["state"], again["fleet"]) == (nothing["state"], nothing["fleet"]), f"once the column is there again: {again}")
 
 
 def parse():
@@ -680,7 +707,7 @@ def test(options, results):
             host.watch(lambda: make_traffic(net, listener, closed, stale, refused))
         with cluster(os.path.join(options.folder, "cluster")) as there:
             for one in (test_the_report_equals_the_local_ones_added_up, test_the_same_lines_again_change_nothing,
-                        test_a_replica_that_dies, test_what_came_before, test_a_host_that_was_started_again, test_filters, test_both_ends_of_a_connection,
+                        test_a_replica_that_dies, test_what_came_before, test_a_host_that_was_started_again, test_masked_upstreams, test_filters, test_both_ends_of_a_connection,
                         test_a_host_falls_silent, test_retention, test_it_says_what_is_wrong, test_ten_million_records):
                 results.run(one.__name__.removeprefix("test_").replace("_", " "), one, options, there, hosts)
         results.run("a single server", test_a_single_server, options, hosts)

@@ -80,10 +80,10 @@ TEST_CASE("what is wrong in a configuration file is named with its place", "[con
 {
     refuses("\nupstrem = 'x'\n",
             "f.toml:2: upstrem is no key; accepted: upstream, process, side, idle_timeout, backend, attach, "
-            "ring_bytes, output, keep, connections");
+            "ring_bytes, max_connections, output, keep, connections");
     refuses("[run]\noutput = 'x'\n",
             "f.toml:1: run is no key; accepted: upstream, process, side, idle_timeout, backend, attach, "
-            "ring_bytes, output, keep, connections");
+            "ring_bytes, max_connections, output, keep, connections");
     for (const std::string key : {"help", "config", "check_config", "check-config"})
         CHECK_THROWS_WITH(taken(key + " = true"), Catch::StartsWith("f.toml:1: " + key + " is no key"));
     refuses("backend = 'ebpf'", "f.toml:1: backend: 'ebpf' is not known; accepted: auto, trace, cgroup");

@@ -44,6 +44,8 @@ TEST_CASE("a masked address is its network's")
     CHECK(mask.of("192.0.2.77") == "192.0.2.0");
     CHECK(mask.of("2001:db8:1:2::9") == "2001:db8:1::");
     CHECK(mask.of("no address") == "no address");
+    for (const char* loopback : {"127.0.0.1", "127.1.2.3", "::1"})
+        CHECK(mask.of(loopback) == loopback);
     CHECK(Disguise().of("192.0.2.77") == "192.0.2.77");
 }
 
@@ -56,6 +58,7 @@ TEST_CASE("a hashed address is a pseudonym that stays the same under the same ke
     CHECK(hash.of("192.0.2.77") == pseudonym);
     CHECK(hash.of("192.0.2.78") != pseudonym);
     CHECK(hash.of("2001:db8::9").starts_with("100::"));
+    CHECK(hash.of("127.0.0.1") == "127.0.0.1");
     CHECK(Disguise(Disguise::Way::hash, clients, "0123456789abcdee").of("192.0.2.77") != pseudonym);
 }
 
@@ -122,4 +125,45 @@ TEST_CASE("a key for pseudonyms")
     options.hashed.reset();
     options.key_path = folder.holding("key", "0123456789abcdef");
     CHECK_THROWS_WITH(options.disguise(), Catch::Contains("--hash-key"));
+}
+
+TEST_CASE("upstreams that have one masked address can be told apart, within a run")
+{
+    const auto upstream = [](const std::string& address) {
+        Json made = Json::parse(R"({"event": {"name": "finrace.upstream"}, "finrace": {"upstream": {}}})");
+        made["network"]["peer"]["address"] = address;
+        return made;
+    };
+    const auto id_by = [&](const Disguise& disguise, const std::string& address) {
+        Json made = upstream(address);
+        disguise.apply(made);
+        return made["finrace"]["upstream"].value("id", "");
+    };
+    const Disguise mask(Disguise::Way::mask, all, "0123456789abcdef");
+    CHECK(id_by(mask, "10.0.0.5").size() == 16);
+    CHECK(id_by(mask, "10.0.0.5") == id_by(mask, "10.0.0.5"));
+    CHECK(id_by(mask, "10.0.0.5") != id_by(mask, "10.0.0.6"));
+    CHECK(id_by(mask, "10.0.0.5") != id_by(Disguise(Disguise::Way::mask, all, "0123456789abcdee"), "10.0.0.5"));
+    CHECK(id_by(mask, "127.0.0.1").empty());
+    CHECK(id_by(Disguise(Disguise::Way::mask, clients, "0123456789abcdef"), "10.0.0.5").empty());
+    CHECK(id_by(Disguise(Disguise::Way::hash, all, "0123456789abcdef"), "10.0.0.5").empty());
+}
+
+TEST_CASE("a unit that is named by its connection's ends is told without them")
+{
+    const auto told = [](const std::string& unit) {
+        Json made = Json::object();
+        made["finrace"]["systemd_unit"] = unit;
+        made["process"]["linux"]["cgroup"] = "/system.slice/system-log.slice/" + unit;
+        Disguise(Disguise::Way::mask, clients, "0123456789abcdef").apply(made);
+        CHECK(at(made, "/process/linux/cgroup") ==
+              "/system.slice/system-log.slice/" + at(made, "/finrace/systemd_unit"));
+        return at(made, "/finrace/systemd_unit");
+    };
+    CHECK(told("log@7-10.0.0.1:514-192.0.2.77:40112.service") == "log@.service");
+    CHECK(told("log@7-2001:db8::1:514-2001:db8::9:40112.service") == "log@.service");
+    CHECK(told("user@1000.service") == "user@1000.service");
+    CHECK(told("nginx.service") == "nginx.service");
+    CHECK(told("odd@") == "odd@");
+    CHECK(told("@a:b") == "@a:b");
 }

@@ -197,6 +197,29 @@ TEST_CASE("an exposed upstream's metrics: the races to be expected, between boun
     }
 }
 
+TEST_CASE("an exposed upstream without series of its own is told of all the same")
+{
+    Upstreams upstreams;
+    upstreams.at(key_of(1), 1).counts.opened = 1;
+    Metrics metrics(label_of, 1);
+    std::string text = text_of(metrics, standing_health(), upstreams);
+    CHECK(text.find(R"(finrace_upstream_exposed{upstream="other"})") == std::string::npos);
+    for (const unsigned number : {2U, 3U}) {
+        Upstream& upstream = upstreams.at(key_of(number), 1);
+        for (unsigned i = 0; i < 5; ++i)
+            teach(upstream.idle_timeout, 5000);
+        for (unsigned i = 0; i < 3; ++i)
+            teach(upstream.own_idle_limit, 7500);
+        for (unsigned i = 0; i < 16; ++i)
+            upstream.rests.add(4000);
+        upstream.rtt_us = 24'000;
+    }
+    text = text_of(metrics, standing_health(), upstreams);
+    CHECK(value_of(text, R"(finrace_upstream_exposed{upstream="other"})") == 1);
+    CHECK(value_of(text, R"(finrace_upstream_expected_races_per_day{upstream="other",bound="low"})") ==
+          Approx(2 * 1.92));
+}
+
 TEST_CASE("upstreams beyond the limit share one, and the text stays as long as it is")
 {
     Metrics metrics(label_of, 3);

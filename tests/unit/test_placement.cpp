@@ -72,6 +72,20 @@ TEST_CASE("a unit is the nearest that is no container's own scope")
     CHECK(placement_of("/system.slice").unit.empty());
 }
 
+TEST_CASE("below a user's own service manager nothing is believed but that it is that user's")
+{
+    const std::string own = "/user.slice/user-1000.slice/user@1000.service";
+    for (const std::string& below : {std::string("/app.slice/nginx.service"), "/kubepods-pod" + escaped_uid + ".slice",
+                                     "/kubepods-pod" + escaped_uid + ".slice/cri-containerd-" + id + ".scope",
+                                     "/user.slice/libpod-" + id + ".scope", std::string()}) {
+        const Placement there = placement_of(own + below);
+        CHECK(there.unit == "user@1000.service");
+        CHECK(there.pod_uid.empty());
+        CHECK(there.container_id.empty());
+        CHECK(there.cgroup == own + below);
+    }
+}
+
 TEST_CASE("a pod's name is looked for among the folders of its logs")
 {
     const Folder folder;

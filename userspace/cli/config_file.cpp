@@ -111,8 +111,9 @@ void take_settings(CLI::App& command, const Settings& settings)
     }
 }
 
-void take_config_text(CLI::App& command, const std::string& path, std::string_view text)
+KeyPlaces take_config_text(CLI::App& command, const std::string& path, std::string_view text)
 {
+    KeyPlaces places;
     toml::table file;
     try {
         file = toml::parse(text, path);
@@ -155,12 +156,26 @@ void take_config_text(CLI::App& command, const std::string& path, std::string_vi
                 said.erase(0, name.size());
             throw UsageError(fmt::format("{}: {}", where, said));
         }
+        places.emplace(option->get_name(), where);
     }
+    return places;
 }
 
-void take_config(CLI::App& command, const std::string& path)
+KeyPlaces take_config(CLI::App& command, const std::string& path)
 {
-    take_config_text(command, path, read_small_file(path, largest_file, "--config"));
+    return take_config_text(command, path, read_small_file(path, largest_file, "--config"));
+}
+
+std::string located(const KeyPlaces& places, const std::string& text)
+{
+    constexpr std::string_view mark = "--";
+    constexpr std::string_view letters = "abcdefghijklmnopqrstuvwxyz-";
+    for (std::size_t at = text.find(mark); at != std::string::npos; at = text.find(mark, at + mark.size())) {
+        const std::size_t end = std::min(text.find_first_not_of(letters, at), text.size());
+        if (const auto found = places.find(std::string_view(text).substr(at, end - at)); found != places.end())
+            return fmt::format("{}: {}", found->second, text);
+    }
+    return text;
 }
 
 } // namespace finrace

@@ -3,6 +3,7 @@
 // wins.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -26,10 +27,15 @@ Settings settings_of(const CLI::App& command);
 /// The same again, to a command with the same options.
 void take_settings(CLI::App& command, const Settings& settings);
 
-/// Gives the command's options what the file (TOML 1.0.0) says, but for those that the command line has. Throws
-/// UsageError, which names file, line and key, and what is accepted.
-void take_config(CLI::App& command, const std::string& path);
+/// Where a file says what: for a flag, "FILE:LINE: key".
+using KeyPlaces = std::map<std::string, std::string, std::less<>>;
+
+/// Gives the command's options what the file (TOML 1.0.0) says, but for those that the command line has; returns where
+/// it says so. Throws UsageError, which names file, line and key, and what is accepted.
+KeyPlaces take_config(CLI::App& command, const std::string& path);
 /// The same of a file's text.
-void take_config_text(CLI::App& command, const std::string& path, std::string_view text);
+KeyPlaces take_config_text(CLI::App& command, const std::string& path, std::string_view text);
+/// What is wrong with flags together, as of keys: behind the place of the first flag in it that the file has given.
+std::string located(const KeyPlaces& places, const std::string& text);
 
 } // namespace finrace

@@ -393,6 +393,8 @@ Confinement confine(const Needed& needed, const std::function<bool()>& counts)
         leave_files(needed, std::move(not_written));
         leave_other_processes(folders_of(needed.files), folders_of(needed.read), listed);
     });
+    if (needed.with_rights)
+        needed.with_rights();
     const bool opens = !needed.files.empty() || !needed.sockets.empty();
     attempt("capabilities are kept that it does not need", [&] { leave_capabilities(opens, counts); });
     confinement.capabilities = permitted_capabilities();

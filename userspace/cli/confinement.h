@@ -15,12 +15,13 @@ namespace finrace {
 
 /// What will still be needed once all else is given up.
 struct Needed {
-    std::vector<std::string> files{};   ///< to be opened anew, as absolute_path() tells them
-    std::vector<std::string> sockets{}; ///< to be connected to: paths from the root on, or @ and an abstract name
-    std::vector<std::string> read{};    ///< files to be read anew
-    std::vector<std::string> listed{};  ///< folders, if they are there, of whose files the names are read
-    bool serves = false;                ///< whether it answers whoever connects to a socket that is open
-    int will_listen = -1;               ///< a socket that is to listen yet
+    std::vector<std::string> files{};    ///< to be opened anew, as absolute_path() tells them
+    std::vector<std::string> sockets{};  ///< to be connected to: paths from the root on, or @ and an abstract name
+    std::vector<std::string> read{};     ///< files to be read anew
+    std::vector<std::string> listed{};   ///< folders, if they are there, of whose files the names are read
+    bool serves = false;                 ///< whether it answers whoever connects to a socket that is open
+    int will_listen = -1;                ///< a socket that is to listen yet
+    std::function<void()> with_rights{}; ///< called with nothing but these in reach, and all capabilities still there
 };
 
 /// Gives all of it up, for good, but for what is `needed`. `counts`: whether the kernel's counters can be read with the

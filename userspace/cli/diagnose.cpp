@@ -328,7 +328,7 @@ void add_diagnose(CLI::App& program, Action& action)
                    "of all hosts whose records are in this ClickHouse, http[s]://[USER@]HOST[:PORT]; the "
                    "user's password is in $CLICKHOUSE_PASSWORD",
                    [options](const std::string& text) { options->store = text; });
-    store->excludes("--backend", "--attach", "--ring-bytes", "--for", "--idle-timeout");
+    store->excludes("--backend", "--attach", "--ring-bytes", "--max-connections", "--for", "--idle-timeout");
     add_parsed(*command, "--since", "DURATION", "with --clickhouse, how far back (24h); from the hour's beginning on",
                [options](const std::string& text) { options->since = parse_duration(text); })
         ->needs(store);
@@ -336,7 +336,7 @@ void add_diagnose(CLI::App& program, Action& action)
         ->add_option("file", options->files,
                      "recordings (finrace record) or captures (tcpdump) to read instead; - is standard input")
         ->type_name("FILE...")
-        ->excludes("--backend", "--attach", "--ring-bytes", "--clickhouse");
+        ->excludes("--backend", "--attach", "--ring-bytes", "--max-connections", "--clickhouse");
     command->footer("Ends with 0 when all is healthy, 1 with findings or a pool that will race, 2 on a usage or\n"
                     "environment error, 3 when what was seen is not enough, or not all.\n"
                     "\n"

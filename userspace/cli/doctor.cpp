@@ -2,14 +2,11 @@
 // finrace doctor: what this kernel allows, tried out rather than guessed: every backend is loaded, attached and
 // detached again. It says beforehand what run and watch would say.
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include <fcntl.h>
-#include <sys/mount.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -24,7 +21,6 @@
 #include "core/cause.h"
 #include "sink/text.h"
 #include "source/container.h"
-#include "source/descriptor.h"
 #include "source/live.h"
 
 namespace finrace {
@@ -32,32 +28,6 @@ namespace finrace {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-/// Where securityfs is not mounted (containers, small systems): a mount of it that nobody else sees.
-std::string read_lockdown_unmounted()
-{
-    const Descriptor context(::fsopen("securityfs", FSOPEN_CLOEXEC));
-    if (!context || ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0)
-        return {};
-    const Descriptor root(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
-    const Descriptor file(!root ? -1 : ::openat(root.get(), "lockdown", O_RDONLY | O_CLOEXEC));
-    std::array<char, 256> text{};
-    const ssize_t size = !file ? -1 : ::read(file.get(), text.data(), text.size());
-    return size > 0 ? std::string(text.data(), static_cast<std::size_t>(size)) : std::string();
-}
-
-/// The mode in brackets: "none [integrity] confidentiality".
-std::string lockdown_mode()
-{
-    std::string text = read_whole("/sys/kernel/security/lockdown");
-    if (text.empty())
-        text = read_lockdown_unmounted();
-    const std::size_t begin = text.find('[');
-    const std::size_t end = text.find(']', begin);
-    if (begin == std::string::npos || end == std::string::npos)
-        return "unknown (securityfs is not mounted)";
-    return text.substr(begin + 1, end - begin - 1);
-}
 
 /// Empty where there is none.
 std::string find_cgroup_root()
@@ -98,11 +68,12 @@ Findings examine()
 {
     utsname kernel{};
     ::uname(&kernel);
+    const std::string lockdown = lockdown_mode();
     Findings findings{
         .kernel = kernel.release,
         .machine = kernel.machine,
         .btf = ::access("/sys/kernel/btf/vmlinux", R_OK) == 0,
-        .lockdown = lockdown_mode(),
+        .lockdown = lockdown.empty() ? "unknown (securityfs does not tell)" : lockdown,
         .missing_capabilities = missing_capabilities(effective_capabilities()),
         .refusal = refusal(),
         .host_processes = sees_host_processes(),

@@ -170,7 +170,7 @@ GROUP BY {keys})",
 }
 
 constexpr std::string_view pool_key = "`network.peer.address`, `network.peer.port`, `finrace.upstream.netns`, "
-                                      "`finrace.upstream.other`, `host.name`, `finrace.run`";
+                                      "`finrace.upstream.other`, `finrace.upstream.id`, `host.name`, `finrace.run`";
 
 /// Each run's newest word on each of its upstreams.
 std::string pools(std::uint64_t since_s)
@@ -254,8 +254,14 @@ public:
             const auto found = before.find(id_of(row));
             add_pool(row, found != before.end() ? found->second : json::object());
         });
-        for (auto& [where, pool] : pools_)
-            fleet_.add(std::move(pool.second));
+        for (auto& [place, known] : pools_) {
+            // Which of a masked network's upstreams it is, another run tells by another id: of the older its counts.
+            if (!place.id.empty() && known.run != newest_runs_.at(place.host).second) {
+                known.pool.exposure = {};
+                known.pool.hosts[place.host] = PoolState::unknown;
+            }
+            fleet_.add(std::move(known.pool));
+        }
     }
 
     /// Whether any host has told anything at all, by this filter or another.
@@ -295,7 +301,21 @@ public:
     [[nodiscard]] Diagnosis diagnosis() { return std::move(fleet_).diagnosis(); }
 
 private:
-    using PoolId = std::tuple<std::string, std::uint64_t, std::uint64_t, bool, std::string, std::string>;
+    using PoolId = std::tuple<std::string, std::uint64_t, std::uint64_t, bool, std::string, std::string, std::string>;
+
+    /// An upstream, a host, and which of the upstreams it is that have one masked address.
+    struct PoolPlace {
+        UpstreamKey where;
+        std::string host;
+        std::string id;
+
+        auto operator<=>(const PoolPlace&) const = default;
+    };
+    struct KnownPool {
+        std::string newest; ///< when the newest word on it was told
+        std::string run;    ///< by which run
+        Pool pool;
+    };
 
     static PoolId id_of(const json& row)
     {
@@ -304,6 +324,7 @@ private:
                 record.number("network.peer.port"),
                 record.number("finrace.upstream.netns"),
                 record.truth("finrace.upstream.other"),
+                record.text("finrace.upstream.id"),
                 record.text("host.name"),
                 record.text("finrace.run")};
     }
@@ -456,26 +477,25 @@ private:
         exposure.share = record.real("finrace.upstream.exposure.share");
         exposure.told_by = record.real("finrace.upstream.exposure.told_by");
         pool.hosts[host] = exposure.state;
-        keep(std::move(pool), host, record.text("timestamp"));
+        keep({*where, host, record.text("finrace.upstream.id")},
+             {.newest = record.text("timestamp"), .run = record.text("finrace.run"), .pool = std::move(pool)});
     }
 
     /// Of one host's runs all that they have counted, and how the newest one sees it.
-    void keep(Pool pool, const std::string& host, const std::string& timestamp)
+    void keep(const PoolPlace& place, KnownPool told)
     {
-        const auto [known, fresh] = pools_.try_emplace({pool.where, host}, timestamp, pool);
+        auto& newest_run = newest_runs_[place.host];
+        newest_run = std::max(newest_run, {told.newest, told.run});
+        const auto [found, fresh] = pools_.try_emplace(place, told);
         if (fresh)
             return;
-        auto& [newest, before] = known->second;
-        Pool& older = timestamp > newest ? before : pool;
-        Pool& newer = timestamp > newest ? pool : before;
-        newer.connections += older.connections;
-        newer.requests += older.requests;
-        newer.races += older.races;
-        newer.unclassified += older.unclassified;
-        if (timestamp > newest) {
-            newest = timestamp;
-            before = std::move(pool);
-        }
+        KnownPool& known = found->second;
+        if (told.newest > known.newest)
+            std::swap(told, known);
+        known.pool.connections += told.pool.connections;
+        known.pool.requests += told.pool.requests;
+        known.pool.races += told.pool.races;
+        known.pool.unclassified += told.pool.unclassified;
     }
 
     const ClickHouse& store_;
@@ -483,8 +503,8 @@ private:
     std::uint64_t since_s_;
     Fleet fleet_;
     std::map<std::pair<std::string, std::uint64_t>, std::size_t> networks_; ///< numbers that stand for loopbacks
-    /// By upstream and host; with the newest word on it.
-    std::map<std::pair<UpstreamKey, std::string>, std::pair<std::string, Pool>> pools_;
+    std::map<PoolPlace, KnownPool> pools_;
+    std::map<std::string, std::pair<std::string, std::string>> newest_runs_; ///< by host: when it was heard, and which
 };
 
 void check_filter(const Filter& filter)

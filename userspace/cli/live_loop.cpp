@@ -97,6 +97,12 @@ const ProcessNames& LiveLoop::names() const
     return live_names_;
 }
 
+void LiveLoop::use_rights()
+{
+    if (const int problem = live_names_.keep_pods_open(); problem != 0 && problem != ENOENT)
+        say(fmt::format("warning: names of pods are not told: {}: {}", PodNames::usual_folder, std::strerror(problem)));
+}
+
 void LiveLoop::say_warnings()
 {
     const std::vector<std::string>& warnings = source_->warnings();

@@ -37,6 +37,8 @@ public:
 
     /// What is let through from now on.
     void filter(Filter filter) { intake_->filter(std::move(filter)); }
+    /// What still takes its rights once all files that it does not need are out of reach: Needed::with_rights.
+    void use_rights();
     /// Intake's, from now on.
     void know(IdleTimers timers) { intake_->know(std::move(timers)); }
 

@@ -108,6 +108,13 @@ void add_watch_options(CLI::App& command, WatchOptions& options)
                        throw UsageError(fmt::format("'{}' is out of range; accepted: 4k to 1G", text));
                    options.live.ring_bytes = static_cast<std::uint32_t>(bytes);
                });
+    command
+        .add_option(
+            "--max-connections", options.live.max_connections,
+            "so many are followed at once where their accounting lies in tables: by kprobe, and by trace on Linux "
+            "5.10; default 262144")
+        ->type_name("COUNT")
+        ->check(CLI::Range(64, 1 << 24).description(""));
 }
 
 CLI::Option* add_duration(CLI::App& command, std::optional<std::chrono::nanoseconds>& duration,

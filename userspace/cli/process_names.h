@@ -31,6 +31,8 @@ class LiveProcessNames final : public ProcessNames {
 public:
     [[nodiscard]] const std::string& of(std::uint32_t pid) const override;
     [[nodiscard]] const Placement& placement(std::uint32_t pid) const override;
+    /// PodNames's.
+    int keep_pods_open() { return pods_.keep_open(); }
 
 private:
     void empty_in_time() const;

@@ -47,7 +47,9 @@ int record(RecordCommand command)
     LiveLoop feed(command.watch, LiveLoop::unhurried_tick, &recorder);
     feed.end_after(command.duration);
     if (!command.unconfined)
-        confine({.files = recorder.files(), .listed = {PodNames::usual_folder}}, [&] { return feed.counts_losses(); });
+        confine(
+            {.files = recorder.files(), .listed = {PodNames::usual_folder}, .with_rights = [&] { feed.use_rights(); }},
+            [&] { return feed.counts_losses(); });
     recorder.write_behind();
     Patience patience(recorder);
     feed.run(patience);

@@ -346,7 +346,7 @@ Health Reporter::health(bool last) const
     if (recorder_ != nullptr)
         health.beside.push_back(recorder_->state());
     if (unserved()) // where it listens, the library will start yet
-        health.beside.push_back({.name = "metrics:" + listener_->address(),
+        health.beside.push_back({.name = options_.addresses.hides_all() ? "metrics" : "metrics:" + listener_->address(),
                                  .problem = listener_->problem() != 0 ? listener_->problem() : EAGAIN});
     for (const Hook& hook : facts.missing)
         health.missing_hooks.push_back({.name = hook.name, .purpose = hook.purpose, .problem = hook.problem});

@@ -5,9 +5,11 @@
 
 #include <csignal>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -121,7 +123,8 @@ int run(RunOptions options, Reloader* reloader)
                       .sockets = outputs.sockets(),
                       .listed = {PodNames::usual_folder},
                       .serves = options.metrics.has_value(),
-                      .will_listen = will_listen};
+                      .will_listen = will_listen,
+                      .with_rights = [&] { feed.use_rights(); }};
         if (reloader != nullptr && reloader->can_read_again())
             needed.read.push_back(reloader->make_absolute());
         if (recorder)
@@ -146,15 +149,37 @@ int run(RunOptions options, Reloader* reloader)
     return exit_success;
 }
 
+/// A start here would be refused; but a file may be written for another host.
+void warn_of_folders(const RunOptions& options)
+{
+    const auto check = [](const std::string& flag, const std::string& path) {
+        const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+        std::error_code problem;
+        if (!folder.empty() && std::filesystem::status(folder, problem).type() == std::filesystem::file_type::not_found)
+            say(fmt::format("warning: {} {}: there is no folder {} here, so a start would be refused", flag, path,
+                            folder.string()));
+    };
+    for (const OutputTarget& target : options.outputs)
+        if (target.kind == OutputTarget::Kind::file)
+            check("--output", target.path);
+    if (!options.record.path.empty() && options.record.path != "-")
+        check("--record", options.record.path);
+}
+
 int configured_run(CLI::App& command, RunOptions& options)
 {
     std::optional<Reloader> reloader;
     if (options.config.path)
         reloader.emplace(command, *options.config.path);
-    check_record_options(command, "--record");
-    if (!options.config.only_checked)
-        return run(options, reloader ? &*reloader : nullptr);
-    check_run_options(options);
+    try {
+        check_record_options(command, "--record");
+        if (!options.config.only_checked)
+            return run(options, reloader ? &*reloader : nullptr);
+        check_run_options(options);
+        warn_of_folders(options);
+    } catch (const UsageError& error) {
+        throw UsageError(reloader ? reloader->located(error.what()) : error.what());
+    }
     fmt::print("{} is good\n", options.config.path.value_or(""));
     return exit_success;
 }

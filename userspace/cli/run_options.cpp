@@ -57,8 +57,8 @@ void add_run_options(CLI::App& command, RunOptions& options)
         .add_option("--replay", options.replayed,
                     "judge what was recorded (finrace record, --record, or tcpdump) instead; - is standard input")
         ->type_name("FILE...")
-        ->excludes("--for", "--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes", "--unconfined",
-                   "--config", "--metrics");
+        ->excludes("--for", "--record", "--rotate", "--keep", "--backend", "--attach", "--ring-bytes",
+                   "--max-connections", "--unconfined", "--config", "--metrics");
 }
 
 void check_run_options(const RunOptions& options)
@@ -82,7 +82,7 @@ std::string reload_text()
 
 Reloader::Reloader(CLI::App& command, const std::string& path) : path_(path), given_(settings_of(command))
 {
-    take_config(command, path_);
+    places_ = take_config(command, path_);
     in_use_ = settings_of(command);
 }
 
@@ -107,7 +107,7 @@ Reloader::Reloaded Reloader::read(const SourceFacts& facts, bool records)
     RunOptions unused;
     add_run_options(as_read, unused);
     take_settings(as_read, given_);
-    take_config(as_read, path_);
+    const KeyPlaces places = take_config(as_read, path_);
 
     Reloaded reloaded{.options = std::make_unique<RunOptions>(), .taken = {}, .left = {}};
     Settings in_use = in_use_;
@@ -122,8 +122,12 @@ Reloader::Reloaded Reloader::read(const SourceFacts& facts, bool records)
     CLI::App as_used;
     add_run_options(as_used, *reloaded.options);
     take_settings(as_used, in_use);
-    check_combination(reloaded.options->watch); // of the others' partners none can change
-    check_told(reloaded.options->watch.filter, facts);
+    try {
+        check_combination(reloaded.options->watch); // of the others' partners none can change
+        check_told(reloaded.options->watch.filter, facts);
+    } catch (const UsageError& error) {
+        throw UsageError(finrace::located(places, error.what()));
+    }
     in_use_ = std::move(in_use);
     return reloaded;
 }

@@ -59,9 +59,12 @@ public:
     /// `facts`: of what runs. `records`: the raw events are recorded, whose filter stays. Throws UsageError, and then
     /// all stays as it was.
     Reloaded read(const SourceFacts& facts, bool records);
+    /// Of what the file said at the start: see finrace::located().
+    [[nodiscard]] std::string located(const std::string& text) const { return finrace::located(places_, text); }
 
 private:
     std::string path_;
+    KeyPlaces places_;
     Settings given_;  ///< on the command line
     Settings in_use_; ///< with the file's
 };

@@ -35,14 +35,18 @@ bool is_utf8(const std::string& text)
     }
 }
 
+std::string own_key(std::string_view flag)
+{
+    std::string key(own_key_bytes, '\0');
+    if (::getrandom(key.data(), key.size(), 0) != static_cast<ssize_t>(key.size()))
+        throw UsageError(fmt::format("{}: no random numbers for a key: {}", flag, std::strerror(errno)));
+    return key;
+}
+
 std::string key_of(const std::string& path)
 {
-    if (path.empty()) {
-        std::string key(own_key_bytes, '\0');
-        if (::getrandom(key.data(), key.size(), 0) != static_cast<ssize_t>(key.size()))
-            throw UsageError(fmt::format("--hash-addresses: no random numbers for a key: {}", std::strerror(errno)));
-        return key;
-    }
+    if (path.empty())
+        return own_key("--hash-addresses");
     std::string key = read_small_file(path, largest_key_file, "--hash-key");
     if (key.size() < Disguise::shortest_key)
         throw UsageError(fmt::format("--hash-key {}: {} bytes are too few; accepted: {} and more, such as head -c 32 "
@@ -79,7 +83,7 @@ Disguise AddressOptions::disguise() const
     if (!key_path.empty() && !hashed)
         throw UsageError("--hash-key: that is for --hash-addresses; give that as well, or leave it out");
     if (masked)
-        return {Disguise::Way::mask, *masked};
+        return {Disguise::Way::mask, *masked, own_key("--mask-addresses")};
     if (hashed)
         return {Disguise::Way::hash, *hashed, key_of(key_path)};
     return {};

@@ -32,6 +32,7 @@ struct AddressOptions {
     std::string key_path;
 
     [[nodiscard]] bool disguises() const { return masked || hashed; }
+    [[nodiscard]] bool hides_all() const { return masked == Disguise::Scope::all || hashed == Disguise::Scope::all; }
     /// As they say; with a key of its own where none is given. Throws UsageError: they contradict each other, there is
     /// no such key file, or it holds too little.
     [[nodiscard]] Disguise disguise() const;

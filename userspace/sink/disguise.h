@@ -22,19 +22,23 @@ public:
     static constexpr std::size_t shortest_key = 16; ///< bytes
 
     Disguise() = default;
+    /// `key`: of at least shortest_key.
     Disguise(Way way, Scope scope, std::string key = {}) : way_(way), scope_(scope), key_(std::move(key)) {}
 
-    /// Replaces what is to be disguised.
+    /// Replaces what is to be disguised. Of an upstream's record whose address is masked, tells which upstream of that
+    /// network it is (finrace.upstream.id).
     void apply(Json& record) const;
     /// Of an upstream: as it is, unless all are disguised.
     [[nodiscard]] std::string of_upstream(std::string_view address) const;
 
     /// mask: an IPv4 address's /24, an IPv6 address's /48 (RFC 6177: what a site gets). hash: 64 bits of HMAC-SHA-256
     /// (RFC 2104) in the discard-only prefix 100::/64 (RFC 6666): never anybody's address, and the same for the same
-    /// address and key. What is no address stays.
+    /// address and key. What is no address stays, as does the loopback: everybody's.
     [[nodiscard]] std::string of(std::string_view address) const;
 
 private:
+    [[nodiscard]] std::uint64_t pseudonym(std::string_view bytes) const;
+
     Way way_ = Way::none;
     Scope scope_ = Scope::clients;
     std::string key_;

@@ -493,6 +493,10 @@ Json flattened(const Json& record)
 std::string to_line(const Json& record)
 {
     std::string line = record.dump(-1, ' ', false, Json::error_handler_t::replace);
+    // Hardly a line has any, and find_first_of() looks at each byte by itself.
+    if (std::memchr(line.data(), 0x7f, line.size()) == nullptr &&
+        std::memchr(line.data(), 0xc2, line.size()) == nullptr)
+        return line;
     for (std::size_t at = 0; (at = line.find_first_of("\x7f\xc2", at)) != std::string::npos; ++at) {
         const bool is_delete = line[at] == '\x7f';
         const auto code =

@@ -133,6 +133,28 @@ ClientMetric::Histogram rests_of(const RestHistogram& rests)
     return histogram;
 }
 
+void add_exposed(Families& families, const std::vector<Label>& labels, bool exposed)
+{
+    families.gauge("finrace_upstream_exposed",
+                   "1 if the upstream closes connections that this host would use again: a request will meet that.",
+                   labels, exposed ? 1 : 0);
+}
+
+/// A day, of a pool that is exposed.
+std::optional<Exposure::Range> races_to_come(const Exposure& exposure)
+{
+    const std::optional<Exposure::Expected> expected = exposure.expected();
+    return expected && exposure.state == PoolState::exposed ? std::optional(expected->races_a_day) : std::nullopt;
+}
+
+void add_races_to_come(Families& families, const std::vector<Label>& labels, const Exposure::Range& races)
+{
+    for (const auto& [bound, value] : {std::pair("low", races.low), std::pair("high", races.high)})
+        families.gauge("finrace_upstream_expected_races_per_day",
+                       "Races to be expected in a day like what was seen, at least (low) and at most (high).",
+                       with(labels, {{"bound", bound}}), value);
+}
+
 /// What can't be added up: of an upstream that has series of its own.
 void add_own(Families& families, const std::vector<Label>& labels, const Upstream& upstream, const Exposure& exposure)
 {
@@ -149,17 +171,9 @@ void add_own(Families& families, const std::vector<Label>& labels, const Upstrea
     families.gauge("finrace_upstream_longest_reused_idle_seconds",
                    "This host used a connection again after as much rest as this.", labels,
                    upstream.longest_reused_idle_ms / milliseconds_a_second);
-    families.gauge("finrace_upstream_exposed",
-                   "1 if the upstream closes connections that this host would use again: a request will meet that.",
-                   labels, exposure.state == PoolState::exposed ? 1 : 0);
-    if (const std::optional<Exposure::Expected> expected = exposure.expected();
-        expected && exposure.state == PoolState::exposed) {
-        const char* help = "Races to be expected in a day like what was seen, at least (low) and at most (high).";
-        families.gauge("finrace_upstream_expected_races_per_day", help, with(labels, {{"bound", "low"}}),
-                       expected->races_a_day.low);
-        families.gauge("finrace_upstream_expected_races_per_day", help, with(labels, {{"bound", "high"}}),
-                       expected->races_a_day.high);
-    }
+    add_exposed(families, labels, exposure.state == PoolState::exposed);
+    if (const std::optional<Exposure::Range> races = races_to_come(exposure))
+        add_races_to_come(families, labels, *races);
     families.histogram(
         "finrace_upstream_longest_idle_seconds",
         "Of each reused connection that has ended the longest rest before a request; the sum is reckoned "
@@ -292,13 +306,27 @@ std::string Metrics::text(const Standing& standing)
     // Nobody samples the sockets: what depends on how long connections have been open is not told.
     const OpenConnections unknown_open{.count = 1, .longest_ns = std::numeric_limits<std::uint64_t>::max()};
     const auto watched_ns = static_cast<std::uint64_t>(standing.health.uptime.count());
+    bool others_exposed = false;
+    Exposure::Range others_to_come{};
     standing.upstreams.for_each([&](const UpstreamKey* key, const Upstream& upstream) {
-        if (key == nullptr || &slot_of(*key, upstream.newest_ns) == &other_)
+        if (key == nullptr)
             return;
+        const Exposure exposure = exposure_of(upstream, watched_ns, unknown_open, Ends{});
+        if (&slot_of(*key, upstream.newest_ns) == &other_) {
+            const Exposure::Range races = races_to_come(exposure).value_or(Exposure::Range{});
+            others_exposed = others_exposed || exposure.state == PoolState::exposed;
+            others_to_come.low += races.low;
+            others_to_come.high += races.high;
+            return;
+        }
         const std::vector<Label> labels = own_labels(*key);
         add_counts(families, labels, upstream);
-        add_own(families, labels, upstream, exposure_of(upstream, watched_ns, unknown_open, Ends{}));
+        add_own(families, labels, upstream, exposure);
     });
+    if (others_exposed) {
+        add_exposed(families, others, true);
+        add_races_to_come(families, others, others_to_come);
+    }
 
     // Both are there from the start, at 0: a counter that begins with its first race does not increase by it.
     std::uint64_t races = 0;

@@ -19,6 +19,8 @@ constexpr int patience_s = 10;         ///< to connect
 constexpr int answer_patience_s = 600; ///< a query over all that there is
 constexpr int unknown_database = 81;   ///< ErrorCodes.cpp
 constexpr int unknown_table = 60;
+constexpr int no_such_column = 16;
+constexpr int unknown_identifier = 47;
 /// 64-bit numbers as numbers; joins of sharded tables shard by shard: what belongs together is on one of them.
 constexpr std::string_view settings =
     "?default_format=JSONEachRow&output_format_json_quote_64bit_integers=0&distributed_product_mode=local";
@@ -127,11 +129,14 @@ void ClickHouse::query(const std::string& sql, const std::function<void(std::str
     const std::string_view body = result->body;
     if (result->status != 200) {
         const int code = error_code(body);
-        throw StoreError(
-            fmt::format("{}: {}{}", name_, body.empty() ? fmt::format("status {}", result->status) : first_line(body),
-                        code == unknown_database || code == unknown_table
-                            ? "; finrace's tables are not there: make them by /usr/share/finrace/clickhouse/schema.sql"
-                            : ""));
+        const char* hint = "";
+        if (code == unknown_database || code == unknown_table)
+            hint = "; finrace's tables are not there: make them by /usr/share/finrace/clickhouse/schema.sql";
+        else if (code == no_such_column || code == unknown_identifier)
+            hint = "; the tables are another version's: bring them to /usr/share/finrace/clickhouse/schema.sql "
+                   "(operations.md, \"Upgrade\")";
+        throw StoreError(fmt::format("{}: {}{}", name_,
+                                     body.empty() ? fmt::format("status {}", result->status) : first_line(body), hint));
     }
     for (std::size_t from = 0; from < body.size();) {
         const std::size_t end = std::min(body.find('\n', from), body.size());

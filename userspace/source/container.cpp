@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sched.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <unistd.h>
@@ -92,6 +93,23 @@ bool sees_host_processes()
 bool is_in_user_namespace()
 {
     return !is_initial("/proc/self/ns/user", initial_user);
+}
+
+std::string lockdown_mode()
+{
+    std::string text = read_whole("/sys/kernel/security/lockdown");
+    const Descriptor context(text.empty() ? ::fsopen("securityfs", FSOPEN_CLOEXEC) : -1);
+    if (context && ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) == 0) {
+        const Descriptor root(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
+        const Descriptor file(!root ? -1 : ::openat(root.get(), "lockdown", O_RDONLY | O_CLOEXEC));
+        text.resize(256);
+        const ssize_t size = !file ? -1 : ::read(file.get(), text.data(), text.size());
+        text.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
+    }
+    // As in "none [integrity] confidentiality".
+    const std::size_t begin = text.find('[');
+    const std::size_t end = text.find(']', begin);
+    return end == std::string::npos ? std::string() : text.substr(begin + 1, end - begin - 1);
 }
 
 bool is_cgroup_root(const std::string& folder)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // What a container leaves to finrace of its host: capabilities, numbers of processes, names of control groups, the
 // host's own name. The kernel tells all of them as the host has them, so a namespace of finrace's own makes them
-// another's.
+// another's. And what the kernel itself withholds.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +26,10 @@ bool sees_host_processes();
 
 /// Whether capabilities are those of a user namespace, which count nowhere that finrace needs them.
 bool is_in_user_namespace();
+
+/// How far the kernel is locked down (kernel_lockdown.7): none, integrity or confidentiality. Empty if it does not
+/// tell. Where securityfs is not mounted (containers, small systems), it is, where nobody else sees it.
+std::string lockdown_mode();
 
 /// Whether that control group, a folder of cgroup v2, is the whole hierarchy's root: what is attached elsewhere sees a
 /// part of the host's connections.

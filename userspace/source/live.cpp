@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <fstream>
@@ -87,12 +88,14 @@ private:
     }
 };
 
+constexpr int not_supported = 524; // ENOTSUPP, include/linux/errno.h: internal to the kernel, yet seen here
+
 std::string error_text(int error)
 {
-    constexpr int not_supported = 524; // ENOTSUPP, include/linux/errno.h: internal to the kernel, yet seen here
     return error == not_supported ? "not supported by this kernel (ENOTSUPP)" : std::strerror(error);
 }
 
+/// Of a file; empty if it can't be read.
 std::string first_line(const char* path)
 {
     std::ifstream file(path);
@@ -101,16 +104,20 @@ std::string first_line(const char* path)
     return line;
 }
 
+/// Of this kernel, as uname(2) has it: a distribution's may have more than that says.
+bool is_older_than(unsigned major, unsigned minor)
+{
+    utsname kernel{};
+    std::pair<unsigned, unsigned> version;
+    return ::uname(&kernel) == 0 && std::sscanf(kernel.release, "%u.%u", &version.first, &version.second) == 2 &&
+           version < std::pair(major, minor);
+}
+
 /// The memory of maps is charged to RLIMIT_MEMLOCK (up to Linux 5.10), which libbpf could not lift.
 bool locked_memory_counts()
 {
-    utsname kernel{};
-    unsigned major = 0;
-    unsigned minor = 0;
     rlimit limit{};
-    return ::uname(&kernel) == 0 && std::sscanf(kernel.release, "%u.%u", &major, &minor) == 2 &&
-           (major < 5 || (major == 5 && minor < 11)) && ::getrlimit(RLIMIT_MEMLOCK, &limit) == 0 &&
-           limit.rlim_cur != RLIM_INFINITY;
+    return is_older_than(5, 11) && ::getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
 }
 
 /// What the kernel's refusal to load or attach means, where that can be told.
@@ -128,8 +135,7 @@ std::string hint_for(int error, Backend backend)
     if (LibbpfLog::has("failed to iterate BTF objects"))
         return "\n  from Linux 5.11 to 6.1 backend trace takes CAP_SYS_ADMIN, to read the types of modules; --backend "
                "cgroup does not";
-    const std::string lockdown = first_line("/sys/kernel/security/lockdown");
-    if (error == EPERM && lockdown.find("[confidentiality]") != std::string::npos)
+    if (error == EPERM && lockdown_mode() == "confidentiality")
         return "\n  the kernel is locked down (lockdown=confidentiality): it refuses programs that read its memory; "
                "--backend cgroup works there";
     if (error == EPERM)
@@ -138,6 +144,14 @@ std::string hint_for(int error, Backend backend)
                "cgroup needs no such programs";
     if (error == ENOENT && access("/sys/bus/event_source/devices/kprobe", F_OK) != 0)
         return "\n  this kernel has no kprobes (CONFIG_KPROBES); --backend cgroup needs none";
+    const bool lacks = error == EPERM || error == ENOENT || error == ESRCH || error == EINVAL || error == EOPNOTSUPP ||
+                       error == not_supported;
+    if (lacks && is_older_than(5, 10))
+        return "\n  finrace takes Linux 5.10 or later";
+    if (lacks && backend == Backend::trace)
+        return "\n  backend trace takes a kernel that lets programs sit on its functions, as Linux does from 5.10 on "
+               "with "
+               "CONFIG_BPF_EVENTS and CONFIG_DEBUG_INFO_BTF; --backend cgroup does not";
     return {};
 }
 
@@ -343,6 +357,7 @@ struct LiveSource::Implementation {
         std::string name;
         int fd; ///< the object's own
         bool may_be_skipped = false;
+        int kprobe_fd = -1; ///< its link's, where that is a kprobe's
     };
     std::vector<Program> programs; ///< those that stay attached
     std::vector<Link> links;
@@ -419,10 +434,19 @@ struct TraceSource : LiveSource::Implementation {
         owner->rodata->ticks_per_second = static_cast<std::uint32_t>(1'000'000'000 / tick_ns());
         owner->rodata->patience_ticks = owner->rodata->ticks_per_second / 2;
         owner->rodata->have_rdonly_cast = types.parameters("bpf_rdonly_cast").has_value();
-        if (bpf_map__type(owner->maps.connections) == BPF_MAP_TYPE_HASH) {
+        if (bpf_map* unsettled = bpf_object__find_map_by_name(owner.skeleton->obj, "unsettled"); unsettled != nullptr) {
+            const bool allocates = types.allocation_from_tracing();
             bpf_map__set_max_entries(owner->maps.connections, options.max_connections);
-            bpf_map__set_map_flags(owner->maps.connections,
-                                   types.allocation_from_tracing() ? std::uint32_t{BPF_F_NO_PREALLOC} : 0U);
+            // Those that open or end at once, as all of an upstream's do when it goes down. What is allocated ahead is
+            // memory, whether it is needed or not.
+            bpf_map__set_max_entries(unsettled, std::max(1U, options.max_connections / (allocates ? 2 : 4)));
+            for (bpf_map* table : {owner->maps.connections, unsettled})
+                bpf_map__set_map_flags(table, allocates ? std::uint32_t{BPF_F_NO_PREALLOC} : 0U);
+            // Of an LRU table each CPU takes 128 entries at once to itself (LOCAL_FREE_TARGET,
+            // kernel/bpf/bpf_lru_list.c).
+            const auto cpus = static_cast<std::uint32_t>(std::max(1, libbpf_num_possible_cpus()));
+            bpf_map__set_max_entries(bpf_object__find_map_by_name(owner.skeleton->obj, "owner_names"),
+                                     std::max(512U, 256U * cpus));
         }
 
         socket_owners = find_socket_owners(&warnings);
@@ -442,8 +466,9 @@ struct TraceSource : LiveSource::Implementation {
             if (exists)
                 wanted.push_back(&row);
             else if (row.required)
-                throw SetupError(
-                    fmt::format("this kernel has no function {} to attach to ({})", row.function, row.purpose));
+                throw SetupError(fmt::format(
+                    "backend trace: this kernel has no function {} to attach to ({}); --backend cgroup needs none",
+                    row.function, row.purpose));
         }
 
         LibbpfLog::clear();
@@ -465,11 +490,13 @@ struct TraceSource : LiveSource::Implementation {
             if (std::strcmp(row->name, "trace_adopt") == 0)
                 adopt(bpf_link__fd(link.get()));
             else if (link) {
+                const int link_fd = bpf_link__fd(link.get());
                 links.push_back(std::move(link));
                 programs.push_back({.name = row->name,
                                     .fd = bpf_program__fd(owner.program(row->name)),
                                     // Where this one is skipped, trace_state ran.
-                                    .may_be_skipped = std::strcmp(row->name, "trace_state_nested") != 0});
+                                    .may_be_skipped = std::strcmp(row->name, "trace_state_nested") != 0,
+                                    .kprobe_fd = how == "kprobe" && !own_prefix ? link_fd : -1});
             }
         }
     }
@@ -523,7 +550,6 @@ struct CgroupSource : LiveSource::Implementation {
         const std::string root = cgroup_root();
         owner.configure(options);
         owner->rodata->have_release_hook = with_release;
-        bpf_map__set_max_entries(owner->maps.adoptables, options.max_connections);
         bpf_program__set_autoload(owner->progs.cgroup_connect4, with_owner);
         bpf_program__set_autoload(owner->progs.cgroup_connect6, with_owner);
         bpf_program__set_autoload(owner->progs.cgroup_release, with_release);
@@ -677,17 +703,24 @@ std::unique_ptr<Implementation> open_first(const LiveOptions& options)
             return nullptr;
         }
     };
+    // A lesser way than the first that was tried: whoever wonders what is missing should read why.
+    const auto instead = [&](std::unique_ptr<Implementation> source, const char* way) {
+        if (!problems.empty())
+            source->warnings.push_back(fmt::format("{}; backend {} works here and is taken (finrace doctor tells all)",
+                                                   problems.substr(0, problems.find('\n')), way));
+        return source;
+    };
     if (options.backend != Backend::cgroup) {
         if (options.attach != Attach::kprobe)
             if (auto source = attempt([&] { return open_trace(options, Attach::fentry); }))
                 return source;
         if (options.attach != Attach::fentry)
             if (auto source = attempt([&] { return open_trace(options, Attach::kprobe); }))
-                return source;
+                return instead(std::move(source), "trace by kprobe");
     }
     if (options.backend != Backend::trace && options.attach == Attach::automatic)
         if (auto source = attempt([&] { return open_cgroup(options); }))
-            return source;
+            return instead(std::move(source), "cgroup");
     throw SetupError(problems, number);
 }
 
@@ -755,6 +788,26 @@ bpf_prog_info info_of(int program)
     return info;
 }
 
+/// How often a kprobe hit while its CPU was in another's handler: kprobe_ftrace_handler() and reenter_kprobe() count
+/// it, and leave its handler out. 0 where the kernel does not tell (before Linux 6.7, commit 3acf8ace6823).
+std::uint64_t missed_hits(int kprobe_link)
+{
+    /// What that commit has made of struct bpf_link_info.
+    struct {
+        std::uint32_t link_type, link_id, program_id, padding;
+        std::uint32_t event_type, event_padding;
+        std::uint64_t function_name;
+        std::uint32_t name_bytes, offset;
+        std::uint64_t address, missed;
+    } info{};
+    constexpr std::uint32_t perf_event_link = 7; // BPF_LINK_TYPE_PERF_EVENT
+    constexpr std::uint32_t kprobe_event = 3;    // BPF_PERF_EVENT_KPROBE
+    std::uint32_t size = sizeof(info);
+    const bool told =
+        kprobe_link >= 0 && bpf_obj_get_info_by_fd(kprobe_link, &info, &size) == 0 && size == sizeof(info);
+    return told && info.link_type == perf_event_link && info.event_type == kprobe_event ? info.missed : 0;
+}
+
 loss_counters sum_losses(const LiveSource::Implementation& implementation)
 {
     loss_counters sum{};
@@ -765,10 +818,13 @@ loss_counters sum_losses(const LiveSource::Implementation& implementation)
             sum.by_kind[i] += one.by_kind[i];
     }
     std::uint64_t skipped = 0;
-    for (const auto& program : implementation.programs)
+    std::uint64_t missed = 0;
+    for (const auto& program : implementation.programs) {
         if (program.may_be_skipped)
             skipped += info_of(program.fd).recursion_misses;
-    sum.by_place[LOSS_PROGRAM_SKIPPED] = skipped - std::min(skipped, implementation.stood_in());
+        missed += missed_hits(program.kprobe_fd);
+    }
+    sum.by_place[LOSS_PROGRAM_SKIPPED] = skipped - std::min(skipped, implementation.stood_in()) + missed;
     return sum;
 }
 
@@ -822,17 +878,25 @@ const std::vector<std::string>& LiveSource::warnings() const
 namespace {
 
 /// What the kernel keeps from a backend whose hooks are all attached.
-std::vector<std::string> unseen_by(Backend backend)
+std::vector<std::string> unseen_by(Backend backend, Attach attach)
 {
     if (backend == Backend::cgroup)
         return {"the process of a connection that this host accepted",
                 "bytes that a process left unread, ICMP errors, the network namespace",
                 "a write that fails before a segment leaves",
                 "of a connection older than finrace: an end that comes after this host's close()"};
+    std::vector<std::string> unseen;
     // mptcp_sendmsg() hands its data to the subflows' sockets without tcp_sendmsg_locked().
     if (first_line("/proc/sys/net/mptcp/enabled") == "1")
-        return {"requests on MPTCP connections: their sends pass the send hook by (net.mptcp.enabled=1)"};
-    return {};
+        unseen.emplace_back("requests on MPTCP connections: their sends pass the send hook by (net.mptcp.enabled=1)");
+    // tcp_sendmsg_fastopen(): the data leaves with the SYN. TFO_CLIENT_ENABLE, include/net/tcp.h.
+    if ((std::atoi(first_line("/proc/sys/net/ipv4/tcp_fastopen").c_str()) & 1) != 0)
+        unseen.emplace_back(
+            "requests inside a SYN, where a process asks for TCP Fast Open (net.ipv4.tcp_fastopen=1 or 3)");
+    if (attach == Attach::kprobe && is_older_than(6, 7))
+        unseen.emplace_back(
+            "what comes while a CPU is in another kprobe's handler, uncounted (Linux counts it from 6.7 on)");
+    return unseen;
 }
 
 } // namespace
@@ -863,7 +927,7 @@ std::vector<BackendReport> examine_backends()
             const LiveSource source({.backend = way.backend, .attach = way.attach, .ring_bytes = 4096});
             report.works = true;
             report.hooks = source.hooks();
-            report.unseen = unseen_by(way.backend);
+            report.unseen = unseen_by(way.backend, way.attach);
             report.warnings = source.warnings();
         } catch (const SetupError& error) {
             report.problem = error.what();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstddef>
 #include <filesystem>
 #include <system_error>
@@ -87,6 +88,13 @@ bool is_unit(std::string_view component)
            (component.ends_with(".service") || component.ends_with(".scope"));
 }
 
+/// What a user's own service manager makes below that, it names as that user likes: another's pod, container or
+/// service.
+bool is_of_user(std::string_view component)
+{
+    return component.starts_with("user@") && component.ends_with(".service") && component != "user@0.service";
+}
+
 } // namespace
 
 std::string cgroup_of(std::string_view proc_cgroup)
@@ -109,6 +117,10 @@ Placement placement_of(std::string_view cgroup)
 {
     Placement placement{.cgroup = std::string(cgroup)};
     for (std::string_view component = next_component(cgroup); !component.empty(); component = next_component(cgroup)) {
+        if (is_of_user(component)) {
+            placement.unit = component;
+            break;
+        }
         if (const std::string uid = pod_uid_in(component); !uid.empty())
             placement.pod_uid = uid;
         const std::string_view id = digits_in(component, container_id_digits);
@@ -145,19 +157,29 @@ void PodNames::add_to(Placement& placement)
     placement.pod_name = found->second.name;
 }
 
+int PodNames::keep_open()
+{
+    open_.reset(::opendir(folder_.c_str()));
+    return open_ ? 0 : errno;
+}
+
 void PodNames::look()
 {
     pods_.clear();
-    std::error_code error;
-    for (std::filesystem::directory_iterator entry(folder_, error), end; !error && entry != end;
-         entry.increment(error)) {
-        const std::string name = entry->path().filename().string();
+    const Listing own(open_ ? nullptr : ::opendir(folder_.c_str()));
+    DIR* listing = open_ ? open_.get() : own.get();
+    if (listing == nullptr)
+        return;
+    ::rewinddir(listing);
+    while (const dirent* entry = ::readdir(listing)) { // one thread lists it
+        const std::string_view name = entry->d_name;
         const std::size_t first = name.find('_');
         const std::size_t last = name.rfind('_');
-        if (first == std::string::npos || last == first || pods_.size() >= most_pods)
+        if (first == std::string_view::npos || last == first || pods_.size() >= most_pods)
             continue;
-        pods_.insert_or_assign(name.substr(last + 1), Pod{.name_space = name.substr(0, first),
-                                                          .name = name.substr(first + 1, last - first - 1)});
+        pods_.insert_or_assign(std::string(name.substr(last + 1)),
+                               Pod{.name_space = std::string(name.substr(0, first)),
+                                   .name = std::string(name.substr(first + 1, last - first - 1))});
     }
 }
 

@@ -4,9 +4,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+
+#include <dirent.h>
 
 namespace finrace {
 
@@ -35,6 +38,9 @@ public:
 
     explicit PodNames(const std::string& folder = usual_folder);
 
+    /// Keeps the folder open from now on: the kubelet's is root's alone (0750), and whoever gives up root's rights
+    /// can't open it again. Returns an errno, or 0.
+    int keep_open();
     /// Adds namespace and name, if they are known by now.
     void add_to(Placement& placement);
 
@@ -43,9 +49,15 @@ private:
         std::string name_space;
         std::string name;
     };
+    struct Closer {
+        void operator()(DIR* open) const { ::closedir(open); }
+    };
+    using Listing = std::unique_ptr<DIR, Closer>;
+
     void look();
 
     std::string folder_;
+    Listing open_;
     std::unordered_map<std::string, Pod> pods_;
 };
 
