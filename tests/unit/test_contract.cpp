@@ -180,22 +180,23 @@ TEST_CASE("fields of the contract follow each other without a hole", "[contract]
     follows(e.connection.request_ns);
     follows(e.connection.last_byte_ns);
     follows(e.connection.received_before);
-    follows(e.connection.peer_fin_ns);
-    follows(e.connection.peer_reset_ns);
-    follows(e.connection.local_close_ns);
     follows(e.connection.request_seq);
     follows(e.connection.exchange);
     follows(e.connection.idle_ms);
     follows(e.connection.longest_idle_ms);
+    follows(e.connection.flags);
+    follows(e.connection.pid);
+    CHECK(next - at(e.connection) == FINRACE_HEALTHY_BYTES);
+    follows(e.connection.peer_fin_ns);
+    follows(e.connection.peer_reset_ns);
+    follows(e.connection.local_close_ns);
     follows(e.connection.fin_unacked);
     follows(e.connection.fin_idle_ms);
     follows(e.connection.reset_unacked);
-    follows(e.connection.pid);
-    follows(e.connection.comm);
-    follows(e.connection.flags);
     follows(e.connection.state);
     follows(e.connection.lost_events);
     follows(e.connection.lost_kinds);
+    follows(e.connection.comm);
     CHECK(next == sizeof(event));
 }
 
