@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -96,6 +97,30 @@ TEST_CASE("a record's line has no control characters, and reads back as it was")
     const std::string line = to_line(Json{{"name", text}});
     CHECK(line == "{\"name\":\"\\u0001\\u001b[2J\\n\\u007f\\u007f\\u0080\\u009b\xc2\xa0\xc3\xa9\xe2\x82\xac\\u009f\"}");
     CHECK(Json::parse(line).at("name") == text);
+}
+
+TEST_CASE("a record's line is what the library writes, of every kind of value")
+{
+    const Json record = {
+        {"empty", Json::object()},
+        {"none", Json::array()},
+        {"numbers", {0, -7, 18446744073709551615U, 0.0, -0.5, 1e300, 20.113}},
+        {"words", {true, false, nullptr}},
+        {"nested", {{"list", {{{"a", 1}}, Json::array({Json::array()}), Json::object()}}, {"last", ","}}},
+        {"texts", {"", " ~", "\"", "\\", "\n", "\xc3\xa9", "\xff"}},
+        {"a key with \"quotes\"", "x"}};
+    CHECK(to_line(record) == record.dump(-1, ' ', false, Json::error_handler_t::replace));
+    for (const double value :
+         {0.001, 0.0005, 0.0014, 0.01, 0.1, 1.0, 1.5, 2.675, 999.999, 86'400'000.001, 999'999'999.999, 1e9, 1e15,
+          0.1 + 0.2, -0.0, -1.25, std::numeric_limits<double>::infinity()})
+        CHECK(to_line(Json(value)) == Json(value).dump());
+    for (unsigned us = 0; us < 200'000; us += 7) {
+        const double value = us / 1000.0;
+        if (to_line(Json(value)) != Json(value).dump())
+            FAIL(value);
+    }
+    CHECK(to_line(Json::object()) == "{}");
+    CHECK(to_line(Json("alone")) == "\"alone\"");
 }
 
 TEST_CASE("a refused connection's record, word for word")

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "sink/json.h"
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <optional>
 
@@ -16,42 +19,75 @@ namespace finrace {
 
 namespace {
 
+// A record for each connection is what costs most here (run --connections). Its objects are filled member by member: a
+// list in braces is built first, then copied. And they have room from the start: an object that grows copies its keys,
+// and leaves references to its members dangling.
+Json object_for(std::size_t members)
+{
+    Json object = Json::object();
+    object.get_ref<Json::object_t&>().reserve(members);
+    return object;
+}
+
+// More than any record has.
+constexpr std::size_t record_members = 12;
+constexpr std::size_t finrace_members = 24;
+constexpr std::size_t connection_members = 20;
+
 Json begin_record(const Origin& origin, std::uint64_t monotonic_ns, std::string_view name)
 {
-    return {
-        {"timestamp", origin.clock.rfc3339(monotonic_ns)},
-        {"event", {{"name", name}}},
-        {"host", {{"name", origin.host_name}}},
-    };
+    Json record = object_for(record_members);
+    record["timestamp"] = origin.clock.rfc3339(monotonic_ns);
+    record["event"]["name"] = name;
+    record["host"]["name"] = origin.host_name;
+    return record;
+}
+
+Json& begin_finrace(Json& record)
+{
+    Json& finrace = record["finrace"] = object_for(finrace_members);
+    finrace["schema"] = record_schema;
+    return finrace;
 }
 
 void add_process(Json& record, const connection& c, std::string_view fallback_name)
 {
     if (c.pid == 0)
         return;
-    record["process"]["pid"] = c.pid;
+    Json& process = record["process"];
+    process["pid"] = c.pid;
     const std::string_view noted = owner_name(c);
     if (const std::string_view name = noted.empty() ? fallback_name : noted; !name.empty())
-        record["process"]["executable"]["name"] = name;
+        process["executable"]["name"] = name;
 }
 
-Json network_type(unsigned family)
+Json& begin_network(Json& record, unsigned family)
 {
-    return {{"transport", "tcp"}, {"type", family == 6 ? "ipv6" : "ipv4"}};
+    Json& network = record["network"] = object_for(4);
+    network["transport"] = "tcp";
+    network["type"] = family == 6 ? "ipv6" : "ipv4";
+    return network;
+}
+
+void add_end(Json& network, const char* which, const std::uint8_t* address, unsigned family, unsigned port)
+{
+    Json& end = network[which] = object_for(2);
+    end["address"] = address_text(address, family);
+    end["port"] = port;
 }
 
 void add_network(Json& record, const event& e)
 {
-    Json& network = record["network"] = network_type(e.family);
-    network["local"] = {{"address", address_text(e.local_address, e.family)}, {"port", e.local_port}};
-    network["peer"] = {{"address", address_text(e.peer_address, e.family)}, {"port", e.peer_port}};
+    Json& network = begin_network(record, e.family);
+    add_end(network, "local", e.local_address, e.family, e.local_port);
+    add_end(network, "peer", e.peer_address, e.family, e.peer_port);
 }
 
 /// What the records of verdicts and of whole connections say alike about the connection.
 Json connection_identity(const event& e)
 {
     const connection& c = e.connection;
-    Json result = Json::object();
+    Json result = object_for(connection_members);
     // A string: the number passes 2^53, beyond which many readers of JSON round. None if it is not followed.
     if (c.id != 0)
         result["id"] = fmt::format("{:x}", c.id);
@@ -71,9 +107,11 @@ void add_close(Json& finrace, const event& e, bool after_request)
     const std::optional<Close> close = first_close(e);
     if (!close)
         return;
-    finrace["close"] = {{"by", to_string(close->by)}, {"how", to_string(close->how)}};
+    Json& first = finrace["close"] = object_for(3);
+    first["by"] = to_string(close->by);
+    first["how"] = to_string(close->how);
     if (after_request && knows_request_start(e.connection) && close->at_ns != 0)
-        finrace["close"]["after_request_ms"] = milliseconds_between(e.connection.request_ns, close->at_ns);
+        first["after_request_ms"] = milliseconds_between(e.connection.request_ns, close->at_ns);
 }
 
 void add_losses(Json& finrace, const connection& c, bool incomplete)
@@ -230,8 +268,7 @@ Json verdict_record(const Origin& origin, const event& e, const Verdict& verdict
     add_process(record, c, process_name);
     add_network(record, e);
 
-    Json& finrace = record["finrace"];
-    finrace["schema"] = record_schema;
+    Json& finrace = begin_finrace(record);
     finrace["cause"] = to_string(verdict.cause);
     if (verdict.variant != Variant::none)
         finrace["variant"] = to_string(verdict.variant);
@@ -284,8 +321,7 @@ Json benched_record(const Origin& origin, const event& loss, const Benched& benc
     Json record = begin_record(origin, loss.timestamp_ns, "finrace.verdict");
     add_process(record, loss.connection, process_name);
     add_network(record, loss);
-    Json& finrace = record["finrace"];
-    finrace["schema"] = record_schema;
+    Json& finrace = begin_finrace(record);
     finrace["cause"] = to_string(verdict.cause);
     finrace["certainty"] = to_string(verdict.certainty);
     finrace["side"] = "client";
@@ -312,8 +348,7 @@ Json connection_record(const Origin& origin, const event& e, std::span<const Sta
     add_process(record, c, process_name);
     add_network(record, e);
 
-    Json& finrace = record["finrace"];
-    finrace["schema"] = record_schema;
+    Json& finrace = begin_finrace(record);
     finrace["side"] = is_client(e) ? "client" : "server";
 
     Json& of_connection = finrace["connection"] = connection_identity(e);
@@ -335,14 +370,15 @@ Json connection_record(const Origin& origin, const event& e, std::span<const Sta
     of_connection["retransmits"] = e.retransmits;
 
     Json& steps = of_connection["states"] = Json::array();
+    steps.get_ref<Json::array_t&>().reserve(states.size());
     for (std::size_t i = 0; i < states.size(); ++i) {
-        Json step{{"state", state_name(states[i].state)}};
+        Json& step = steps.emplace_back(object_for(3));
+        step["state"] = state_name(states[i].state);
         if (states[i].at_ns != 0) {
             step["at"] = origin.clock.rfc3339(states[i].at_ns);
             if (i + 1 < states.size() && states[i + 1].at_ns != 0)
                 step["ms"] = milliseconds_between(states[i].at_ns, states[i + 1].at_ns);
         }
-        steps.push_back(std::move(step));
     }
     add_close(finrace, e, false);
     add_losses(finrace, c, c.lost_events > 0 || has(e, CONNECTION_ADOPTED));
@@ -359,11 +395,9 @@ Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const Ups
 {
     Json record = begin_record(origin, monotonic_ns, "finrace.upstream");
     if (key != nullptr) {
-        record["network"] = network_type(key->family);
-        record["network"]["peer"] = {{"address", address_text(key->address.data(), key->family)}, {"port", key->port}};
+        add_end(begin_network(record, key->family), "peer", key->address.data(), key->family, key->port);
     }
-    Json& finrace = record["finrace"];
-    finrace["schema"] = record_schema;
+    Json& finrace = begin_finrace(record);
     finrace["side"] = "client";
 
     const UpstreamCounts& counts = upstream.counts;
@@ -406,8 +440,7 @@ OutputState sum_of(std::span<const OutputState> outputs)
 Json health_record(const Origin& origin, std::uint64_t monotonic_ns, const Health& health)
 {
     Json record = begin_record(origin, monotonic_ns, "finrace.health");
-    Json& finrace = record["finrace"];
-    finrace["schema"] = record_schema;
+    Json& finrace = begin_finrace(record);
 
     const OutputState sum = sum_of(health.outputs);
     Json outputs = Json::array();
@@ -490,20 +523,117 @@ Json flattened(const Json& record)
     return flat;
 }
 
+namespace {
+
+/// What the library makes of it, and no control character that JSON may have as it is.
+void append_escaped(std::string& line, const std::string& text)
+{
+    std::string escaped = Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+    for (std::size_t at = 0; (at = escaped.find_first_of("\x7f\xc2", at)) != std::string::npos; ++at) {
+        const bool is_delete = escaped[at] == '\x7f';
+        const auto code =
+            static_cast<unsigned char>(is_delete ? escaped[at] : escaped[at + 1]); // U+0080 to U+00BF: C2 80 to C2 BF
+        if (is_delete || code < 0xa0)
+            escaped.replace(at, is_delete ? 1 : 2, fmt::format("\\u{:04x}", code));
+    }
+    line += escaped;
+}
+
+/// 1 for the bytes that need no escape.
+constexpr std::array<std::uint8_t, 256> plain_bytes = [] {
+    std::array<std::uint8_t, 256> plain{};
+    for (unsigned byte = ' '; byte < 0x7f; ++byte)
+        plain[byte] = byte != '"' && byte != '\\';
+    return plain;
+}();
+
+void append_text(std::string& line, const std::string& text)
+{
+    std::uint8_t plain = 1;
+    for (const char byte : text)
+        plain &= plain_bytes[static_cast<unsigned char>(byte)];
+    if (plain == 0) {
+        append_escaped(line, text);
+        return;
+    }
+    line += '"';
+    line += text;
+    line += '"';
+}
+
+/// Most are milliseconds with three decimals: the shortest text that reads back as such a number is those decimals, as
+/// long as it has no more than 15 digits, which a double always keeps.
+void append_number(std::string& line, double value)
+{
+    constexpr double most = 1e9;
+    const double thousandths = std::nearbyint(value * 1000);
+    if (!(value >= 0 && value < most) || std::signbit(value) || thousandths / 1000 != value) {
+        line += Json(value).dump();
+        return;
+    }
+    const auto count = static_cast<std::uint64_t>(thousandths);
+    line += fmt::format_int(count / 1000).c_str();
+    std::array<char, 4> decimals{'.', static_cast<char>('0' + count / 100 % 10),
+                                 static_cast<char>('0' + count / 10 % 10), static_cast<char>('0' + count % 10)};
+    std::size_t shown = decimals.size();
+    while (shown > 2 && decimals[shown - 1] == '0')
+        --shown;
+    line.append(decimals.data(), shown);
+}
+
+/// Over the comma after the last member, if there is any.
+void append_end(std::string& line, char end)
+{
+    if (line.back() == ',')
+        line.back() = end;
+    else
+        line += end;
+}
+
+void append(std::string& line, const Json& value)
+{
+    switch (value.type()) {
+    case Json::value_t::object:
+        line += '{';
+        for (const auto& [key, inner] : value.get_ref<const Json::object_t&>()) {
+            append_text(line, key);
+            line += ':';
+            append(line, inner);
+            line += ',';
+        }
+        append_end(line, '}');
+        break;
+    case Json::value_t::array:
+        line += '[';
+        for (const Json& inner : value) {
+            append(line, inner);
+            line += ',';
+        }
+        append_end(line, ']');
+        break;
+    case Json::value_t::string:
+        append_text(line, value.get_ref<const std::string&>());
+        break;
+    case Json::value_t::number_unsigned:
+        line += fmt::format_int(value.get<std::uint64_t>()).c_str();
+        break;
+    case Json::value_t::number_float:
+        append_number(line, value.get<double>());
+        break;
+    default:
+        line += value.dump();
+        break;
+    }
+}
+
+} // namespace
+
 std::string to_line(const Json& record)
 {
-    std::string line = record.dump(-1, ' ', false, Json::error_handler_t::replace);
-    // Hardly a line has any, and find_first_of() looks at each byte by itself.
-    if (std::memchr(line.data(), 0x7f, line.size()) == nullptr &&
-        std::memchr(line.data(), 0xc2, line.size()) == nullptr)
-        return line;
-    for (std::size_t at = 0; (at = line.find_first_of("\x7f\xc2", at)) != std::string::npos; ++at) {
-        const bool is_delete = line[at] == '\x7f';
-        const auto code =
-            static_cast<unsigned char>(is_delete ? line[at] : line[at + 1]); // U+0080 to U+00BF: C2 80 to C2 BF
-        if (is_delete || code < 0xa0)
-            line.replace(at, is_delete ? 1 : 2, fmt::format("\\u{:04x}", code));
-    }
+    constexpr std::size_t usual_bytes = 1536;
+    std::string line;
+    line.reserve(usual_bytes);
+    append(line, record);
     return line;
 }
 

@@ -42,6 +42,14 @@ std::size_t whole_lines(std::string_view text, std::size_t limit)
     return end == std::string_view::npos ? std::min(text.size(), limit) : end + 1;
 }
 
+std::uint64_t lines_in(std::string_view text)
+{
+    std::uint64_t lines = 0;
+    for (std::size_t at = 0; (at = text.find('\n', at)) != std::string_view::npos; ++at) // a line's length at a time
+        ++lines;
+    return lines;
+}
+
 /// A file is opened anew once its last line is out; by then whoever asks for it waits.
 constexpr std::chrono::milliseconds longest_wait_to_reopen(100);
 /// Whoever has refused a write is not asked again for so long.
@@ -231,7 +239,7 @@ void Stream::write(std::string_view line)
 void Stream::write_text(std::string_view text)
 {
     if (!takes(text.size())) {
-        dropped_ += static_cast<std::uint64_t>(std::count(text.begin(), text.end(), '\n'));
+        dropped_ += lines_in(text);
         return;
     }
     backlog_.append(text);
@@ -297,7 +305,7 @@ bool Stream::take_in(std::int64_t count, int error)
         return false;
     }
     const std::string_view out = std::string_view(backlog_).substr(sent_, static_cast<std::size_t>(count));
-    written_ += static_cast<std::uint64_t>(std::count(out.begin(), out.end(), '\n'));
+    written_ += lines_in(out);
     if (!out.empty() && std::exchange(ends_torn_, false))
         --written_;
     sent_ += out.size();
@@ -359,8 +367,7 @@ void Stream::drop_waiting()
         else // it may hang
             writer_.reset();
     }
-    dropped_ += static_cast<std::uint64_t>(
-        std::count(backlog_.begin() + static_cast<std::ptrdiff_t>(sent_), backlog_.end(), '\n'));
+    dropped_ += lines_in(std::string_view(backlog_).substr(sent_));
     if (std::exchange(ends_torn_, false))
         --dropped_;
     if (lacks_only_its_end()) {
