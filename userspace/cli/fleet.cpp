@@ -309,7 +309,8 @@ private:
         std::string host;
         std::string id;
 
-        auto operator<=>(const PoolPlace&) const = default;
+        auto
+        operator<=>(const PoolPlace&) const = default; // NOLINT(modernize-use-nullptr): the 0 is the compiler's own
     };
     struct KnownPool {
         std::string newest; ///< when the newest word on it was told
