@@ -266,6 +266,25 @@ TEST_CASE("who closed first, and how")
     CHECK(close_of(EVENT_OPEN_FAILED, CONNECTION_PEER_RESET, ECONNREFUSED) == "peer reset");
     CHECK(close_of(EVENT_OPEN_FAILED, 0, ETIMEDOUT) == "local timeout");
     CHECK(close_of(EVENT_OPEN_FAILED, 0, EHOSTUNREACH).empty());
+
+    // A proxy closes at an upstream's close_notify, behind which the FIN is under way already.
+    event e = in_exchange(EVENT_CLOSED, request_at + 30 * ms);
+    e.srtt_us = 40'000;
+    e.unacked_bytes = 176;
+    e.connection.flags |= CONNECTION_LOCAL_FIRST | CONNECTION_LOCAL_FIN | CONNECTION_PEER_FIN;
+    e.connection.local_close_ns = request_at + 25 * ms;
+    e.connection.peer_fin_ns = e.connection.local_close_ns + 19 * ms;
+    e.connection.fin_unacked = 170;
+    REQUIRE(first_close(e));
+    CHECK(first_close(e)->by == Close::By::peer);
+    CHECK(first_close(e)->at_ns == e.connection.peer_fin_ns);
+    CHECK(unacked_by_close(e) == 170U);
+    e.connection.peer_fin_ns += ms; // it may have left after this host's close
+    CHECK(first_close(e)->by == Close::By::local);
+    CHECK(unacked_by_close(e) == 176U);
+    e.connection.peer_fin_ns -= ms;
+    e.connection.fin_unacked = 0; // it knew of the request, and may have known of the close
+    CHECK(first_close(e)->by == Close::By::local);
 }
 
 TEST_CASE("a process name of any bytes makes valid JSON")

@@ -154,12 +154,24 @@ std::optional<Close> silent_end(const event& e)
     return std::nullopt;
 }
 
+/// This host has met nothing of the peer's before it closed, and nothing that was under way by then: a FIN that knows
+/// nothing of a request knew nothing of a close after that, and left half a round trip before it came. Such is the one
+/// behind a close_notify, at which a proxy closes at once.
+bool closed_first(const event& e)
+{
+    const connection& c = e.connection;
+    if (!has(c, CONNECTION_LOCAL_FIRST))
+        return false;
+    return !has(c, CONNECTION_PEER_FIN) || has(c, CONNECTION_SENT_AFTER_FIN) || c.fin_unacked == 0 ||
+           c.peer_fin_ns >= c.local_close_ns + std::uint64_t{e.srtt_us} * 1000 / 2;
+}
+
 } // namespace
 
 std::optional<Close> first_close(const event& e)
 {
     const connection& c = e.connection;
-    if (has(c, CONNECTION_LOCAL_FIRST))
+    if (closed_first(e))
         return Close{.by = Close::By::local,
                      .how = has(c, CONNECTION_LOCAL_FIN) ? Close::How::fin : Close::How::reset,
                      .at_ns = c.local_close_ns};
@@ -178,7 +190,7 @@ std::optional<std::uint32_t> unacked_by_close(const event& e)
     // A FIN knows nothing of a request written after it.
     if (has(c, CONNECTION_SENT_AFTER_FIN))
         return e.request_bytes > 0 ? std::optional(e.unacked_bytes) : std::nullopt;
-    if (!has(c, CONNECTION_LOCAL_FIRST)) {
+    if (!closed_first(e)) {
         if (has(c, CONNECTION_PEER_FIN))
             return c.fin_unacked;
         if (has(c, CONNECTION_PEER_RESET) && has(c, CONNECTION_RESET_HAS_ACK))
