@@ -255,13 +255,18 @@ public:
             add_pool(row, found != before.end() ? found->second : json::object());
         });
         for (auto& [place, known] : pools_) {
-            // Which of a masked network's upstreams it is, another run tells by another id: of the older its counts.
-            if (!place.id.empty() && known.run != newest_runs_.at(place.host).second) {
-                known.pool.exposure = {};
-                known.pool.hosts[place.host] = PoolState::unknown;
+            if (is_newest(place, known))
+                continue;
+            known.pool.exposure = {};
+            known.pool.hosts[place.host] = PoolState::unknown;
+            if (KnownPool* newer = newest_of(place)) {
+                add_counts(newer->pool, known.pool);
+                known.replaced = true;
             }
-            fleet_.add(std::move(known.pool));
         }
+        for (auto& [place, known] : pools_)
+            if (!known.replaced)
+                fleet_.add(std::move(known.pool));
     }
 
     /// Whether any host has told anything at all, by this filter or another.
@@ -316,6 +321,7 @@ private:
         std::string newest; ///< when the newest word on it was told
         std::string run;    ///< by which run
         Pool pool;
+        bool replaced = false; ///< another one has its counts
     };
 
     static PoolId id_of(const json& row)
@@ -493,10 +499,34 @@ private:
         KnownPool& known = found->second;
         if (told.newest > known.newest)
             std::swap(told, known);
-        known.pool.connections += told.pool.connections;
-        known.pool.requests += told.pool.requests;
-        known.pool.races += told.pool.races;
-        known.pool.unclassified += told.pool.unclassified;
+        add_counts(known.pool, told.pool);
+    }
+
+    /// Which of a masked network's upstreams it is, another run tells by another id: of an older one there are counts,
+    /// and how its pool stands is what the newest says of that network.
+    [[nodiscard]] bool is_newest(const PoolPlace& place, const KnownPool& known) const
+    {
+        return place.id.empty() || known.run == newest_runs_.at(place.host).second;
+    }
+
+    KnownPool* newest_of(const PoolPlace& old)
+    {
+        for (auto one = pools_.lower_bound({old.where, old.host, {}}); one != pools_.end(); ++one) {
+            auto& [place, known] = *one;
+            if (place.where != old.where || place.host != old.host)
+                break;
+            if (is_newest(place, known))
+                return &known;
+        }
+        return nullptr;
+    }
+
+    static void add_counts(Pool& to, const Pool& more)
+    {
+        to.connections += more.connections;
+        to.requests += more.requests;
+        to.races += more.races;
+        to.unclassified += more.unclassified;
     }
 
     const ClickHouse& store_;
