@@ -1401,6 +1401,7 @@ class Lab:
                 except queue.Empty:
                     return
                 self.play(*job)
+                time.sleep(0.001)  # what a thread does without having slept is taken for one piece of work: for another try
         except Exception as error:  # a worker's end must not pass unseen: the lab fails with it
             self.failure = error
             self.stopping.set()
