@@ -30,6 +30,7 @@ BACKENDS = {
 KERNELS = ("5.10", "6.1", "6.12")
 # Upstream, family and share: the first runs everywhere, each of the others once by each backend and once on each kernel.
 UPSTREAMS = [("uvicorn", "4", None), ("uvicorn", "6", 0), ("reset", "4", 0), ("local-uvicorn", "4", 1), ("lingering", "4", 2)]
+ALSO_REQUESTS = 120  # through nginx to the others
 BOTH_BACKENDS_ON = {("fentry", "6.1"), ("fentry", "6.12"), ("kprobe", "5.10")}
 # Of the robustness tests those whose outcome depends on the kernel and the backend.
 ODDITIES = (
@@ -68,7 +69,8 @@ def exact(options, name):
         ], name != "cgroup" and share == whose
     for upstream, family, whose in UPSTREAMS:
         yield f"nginx and {upstream}{' over IPv6' if family == '6' else ''}", [
-            f"{TESTS}/e2e/nginx_race.py", *backend, "--upstream", upstream, "--family", family, "--requests", str(options.requests),
+            f"{TESTS}/e2e/nginx_race.py", *backend, "--upstream", upstream, "--family", family,
+            "--requests", str(options.requests if options.whole or whose is None else min(options.requests, ALSO_REQUESTS)),
         ], whose in (None, share)
     if name == "fentry":
         finrace_alone = [*BACKENDS[name], *tools(options, line=False)]
@@ -147,13 +149,13 @@ def main():
     parser.add_argument("--backends", default=",".join(BACKENDS), help="of fentry, kprobe, cgroup (default: all)")
     parser.add_argument("group", choices=("exact", "smp"))
     parser.add_argument("--whole", action="store_true", help="what runs on some kernels only, on this one as well")
-    parser.add_argument("--runs", type=int, help="of each of the lab's scenarios (default: 8; with --whole 100)")
+    parser.add_argument("--runs", type=int, help="of each of the lab's scenarios (default: 5; with --whole 100)")
     parser.add_argument("--requests", type=int, default=300, help="near the timer, through nginx")
     parser.add_argument("--only", default="", help="only commands with this word in their title")
     parser.add_argument("--build", default=os.path.join(os.path.dirname(TESTS), "build"), help="folder with the binaries")
     parser.add_argument("--logs", help="folder for what failed tests leave")
     options = parser.parse_args()
-    options.runs = options.runs or (100 if options.whole else 8)
+    options.runs = options.runs or (100 if options.whole else 5)
     names = options.backends.split(",")
     for name in names:
         if name not in BACKENDS:
