@@ -138,8 +138,8 @@ def judge(arguments, checks: Checks, lab: Lab) -> None:
            [describe_verdict(verdict, lab.exchanges) for verdict in extra])
     checks(not foreign, "no verdict on the clients' own connections", f"{len(foreign)}", map(str, foreign))
     stalls = [exchange for exchange, verdict in pairs if proxy_lab.stalled(exchange, verdict)]
-    checks(len(stalls) <= max(3, len(failures) // 10), "hardly any met an upstream that stood still",
-           f"{len(stalls)} of {len(failures)}, named upstream_reset or upstream_closed, not proven")
+    checks(len(stalls) <= max(3, len(failures) // 10), "hardly any met an upstream, or a path, that stood still",
+           f"{len(stalls)} of {len(failures)}, named upstream_reset, upstream_closed or path_dropped, not proven")
     wrong = [(exchange, verdict, why) for exchange, verdict in pairs
              if (why := proxy_lab.disagreement(exchange, verdict)) is not None]
     checks(not wrong, "every cause fits the wire, every crossing is proven", f"{len(pairs) - len(wrong)} of {len(pairs)}",

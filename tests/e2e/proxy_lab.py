@@ -260,9 +260,12 @@ def stalled(exchange: Exchange, verdict: Verdict) -> bool:
     """The machine stood still: the upstream closed over an acknowledged request at a moment that its timer can't explain.
 
     Such a close looks like a failing application to anyone on the proxy's host, so naming it that way is right, as long
-    as it is not called proven. Happens on emulated and overloaded machines; the callers show how often.
+    as it is not called proven. Or the path did, for so long that the request was retransmitted, before the FIN came that had
+    crossed it. Happens on emulated and overloaded machines; the callers show how often.
     """
     evidence = exchange.evidence
+    if evidence.kind == "crossed" and verdict.get("finrace.cause") == "path_dropped":
+        return evidence.after > wire.SILENCE and verdict.get("finrace.certainty") != "proven"
     if verdict.get("finrace.cause") != OTHERWISE.get(evidence.kind) or verdict.get("finrace.certainty") == "proven":
         return False
     learned = verdict.get("finrace.upstream.idle_timeout_ms")

@@ -109,6 +109,11 @@ class WireTest(unittest.TestCase):
         self.assertEqual(len(script.connections()[0].requests), 2)
         self.assertEqual(script.evidence().kind, "crossed")
 
+    def test_an_answer_that_is_retransmitted_is_none_to_the_second_request(self):
+        script = Script().exchanged().second()
+        script.add(False, wire.ACK, 1, script.out, b"ok").add(False, wire.FIN | wire.ACK, 3, script.out)
+        self.assertEqual(script.evidence().kind, "crossed")
+
     def test_idle_close(self):
         script = Script().exchanged()
         script.add(False, wire.FIN | wire.ACK, 3, script.out, after=1.0)

@@ -176,7 +176,8 @@ def evidence(connection: Connection, request: Request) -> Evidence:
     """Judges by sequence numbers, not by the capture's order: a FIN may pass the tap before a request that was written
     without knowing of it, and wait in the socket's backlog."""
     answer = next((index for index, segment in enumerate(connection.segments)
-                   if index > request.index and segment.payload and not segment.outgoing), None)
+                   if index > request.index and segment.payload and not segment.outgoing
+                   and segment.end > request.ack), None)  # else an answer before is retransmitted
     end = next((index for index, segment in enumerate(connection.segments)
                 if not segment.outgoing and segment.flags & (FIN | RST)), None)
     if answer is not None and (end is None or answer <= end):
