@@ -28,7 +28,8 @@ BACKENDS = {
     "cgroup": ["--backend", "cgroup"],
 }
 KERNELS = ("5.10", "6.1", "6.12")
-# Upstream, family and share: the first runs everywhere, each of the others once by each backend and once on each kernel.
+# Upstream, family and share: the first runs everywhere, each of the others by fentry and by kprobe, on one kernel each; by
+# cgroup they all run natively.
 UPSTREAMS = [("uvicorn", "4", None), ("uvicorn", "6", 0), ("reset", "4", 0), ("local-uvicorn", "4", 1), ("lingering", "4", 2)]
 REQUESTS = {("uvicorn", "6"): 120, ("reset", "4"): 120, ("lingering", "4"): 120}  # without a delay line few race: all of them
 BOTH_BACKENDS_ON = {("fentry", "6.1"), ("fentry", "6.12"), ("kprobe", "5.10")}
@@ -47,6 +48,7 @@ SLOW_ON = {("fentry", "6.12")}
 ODDITIES_ON = {("fentry", "5.10"), ("kprobe", "5.10"), ("fentry", "6.1"), ("cgroup", "6.1"), ("fentry", "6.12"), ("kprobe", "6.12")}
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node"}
+ENCRYPTED_ON = {("fentry", "6.12"), ("kprobe", "5.10")}
 BETWEEN = ("kprobe", "6.1")  # older and newer kernels are tried by kprobe, this one by fentry
 PROVEN_ON = ("fentry", "6.1")
 PEERS_ON = ("fentry", "5.10")
@@ -72,7 +74,7 @@ def exact(options, name):
         yield f"nginx and {upstream}{' over IPv6' if family == '6' else ''}", [
             f"{TESTS}/e2e/nginx_race.py", *backend, "--upstream", upstream, "--family", family,
             "--requests", str(requests),
-        ], whose in (None, share)
+        ], whose is None or (whose == share and name != "cgroup")
     if name == "fentry":
         finrace_alone = [*BACKENDS[name], *tools(options, line=False)]
         yield "beside tcplife and tcpstates", [f"{HERE}/compare_tcplife.py", *finrace_alone], here == PEERS_ON
@@ -81,15 +83,15 @@ def exact(options, name):
         yield "proxies", [
             f"{TESTS}/e2e/proxies.py", *BACKENDS[name], *tools(options, line=False), "--rounds", "1",
             "--proxies", PROXIES.get(here, "nginx,haproxy"),
-        ], True
-        if here in PROXIES or kernel == "5.10":
+        ], here != BETWEEN
+        if here in ENCRYPTED_ON:
             yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *BACKENDS[name], *tools(options, line=False)], True
         if here == TWO_HOSTS_ON:
             yield "two hosts in one store", [f"{TESTS}/pipelines/fleet.py", *BACKENDS[name], *tools(options)], True
         if here == PROVEN_ON:
             yield "the proving ground, a part", [
                 f"{TESTS}/e2e/prove.py", *BACKENDS[name], *tools(options), "--pairs", "nginx+uvicorn", "--timers", "short",
-                "--exchanges", "60",
+                "--exchanges", "30",
             ], True
         yield "no live upstreams", [f"{TESTS}/e2e/no_live_upstreams.py", *BACKENDS[name], *tools(options, line=False)], here != BETWEEN
         yield "beside cgroup", [
