@@ -36,8 +36,11 @@ BOTH_BACKENDS_ON = {("fentry", "6.1"), ("fentry", "6.12"), ("kprobe", "5.10")}
 # Of the robustness tests those whose outcome depends on the kernel and the backend.
 ODDITIES = (
     "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,table full,two at once,accept queue full,"
-    "service manager,confinement,doctor,healthy requests"
+    "service manager,doctor,healthy requests"
 )
+# What the kernel refuses to a confined process, which takes minutes: once on each.
+CONFINED = ",confinement"
+CONFINED_ON = {("fentry", "5.10"), ("cgroup", "6.1"), ("fentry", "6.12")}
 # What depends on the backend, and hardly on the kernel: once for each way to attach.
 WAYS = ",answers at start,rest at close,requests in use,told to end in a flood,not root,no cgroup root,reload"
 WAYS_ON = {("fentry", "6.1"), ("kprobe", "5.10")}
@@ -103,7 +106,8 @@ def smp(options, name):
     here = (name, ".".join(os.uname().release.split(".")[:2]))
     yield "robustness", [
         f"{HERE}/robustness.py", *BACKENDS[name], *tools(options, line=False), "--small",
-        "--only", ODDITIES + (WAYS if options.whole or here in WAYS_ON else "") + (SLOW if options.whole or here in SLOW_ON else ""),
+        "--only", ODDITIES + "".join(more for more, where in ((CONFINED, CONFINED_ON), (WAYS, WAYS_ON), (SLOW, SLOW_ON))
+                                     if options.whole or here in where),
     ], here in ODDITIES_ON
     yield "outputs", [f"{HERE}/outputs.py", *BACKENDS[name], *tools(options, line=False), "--small"], here == OUTPUTS_ON
 
