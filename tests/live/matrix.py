@@ -87,8 +87,7 @@ def exact(options, name):
             f"{TESTS}/e2e/proxies.py", *BACKENDS[name], *tools(options, line=False), "--rounds", "1",
             "--proxies", PROXIES.get(here, "nginx,haproxy"),
         ], here != BETWEEN
-        if here in ENCRYPTED_ON:
-            yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *BACKENDS[name], *tools(options, line=False)], True
+        yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *BACKENDS[name], *tools(options, line=False)], here in ENCRYPTED_ON
         if here == TWO_HOSTS_ON:
             yield "two hosts in one store", [f"{TESTS}/pipelines/fleet.py", *BACKENDS[name], *tools(options)], True
         if here == PROVEN_ON:

@@ -394,9 +394,8 @@ Json upstream_record(const Origin& origin, std::uint64_t monotonic_ns, const Ups
                      const Exposure& exposure)
 {
     Json record = begin_record(origin, monotonic_ns, "finrace.upstream");
-    if (key != nullptr) {
+    if (key != nullptr)
         add_end(begin_network(record, key->family), "peer", key->address.data(), key->family, key->port);
-    }
     Json& finrace = begin_finrace(record);
     finrace["side"] = "client";
 
