@@ -26,7 +26,9 @@ from proxy_lab import Lab, LabError, Paint, Verdict  # noqa: E402
 # On the wire: what met the upstream's socket after its FIN, or unread at its RST. After an RST there is no socket, and in
 # TIME_WAIT (stale) nothing that its kernel tells.
 SERVER_SEES = {"crossed", "reset_unread"}
-SHORTEST_REST = 0.92  # seconds: an answer that had to be sent again makes a rest look shorter than any idle timer (0.9 s)
+# Seconds, by the upstream's clock: its kernel keeps when an answer's bytes were last sent, so one that had to be sent again
+# makes a rest look shorter than any idle timer (0.9 s).
+SHORTEST_REST = 0.92
 FEWEST_RACES = 10  # fewer, and the test has proved nothing
 ROWS_SHOWN = 20
 
@@ -178,8 +180,10 @@ def judge_server_side(checks: Checks, lab: Lab, failures, records) -> None:
     # By connection and time: an upstream connection's port may come again within a run.
     pairs, unnamed, extra = proxy_lab.match([failure for failure in failures if failure.evidence],
                                             [FromUpstream(verdict.record) for verdict in found])
-    due = [failure for failure in failures if failure.evidence and failure.evidence.kind in SERVER_SEES
-           and failure.evidence.rested >= SHORTEST_REST]
+    seen = [failure for failure in failures if failure.evidence and failure.evidence.kind in SERVER_SEES]
+    due = [failure for failure in seen if failure.evidence.sender_rested >= SHORTEST_REST]
+    checks(len(due) * 4 >= len(seen) * 3, "few answers had to be sent again",
+           f"{len(seen) - len(due)} of {len(seen)} rests are cut short by that")
     missing = [failure for failure in due if failure in unnamed]
     wrong = [(failure, verdict) for failure, verdict in pairs if verdict.get("finrace.cause") != "closed_on_request"]
     checks(not missing and not wrong, "the upstream's side names each that it could see", f"{len(due) - len(missing)} of {len(due)}",

@@ -31,12 +31,13 @@ class Script:
     def __init__(self, port=40000):
         self.port, self.packets, self.time = port, [], 100.0
 
-    def add(self, outgoing, flags, seq=0, ack=0, payload=b"", after=0.01):
+    def add(self, outgoing, flags, seq=0, ack=0, payload=b"", after=0.01, clock=None):
         self.time += after
         own, other = (self.LOCAL_ISN, self.PEER_ISN) if outgoing else (self.PEER_ISN, self.LOCAL_ISN)
         ports = (self.port, PORT) if outgoing else (PORT, self.port)
-        tcp = struct.pack("!HHIIBBHHH", *ports, (own + seq) & 0xFFFFFFFF, (other + ack) & 0xFFFFFFFF, 5 << 4, flags,
-                          0, 0, 0) + payload
+        options = b"" if clock is None else struct.pack("!BBBBII", 1, 1, 8, 10, clock & 0xFFFFFFFF, 0)
+        tcp = struct.pack("!HHIIBBHHH", *ports, (own + seq) & 0xFFFFFFFF, (other + ack) & 0xFFFFFFFF,
+                          (20 + len(options)) << 2, flags, 0, 0, 0) + options + payload
         ends = PROXY + SERVER if outgoing else SERVER + PROXY
         self.packets.append((self.time, struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0) + ends + tcp))
         return self
@@ -113,6 +114,18 @@ class WireTest(unittest.TestCase):
         script = Script().exchanged().second()
         script.add(False, wire.ACK, 1, script.out, b"ok").add(False, wire.FIN | wire.ACK, 3, script.out)
         self.assertEqual(script.evidence().kind, "crossed")
+
+    def test_a_rest_by_the_upstreams_clock_begins_when_its_answer_was_last_sent(self):
+        wrap = 1 << 32
+        script = Script().exchanged()
+        script.add(False, wire.ACK, 1, script.out, b"ok", after=0.01, clock=wrap - 500)
+        script.second().add(False, wire.ACK, 1, script.out, b"ok", clock=wrap - 400)
+        script.add(False, wire.FIN | wire.ACK, 3, script.out, after=0.1, clock=wrap + 500)
+        self.assertAlmostEqual(script.evidence().sender_rested, 0.9)
+        self.assertAlmostEqual(script.evidence().rested, 1.11, places=3)
+        script = Script().exchanged().second()
+        script.add(False, wire.FIN | wire.ACK, 3, script.out)
+        self.assertAlmostEqual(script.evidence().sender_rested, script.evidence().rested)
 
     def test_idle_close(self):
         script = Script().exchanged()

@@ -27,6 +27,7 @@ class Segment:
     seq: int  # relative to the sender's SYN
     ack: int  # relative to the peer's SYN
     payload: bytes
+    clock: int | None = None  # the sender's own, in milliseconds as Linux counts (RFC 7323's TSval)
 
     @property
     def end(self) -> int:
@@ -86,10 +87,27 @@ class Evidence:
     after: float = 0.0  # seconds from the request to the FIN or RST
     rested: float = 0.0  # seconds from the last response byte to the FIN or RST
     ended: float = 0.0  # when the FIN or RST passed the tap
+    # `rested` by the upstream's own clock, and from the last time that it sent an answer's bytes; `rested` itself where its
+    # segments carry no time.
+    sender_rested: float = 0.0
+
+
+def _timestamp(options: bytes) -> int | None:
+    """TSval of the timestamps option (RFC 7323 3.2), None without it."""
+    while options and options[0] != 0:
+        if options[0] == 1:
+            options = options[1:]
+            continue
+        if len(options) < 2 or options[1] < 2:
+            return None
+        if options[0] == 8 and len(options) >= 10:
+            return struct.unpack_from("!I", options, 2)[0]
+        options = options[options[1]:]
+    return None
 
 
 def _segments(data: bytes):
-    """(time, source address, source port, destination address, destination port, seq, ack, flags, payload)."""
+    """(time, source address, source port, destination address, destination port, seq, ack, flags, payload, TSval)."""
     if len(data) < 24:
         return
     order = {b"\xd4\xc3\xb2\xa1": ("<", 1e-6), b"\x4d\x3c\xb2\xa1": ("<", 1e-9),
@@ -124,14 +142,15 @@ def _segments(data: bytes):
         if len(tcp) < 20:
             continue
         sport, dport, seq, ack, size, flags = struct.unpack_from("!HHIIBB", tcp)
-        yield (seconds + fraction * tick, source, sport, destination, dport, seq, ack, flags, tcp[(size >> 4) * 4:])
+        begin = (size >> 4) * 4
+        yield (seconds + fraction * tick, source, sport, destination, dport, seq, ack, flags, tcp[begin:], _timestamp(tcp[20:begin]))
 
 
 def read(path: Path, port: int) -> list:
     """The connections to the server's port, in the order of their opening."""
     data = path.read_bytes() if path.exists() else b""
     done, live = [], {}
-    for time, source, sport, destination, dport, seq, ack, flags, payload in _segments(data):
+    for time, source, sport, destination, dport, seq, ack, flags, payload, clock in _segments(data):
         if dport == port:
             outgoing, pair = True, (source, sport, destination, dport)
         elif sport == port:
@@ -159,7 +178,7 @@ def read(path: Path, port: int) -> list:
         own, other = ((connection.local_isn, connection.peer_isn) if outgoing
                       else (connection.peer_isn, connection.local_isn))
         segment = Segment(time, outgoing, flags,
-                          (seq - (own or 0)) & 0xFFFFFFFF, (ack - (other or 0)) & 0xFFFFFFFF, payload)
+                          (seq - (own or 0)) & 0xFFFFFFFF, (ack - (other or 0)) & 0xFFFFFFFF, payload, clock)
         if outgoing and payload:
             match = REQUEST_ID.search(payload)
             again = any(request.start == segment.seq for request in connection.requests)
@@ -190,9 +209,13 @@ def evidence(connection: Connection, request: Request) -> Evidence:
     quiet_since = max((segment.time for segment in connection.segments[:request.index]
                        if segment.payload and not segment.outgoing), default=connection.opened)
     missing, size = request.end - close.ack, request.end - request.start
+    # Of an answer that was sent again, the copy may come after the request.
+    sent = [segment.clock for segment in connection.segments[:end] if segment.payload and not segment.outgoing]
+    rested = close.time - quiet_since
+    sender_rested = ((close.clock - sent[-1]) & 0xFFFFFFFF) / 1e3 if sent and None not in (sent[-1], close.clock) else rested
 
     def found(kind, text):
-        return Evidence(kind, text, connection.key, after, close.time - quiet_since, close.time)
+        return Evidence(kind, text, connection.key, after, rested, close.time, sender_rested)
 
     unacknowledged = f"after {after * 1e3:.1f} ms, {min(missing, size)} of {size} request bytes unacknowledged"
     acknowledged = f"after {after * 1e3:.1f} ms, request acknowledged"
