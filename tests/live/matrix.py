@@ -6,8 +6,8 @@ An emulated machine is ten to twenty times slower than a native one, so the test
   exact  for a machine whose clock counts instructions (scripts/vm --paced). Nothing is late there, however busy the host is:
          all that depends on times, races between a request and a timer first of all. What takes long and hardly depends on
          the kernel runs on some kernels and says so elsewhere; with --whole it runs on all, and the lab a hundred times.
-  smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer. On each kernel two
-         backends run, and of the tests what depends on them; with --whole all three, and all that does.
+  smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer. On each kernel a
+         backend or two run, and of the tests what depends on them; with --whole all three, and all that does.
 
 The last line counts the tests of all commands.
 """
@@ -28,36 +28,41 @@ BACKENDS = {
     "cgroup": ["--backend", "cgroup"],
 }
 KERNELS = ("5.10", "6.1", "6.12")
-# Upstream, family and share: the first runs everywhere, each of the others by fentry and by kprobe, on one kernel each; by
-# cgroup they all run natively.
-UPSTREAMS = [("uvicorn", "4", None), ("uvicorn", "6", 0), ("reset", "4", 0), ("local-uvicorn", "4", 1), ("lingering", "4", 2)]
-REQUESTS = {("uvicorn", "6"): 120, ("reset", "4"): 120, ("lingering", "4"): 120}  # without a delay line few race: all of them
-BOTH_BACKENDS_ON = {("fentry", "6.1"), ("fentry", "6.12"), ("kprobe", "5.10")}
+# Each pair of backend and kernel has one for its lab and for nginx, so that each backend, and each kernel, has all of them.
+FAMILIES = ("6", "mapped", "4")
+# What else stands behind nginx: once by each trace, and by cgroup natively.
+UPSTREAMS = {
+    "reset": {("kprobe", "5.10"), ("fentry", "6.1")},
+    "local-uvicorn": {("fentry", "5.10"), ("kprobe", "6.1")},
+    "lingering": {("kprobe", "6.1"), ("fentry", "6.12")},
+}
+FEWER = 120  # requests near the timer; more, if not enough of them race
 # Of the robustness tests those whose outcome depends on the kernel and the backend.
 ODDITIES = (
     "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,table full,two at once,accept queue full,"
-    "service manager,doctor,healthy requests"
+    "service manager,healthy requests"
 )
-# What the kernel refuses to a confined process, which takes minutes: once on each.
-CONFINED = ",confinement"
-CONFINED_ON = {("fentry", "5.10"), ("cgroup", "6.1"), ("fentry", "6.12")}
+# What tries every backend that the kernel has, and what the kernel refuses to a confined process: minutes, once on each.
+EACH_KERNEL = ",doctor,confinement"
+EACH_KERNEL_ON = {("fentry", "5.10"), ("cgroup", "6.1"), ("fentry", "6.12")}
 # What depends on the backend, and hardly on the kernel: once for each way to attach.
 WAYS = ",answers at start,rest at close,requests in use,told to end in a flood,not root,no cgroup root,reload"
 WAYS_ON = {("fentry", "6.1"), ("kprobe", "5.10")}
 # What attaches and lists again and again, which takes minutes in an emulated machine: once, where every hook is there.
 SLOW = ",signals,churn at start,start stop,many connections"
 SLOW_ON = {("fentry", "6.12")}
-# Each way in which a program reads the kernel: tables by socket, its own storage, loads by cast, by helper; packets.
-ODDITIES_ON = {("fentry", "5.10"), ("kprobe", "5.10"), ("fentry", "6.1"), ("cgroup", "6.1"), ("fentry", "6.12"), ("kprobe", "6.12")}
+# Each way in which a program reads the kernel: tables by socket, by helper, its own storage, packets, loads by cast.
+ODDITIES_ON = {("fentry", "5.10"), ("kprobe", "5.10"), ("fentry", "6.1"), ("cgroup", "6.1"), ("fentry", "6.12")}
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
-PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node"}
+PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node", ("kprobe", "5.10"): "nginx,haproxy"}
 ENCRYPTED_ON = {("fentry", "6.12"), ("kprobe", "5.10")}
-BETWEEN = ("kprobe", "6.1")  # older and newer kernels are tried by kprobe, this one by fentry
+BOTH_BACKENDS_ON = {("fentry", "6.1"), ("kprobe", "5.10")}
 PROVEN_ON = ("fentry", "6.1")
 PEERS_ON = ("fentry", "5.10")
-OUTPUTS_ON = ("kprobe", "5.10")  # they know nothing of how the kernel is watched; there what confines them is the oldest
+OUTPUTS = "all at once,confined"  # they know nothing of how the kernel is watched; what confines them is the oldest there
+OUTPUTS_ON = ("kprobe", "5.10")
 TWO_HOSTS_ON = ("fentry", "6.12")
-VIEWED_ON = {("fentry", "6.12"), ("kprobe", "6.1")}  # where a connection's accounting can be sampled, and where not
+VIEWED_ON = ("kprobe", "6.1")  # where no connection's accounting can be sampled; where it can, natively
 LIMIT, WHOLE_LIMIT = 600, 5400  # seconds, of each command
 
 
@@ -65,37 +70,34 @@ def exact(options, name):
     """(title, command, whether it runs here without --whole)."""
     kernel = ".".join(os.uname().release.split(".")[:2])
     here = (name, kernel)
-    backend = [*BACKENDS[name], *tools(options)]
-    share = (list(BACKENDS).index(name) + KERNELS.index(kernel)) % 3 if kernel in KERNELS else 0
-    yield "race lab", [f"{HERE}/lab_check.py", *backend, "--runs", str(options.runs)], True
-    for family, whose in (("6", 0), ("mapped", 1)):
+    with_line, alone = [*BACKENDS[name], *tools(options)], [*BACKENDS[name], *tools(options, line=False)]
+    share = (list(BACKENDS).index(name) + KERNELS.index(kernel)) % len(FAMILIES) if kernel in KERNELS else 0
+    for family in FAMILIES:
         yield f"race lab, family {family}", [
-            f"{HERE}/lab_check.py", *backend, "--runs", "10" if options.whole else "2", "--family", family,
-        ], name != "cgroup" and share == whose
-    for upstream, family, whose in UPSTREAMS:
-        requests = options.requests if options.whole else REQUESTS.get((upstream, family), options.requests)
-        yield f"nginx and {upstream}{' over IPv6' if family == '6' else ''}", [
-            f"{TESTS}/e2e/nginx_race.py", *backend, "--upstream", upstream, "--family", family,
-            "--requests", str(requests),
-        ], whose is None or (whose == share and name != "cgroup")
+            f"{HERE}/lab_check.py", *with_line, "--family", family,
+            "--runs", str(options.runs if family == FAMILIES[share] else 10),
+        ], family == FAMILIES[share]
+    race = [f"{TESTS}/e2e/nginx_race.py", *with_line, "--requests"]
+    for family in ("4", "6"):
+        yield f"nginx and uvicorn over IPv{family}", [*race, str(options.requests), "--family", family], \
+            family == ("6" if FAMILIES[share] == "6" else "4")
+    for upstream, where in UPSTREAMS.items():
+        yield f"nginx and {upstream}", [
+            *race, str(options.requests if options.whole else FEWER), "--upstream", upstream,
+        ], here in where
     if name == "fentry":
-        finrace_alone = [*BACKENDS[name], *tools(options, line=False)]
-        yield "beside tcplife and tcpstates", [f"{HERE}/compare_tcplife.py", *finrace_alone], here == PEERS_ON
+        yield "beside tcplife and tcpstates", [f"{HERE}/compare_tcplife.py", *alone], here == PEERS_ON
     if name != "cgroup":
-        yield "the live view", [f"{HERE}/watch_view.py", *BACKENDS[name], *tools(options, line=False)], here in VIEWED_ON
+        yield "the live view", [f"{HERE}/watch_view.py", *alone], here == VIEWED_ON
         yield "proxies", [
-            f"{TESTS}/e2e/proxies.py", *BACKENDS[name], *tools(options, line=False), "--rounds", "1",
-            "--proxies", PROXIES.get(here, "nginx,haproxy"),
-        ], here != BETWEEN
-        yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *BACKENDS[name], *tools(options, line=False)], here in ENCRYPTED_ON
-        if here == TWO_HOSTS_ON:
-            yield "two hosts in one store", [f"{TESTS}/pipelines/fleet.py", *BACKENDS[name], *tools(options)], True
-        if here == PROVEN_ON:
-            yield "the proving ground, a part", [
-                f"{TESTS}/e2e/prove.py", *BACKENDS[name], *tools(options), "--pairs", "nginx+uvicorn", "--timers", "short",
-                "--exchanges", "30",
-            ], True
-        yield "no live upstreams", [f"{TESTS}/e2e/no_live_upstreams.py", *BACKENDS[name], *tools(options, line=False)], here != BETWEEN
+            f"{TESTS}/e2e/proxies.py", *alone, "--rounds", "1", "--proxies", PROXIES.get(here, "nginx,haproxy"),
+        ], here in PROXIES
+        yield "no live upstreams", [f"{TESTS}/e2e/no_live_upstreams.py", *alone], here in PROXIES
+        yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *alone], here in ENCRYPTED_ON
+        yield "two hosts in one store", [f"{TESTS}/pipelines/fleet.py", *with_line], here == TWO_HOSTS_ON
+        yield "the proving ground, a part", [
+            f"{TESTS}/e2e/prove.py", *with_line, "--pairs", "nginx+uvicorn", "--timers", "short", "--exchanges", "30",
+        ], here == PROVEN_ON
         yield "beside cgroup", [
             f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3",
         ], here in BOTH_BACKENDS_ON
@@ -103,12 +105,13 @@ def exact(options, name):
 
 def smp(options, name):
     here = (name, ".".join(os.uname().release.split(".")[:2]))
+    alone = [*BACKENDS[name], *tools(options, line=False), "--small"]
     yield "robustness", [
-        f"{HERE}/robustness.py", *BACKENDS[name], *tools(options, line=False), "--small",
-        "--only", ODDITIES + "".join(more for more, where in ((CONFINED, CONFINED_ON), (WAYS, WAYS_ON), (SLOW, SLOW_ON))
+        f"{HERE}/robustness.py", *alone,
+        "--only", ODDITIES + "".join(more for more, where in ((EACH_KERNEL, EACH_KERNEL_ON), (WAYS, WAYS_ON), (SLOW, SLOW_ON))
                                      if options.whole or here in where),
     ], here in ODDITIES_ON
-    yield "outputs", [f"{HERE}/outputs.py", *BACKENDS[name], *tools(options, line=False), "--small"], here == OUTPUTS_ON
+    yield "outputs", [f"{HERE}/outputs.py", *alone, "--only", "*" if options.whole else OUTPUTS], here == OUTPUTS_ON
 
 
 def tools(options, line=True):
