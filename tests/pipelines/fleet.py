@@ -374,12 +374,18 @@ def test_masked_upstreams(options, there, hosts):
     (pool,) = fleet_report(options, there.url)["upstreams"]
     must(pool["address"] == "10.0.0.0" and pool["requests"] == 200, f"{pool}")
     must(pool["state"] == "exposed" and list(pool["hosts"].values()) == ["exposed"], f"{pool}")
+    # Another run that has told of another network alone says nothing of this one.
+    there.insert([changed(upstream, network__peer__address="10.0.1.0", finrace__sequence=1, finrace__upstream__id="00000000000000cc", finrace__run="f" * 16,
+                          finrace__upstream__exchanges=5, finrace__upstream__exposure__state="safe",
+                          timestamp=time.strftime("%Y-%m-%dT%H:%M:%S.000000001Z", time.gmtime(time.time() + 1)))])
+    states = {pool["address"]: pool["state"] for pool in fleet_report(options, there.url)["upstreams"]}
+    must(states == {"10.0.0.0": "exposed", "10.0.1.0": "safe"}, f"after a restart that has told of another network alone: {states}")
     # Another run tells them apart by other ids, and its word is newer.
-    for sequence, name in enumerate(("00000000000000aa", "00000000000000bb"), 1):
+    for sequence, name in enumerate(("00000000000000aa", "00000000000000bb"), 2):
         there.insert([changed(upstream, network__peer__address="10.0.0.0", finrace__sequence=sequence, finrace__upstream__id=name, finrace__run="f" * 16,
                               finrace__upstream__exchanges=10, finrace__upstream__exposure__state="safe",
                               timestamp=time.strftime("%Y-%m-%dT%H:%M:%S.000000001Z", time.gmtime(time.time() + 1)))])
-    (pool,) = fleet_report(options, there.url)["upstreams"]
+    (pool,) = (pool for pool in fleet_report(options, there.url)["upstreams"] if pool["address"] == "10.0.0.0")
     must(pool["requests"] == 220 and pool["state"] == "safe", f"after a restart: {pool}")
 
 

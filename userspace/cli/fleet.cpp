@@ -491,7 +491,7 @@ private:
     /// Of one host's runs all that they have counted, and how the newest one sees it.
     void keep(const PoolPlace& place, KnownPool told)
     {
-        auto& newest_run = newest_runs_[place.host];
+        auto& newest_run = newest_runs_[{place.where, place.host}];
         newest_run = std::max(newest_run, {told.newest, told.run});
         const auto [found, fresh] = pools_.try_emplace(place, told);
         if (fresh)
@@ -506,7 +506,7 @@ private:
     /// and how its pool stands is what the newest says of that network.
     [[nodiscard]] bool is_newest(const PoolPlace& place, const KnownPool& known) const
     {
-        return place.id.empty() || known.run == newest_runs_.at(place.host).second;
+        return place.id.empty() || known.run == newest_runs_.at({place.where, place.host}).second;
     }
 
     KnownPool* newest_of(const PoolPlace& old)
@@ -535,7 +535,8 @@ private:
     Fleet fleet_;
     std::map<std::pair<std::string, std::uint64_t>, std::size_t> networks_; ///< numbers that stand for loopbacks
     std::map<PoolPlace, KnownPool> pools_;
-    std::map<std::string, std::pair<std::string, std::string>> newest_runs_; ///< by host: when it was heard, and which
+    /// That told of that network, by host: when it was heard, and which. One that has just begun has not told of all.
+    std::map<std::pair<UpstreamKey, std::string>, std::pair<std::string, std::string>> newest_runs_;
 };
 
 void check_filter(const Filter& filter)
