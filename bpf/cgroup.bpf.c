@@ -165,7 +165,7 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock
 	struct socket_view view = {};
 
 	if (!c) {
-		count_loss(LOSS_TABLE_FULL);
+		count_unfollowed();
 		return;
 	}
 	follow_port(ctx->local_port);
@@ -188,7 +188,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock 
 	struct socket_view view = {};
 
 	if (!c) {
-		count_loss(LOSS_TABLE_FULL);
+		count_unfollowed();
 		return;
 	}
 	if (c->state == TCP_STATE_SYN_RECV) /* opened from both sides at once: it has connected, not accepted */
@@ -421,7 +421,7 @@ static __noinline struct connection *adopt(struct __sk_buff *skb)
 		return NULL;
 	c = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!c) {
-		count_loss(LOSS_TABLE_FULL);
+		count_unfollowed();
 		return NULL;
 	}
 	cookie = bpf_get_socket_cookie(skb);

@@ -26,7 +26,7 @@ const volatile bool follow_accepted;      /* follow connections that this host a
 const volatile bool report_states;        /* report every change of state */
 const volatile __u64 wakeup_bytes = 1024; /* a fuller ring than this wakes the reader */
 
-__u64 connections_begun;
+__u64 connections_begun;   /* those included that are not followed, or no longer: LOSS_TABLE_FULL */
 __u64 connections_adopted; /* of these, older than the tracer */
 
 /*
@@ -53,6 +53,13 @@ static __always_inline void count_loss(enum loss place)
 
 	if (counters)
 		__sync_fetch_and_add(&counters->by_place[place], 1);
+}
+
+/* A connection that begins, and finds no room. */
+static __always_inline void count_unfollowed(void)
+{
+	__sync_fetch_and_add(&connections_begun, 1);
+	count_loss(LOSS_TABLE_FULL);
 }
 
 static __always_inline void count_lost_event(__u8 kind)

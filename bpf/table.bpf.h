@@ -205,7 +205,7 @@ static __noinline struct connection *connection_unsettle(struct sock *sk)
 
 	healthy = bpf_map_lookup_elem(&connections, &key);
 	if (!healthy)
-		return NULL;
+		return bpf_map_lookup_elem(&unsettled, &key); /* the first one may be through with it by now */
 	name_owner(&whole, connection_unfold(&whole, healthy));
 	bpf_map_update_elem(&unsettled, &key, &whole, BPF_NOEXIST);
 	c = bpf_map_lookup_elem(&unsettled, &key);
@@ -228,7 +228,8 @@ static __always_inline int connection_is_followed(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	return bpf_map_lookup_elem(&unsettled, &key) || bpf_map_lookup_elem(&connections, &key);
+	return bpf_map_lookup_elem(&unsettled, &key) || bpf_map_lookup_elem(&connections, &key) ||
+	       bpf_map_lookup_elem(&unsettled, &key); /* it may have moved between the two looks */
 }
 
 /*

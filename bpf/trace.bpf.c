@@ -62,6 +62,26 @@ static __always_inline void note_listener(struct sock *sk)
 	bpf_map_update_elem(&listening_ports, &listening, &one, BPF_ANY);
 }
 
+static __always_inline int is_listened_on(struct sock *sk, __u16 port)
+{
+	struct listening_port listening = {
+		.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum),
+		.port = port,
+	};
+
+	return bpf_map_lookup_elem(&listening_ports, &listening) != NULL;
+}
+
+/*
+ * Whether this host accepted it, if it is not followed. Such a socket begins as a copy of its listener, whose backlog
+ * it keeps (sk_clone_lock()), and no other has one. Where that was listen()'s 0, the port tells (skc_num is 0 by the
+ * time that a socket reaches CLOSE); like listening_ports, that holds for network namespaces that finrace could enter.
+ */
+static __always_inline int is_accepted(struct sock *sk, struct tcp_sock *tp)
+{
+	return READ(sk, sk_max_ack_backlog) || is_listened_on(sk, bpf_ntohs(READ(tp, inet_conn.icsk_inet.inet_sport)));
+}
+
 /* Which process holds a socket older than the tracer: thread group id by the inode number of the socket's file. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -274,7 +294,7 @@ static __always_inline int is_notable_answer(struct sock *sk, struct tcp_sock *t
 	return tick - READ(tp, inet_conn.icsk_ack.lrcvtime) > patience_ticks || received_fin(sk);
 }
 
-/* A process sends on a socket that this host accepted, perhaps the first bytes of an answer. */
+/* A process sends on a socket that is not followed, perhaps to a client, and that the first bytes of an answer. */
 static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 {
 	__u64 actor = bpf_get_current_pid_tgid();
@@ -291,6 +311,8 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 	/* More of it: within one tick, that is so for a client that has closed since. */
 	since_receipt = READ(tp, lsndtime) - READ(tp, inet_conn.icsk_ack.lrcvtime);
 	if (READ(tp, bytes_sent) && (since_receipt > 0 || (!since_receipt && received_fin(sk))))
+		return 0;
+	if (!is_accepted(sk, tp)) /* but to an upstream: there was no room to follow it */
 		return 0;
 	if (anybody_may_set_aside()) {
 		asked_ns = client_asked_ns(sk, tp, bpf_ktime_get_ns());
@@ -325,13 +347,13 @@ static __noinline int on_client_send(struct sock *sk, struct msghdr *message)
 	return 0;
 }
 
-/* A process lets go of a socket that this host accepted. */
+/* A process lets go of a socket that is not followed: a client's, if this host accepted it. */
 static __noinline int on_client_release(struct sock *sk)
 {
 	struct tcp_sock *tp = tcp_of(sk);
 	__u8 state;
 
-	if (!tp || !READ(sk, __sk_common.skc_dport))
+	if (!tp || !READ(sk, __sk_common.skc_dport) || !is_accepted(sk, tp))
 		return 0;
 	state = READ(sk, __sk_common.skc_state);
 	/* A client that left while it waited is told of in any case: some proxies let go of it first (Node.js). */
@@ -519,7 +541,7 @@ static __always_inline void on_opening(struct sock *sk, __u8 old_state)
 	struct tcp_sock *tp = tcp_of(sk);
 
 	if (!c) {
-		count_loss(LOSS_TABLE_FULL);
+		count_unfollowed();
 		return;
 	}
 	if (!tp)
@@ -541,7 +563,7 @@ static __always_inline void on_accepting(struct sock *sk)
 	struct connection *c = connection_create(sk);
 
 	if (!c) {
-		count_loss(LOSS_TABLE_FULL);
+		count_unfollowed();
 		return;
 	}
 	connection_start(c, next_connection_id(), bpf_ktime_get_ns(), 0, TCP_STATE_SYN_RECV);
@@ -562,20 +584,6 @@ static __always_inline int read_tcp_header(struct sk_buff *skb, struct tcp_heade
 	__u16 offset = BPF_CORE_READ(skb, transport_header);
 
 	return bpf_probe_read_kernel(header, sizeof(*header), head + offset);
-}
-
-/*
- * The other end: of connections that this host accepted nothing is kept, for all that their sockets tell when a request
- * goes lost. Like listening_ports, that holds for network namespaces that finrace could enter.
- */
-static __always_inline int is_accepted(struct sock *sk, struct tcp_sock *tp)
-{
-	struct listening_port listening = {
-		.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum),
-		.port = bpf_ntohs(READ(tp, inet_conn.icsk_inet.inet_sport)),
-	};
-
-	return bpf_map_lookup_elem(&listening_ports, &listening) != NULL;
 }
 
 static __always_inline struct event *server_event_begin(struct sock *sk, struct tcp_sock *tp, __u8 kind, __u8 old_state,
@@ -842,7 +850,7 @@ static __noinline int on_state(struct sock *sk, int old_state, int new_state)
 		if (old_state == TCP_STATE_FIN_WAIT2 && received_fin(sk))
 			connection_peer_fin(c, &view);
 		kind = old_state == TCP_STATE_SYN_SENT ? EVENT_OPEN_FAILED : EVENT_CLOSED;
-		lost = !(c->flags & CONNECTION_SOCKET_CLOSED) && loses_exchange(c, &view);
+		lost = !(c->flags & CONNECTION_SOCKET_CLOSED) && !is_orphan(sk) && loses_exchange(c, &view);
 		break;
 	default:
 		kind = report_states ? EVENT_STATE : 0;
@@ -1098,17 +1106,17 @@ int trace_adopt(struct bpf_iter__tcp *ctx)
 		return 0;
 	sk = (struct sock *)tp;
 	state = common->skc_state;
-	listening.netns = BPF_CORE_READ(common, skc_net.net, ns.inum);
-	listening.port = common->skc_num;
 	if (state == TCP_STATE_LISTEN) {
 		__u8 one = 1;
 
+		listening.netns = BPF_CORE_READ(common, skc_net.net, ns.inum);
+		listening.port = common->skc_num;
 		bpf_map_update_elem(&listening_ports, &listening, &one, BPF_ANY);
 		return 0;
 	}
 	if (state == TCP_STATE_CLOSE || state == TCP_STATE_SYN_RECV)
 		return 0;
-	if (!bpf_map_lookup_elem(&listening_ports, &listening))
+	if (!sk->sk_max_ack_backlog && !is_listened_on(sk, common->skc_num))
 		flags |= CONNECTION_CLIENT;
 	else if (!follow_accepted)
 		return 0;

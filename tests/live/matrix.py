@@ -6,8 +6,8 @@ An emulated machine is ten to twenty times slower than a native one, so the test
   exact  for a machine whose clock counts instructions (scripts/vm --paced). Nothing is late there, however busy the host is:
          all that depends on times, races between a request and a timer first of all. What takes long and hardly depends on
          the kernel runs on some kernels and says so elsewhere; with --whole it runs on all, and the lab a hundred times.
-  smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer. On each kernel a
-         backend or two run, and of the tests what depends on them; with --whole all three, and all that does.
+  smp    for a machine with real time and two CPUs: what crowds, floods and interrupts the tracer, as far as it depends on the
+         kernel or the backend: each of it on some of them; with --whole on all.
 
 The last line counts the tests of all commands.
 """
@@ -39,17 +39,17 @@ UPSTREAMS = {
 FEWER = 120  # requests near the timer; more, if not enough of them race
 # Of the robustness tests those whose outcome depends on the kernel and the backend.
 ODDITIES = (
-    "sends*,process names,moved sockets,who closed and how,older connections,smallest ring,table full,two at once,accept queue full,"
-    "service manager,healthy requests"
+    "sends*,process names,moved sockets,who closed and how,older connections,listener that is gone,smallest ring,table full,two at once,"
+    "accept queue full,service manager,healthy requests"
 )
 # What tries every backend that the kernel has, and what the kernel refuses to a confined process: minutes, once on each.
-EACH_KERNEL = ",doctor,confinement"
+EACH_KERNEL = "doctor,confinement"
 EACH_KERNEL_ON = {("fentry", "5.10"), ("cgroup", "6.1"), ("fentry", "6.12")}
 # What depends on the backend, and hardly on the kernel: once for each way to attach.
-WAYS = ",answers at start,rest at close,requests in use,told to end in a flood,not root,no cgroup root,reload"
+WAYS = "answers at start,rest at close,requests in use,told to end in a flood,not root,no cgroup root,reload"
 WAYS_ON = {("fentry", "6.1"), ("kprobe", "5.10")}
 # What attaches and lists again and again, which takes minutes in an emulated machine: once, where every hook is there.
-SLOW = ",signals,churn at start,start stop,many connections"
+SLOW = "signals,churn at start,start stop,many connections"
 SLOW_ON = {("fentry", "6.12")}
 # Each way in which a program reads the kernel: tables by socket, by helper, its own storage, packets, loads by cast.
 ODDITIES_ON = {("fentry", "5.10"), ("kprobe", "5.10"), ("fentry", "6.1"), ("cgroup", "6.1"), ("fentry", "6.12")}
@@ -106,12 +106,10 @@ def exact(options, name):
 def smp(options, name):
     here = (name, ".".join(os.uname().release.split(".")[:2]))
     alone = [*BACKENDS[name], *tools(options, line=False), "--small"]
-    yield "robustness", [
-        f"{HERE}/robustness.py", *alone,
-        "--only", ODDITIES + "".join(more for more, where in ((EACH_KERNEL, EACH_KERNEL_ON), (WAYS, WAYS_ON), (SLOW, SLOW_ON))
-                                     if options.whole or here in where),
-    ], here in ODDITIES_ON
-    yield "outputs", [f"{HERE}/outputs.py", *alone, "--only", "*" if options.whole else OUTPUTS], here == OUTPUTS_ON
+    for tests, where in ((ODDITIES, ODDITIES_ON), (EACH_KERNEL, EACH_KERNEL_ON), (WAYS, WAYS_ON), (SLOW, SLOW_ON)):
+        yield f"robustness, {tests}", [f"{HERE}/robustness.py", *alone, "--only", tests], here in where
+    yield f"outputs, {OUTPUTS}", [f"{HERE}/outputs.py", *alone, "--only", OUTPUTS], here == OUTPUTS_ON
+    yield "all outputs", [f"{HERE}/outputs.py", *alone], False
 
 
 def tools(options, line=True):

@@ -236,15 +236,40 @@ def test_table_full(options):
     room = 64
     with network() as net, Finrace(options, "--connections", "--max-connections", str(room), interval="100ms") as finrace:
         listener = listen(net)
+        before = finrace.next_health().at("finrace.health.connections.open_estimate")
         pairs = [Pair(net, listener) for _ in range(4 * room)]
         due = 2 * len(pairs) - 3 * room  # another's may be among those that have room
         wait_for(lambda: finrace.next_health().at("finrace.health.losses.table_full") >= due, lambda: f"word of {due} without room: {finrace.health()}")
+        told = finrace.next_health().at("finrace.health.outcome_events")
         for pair in pairs:
-            pair.close()
-        must(finrace.next_health().at("finrace.health.complete") is False, "complete, in spite of a full table")
+            pair.exchange()
+            pair.server.close()
+            must(pair.client.recv(1) == b"", "the server sent more")
+            pair.client.close()
+        after = finrace.next_health()
+        must(after.at("finrace.health.outcome_events") == told, "upstreams that found no room were taken for clients")
+        must(after.at("finrace.health.complete") is False, "complete, in spite of a full table")
+        wait_for(lambda: finrace.next_health().at("finrace.health.connections.open_estimate") <= before + 2,
+                 lambda: f"as few open as before, {before}: {finrace.health()}")
         due = unanswered(net, listener)
         wait_for(lambda: any(one.ends == due and not one.at("finrace.incomplete") for one in finrace.verdicts(net)), "a verdict once there is room again")
         harness.check_schema(finrace)
+
+
+def test_listener_that_is_gone(options):
+    """Who accepted a connection that is older than finrace is known, though nobody listens on its port any more."""
+    if options.backend != "trace":
+        print("          what lists sockets for this backend does not tell: by listening ports alone")
+        return
+    with network() as net:
+        pair = Pair(net)  # its listener has closed
+        with Finrace(options, "--connections") as finrace:
+            pair.exchange()
+            pair.server.close()
+            must(pair.client.recv(1) == b"", "the server sent more")
+            pair.client.close()
+            sides = {(one.ends, one.at("finrace.side")) for one in finrace.wait_connections(net, 2)}
+            must(sides == {(pair.ends, "client"), (pair.ends, "server")}, f"the sides are wrong: {sides}")
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------------
@@ -2282,7 +2307,7 @@ TESTS = [
     test_told_to_end_in_a_flood, test_log_rotation, test_told_timer, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
     test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_closes_that_meet, test_requests_in_use,
-    test_older_connections, test_smallest_ring, test_table_full,
+    test_older_connections, test_listener_that_is_gone, test_smallest_ring, test_table_full,
     test_service_manager, test_confinement, test_slow_reader, test_reader_that_never_comes_back, test_full_disk, test_full_disk_at_start,
     test_full_disk_all_along, test_answers_at_start, test_churn_at_start, test_start_stop,
     test_many_connections,

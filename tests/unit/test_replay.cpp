@@ -141,7 +141,9 @@ TEST_CASE("connections that the filter does not let through are counted, by upst
     elsewhere.peer_port = 9000;
     event ended = elsewhere;
     ended.kind = EVENT_CLOSED;
-    const std::string one = text_of({header("one", 1, 1), opened, elsewhere, ended, ended, RecordedEnd{true}});
+    event older = ended;
+    older.connection.flags |= CONNECTION_ADOPTED;
+    const std::string one = text_of({header("one", 1, 1), opened, elsewhere, ended, older, RecordedEnd{true}});
     const std::string two = text_of({header("two", 1, 2), elsewhere, RecordedEnd{true}});
     struct Counter final : Listener {
         explicit Counter(const Feed& feed) : feed_(feed) {}
@@ -149,10 +151,15 @@ TEST_CASE("connections that the filter does not let through are counted, by upst
         void on_verdict(const Judged& /*judged*/) override {}
         bool on_tick() override { return true; }
         void on_passed_over(const event& e) override { counts.add(e, feed_.names()); }
-        void on_end() override { runs.push_back(counts.take()); }
+        void on_end() override
+        {
+            runs.push_back(counts.take());
+            older.push_back(feed_.intake().adopted_ended());
+        }
         PassedOverCounts counts;
         std::vector<std::uint16_t> ports;
         std::vector<std::map<UpstreamKey, PassedOver>> runs;
+        std::vector<std::uint64_t> older;
 
     private:
         const Feed& feed_;
@@ -170,6 +177,7 @@ TEST_CASE("connections that the filter does not let through are counted, by upst
     CHECK(passed.begun == 1);
     CHECK(passed.ended == 2);
     CHECK(counter.runs[1].at(UpstreamKey::of(elsewhere)).ended == 0);
+    CHECK(counter.older == std::vector<std::uint64_t>{1, 0}); // what the filter leaves out is no longer open either
 }
 
 TEST_CASE("parts are one run, in their order; the same part twice is refused", "[replay]")

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/flags.h"
 #include "sink/facts.h"
 
 namespace finrace {
@@ -16,7 +17,7 @@ Intake::Intake(Filter filter, const ProcessNames& names, bool tells_outcomes)
 
 void Intake::begin_anew(bool tells_outcomes)
 {
-    events_ = outcome_events_ = ended_ = unclassified_ = 0;
+    events_ = outcome_events_ = ended_ = adopted_ended_ = unclassified_ = 0;
     verdicts_.clear();
     docket_.emplace(tells_outcomes, [this](const Judged& judged) { on_judged(judged); });
     know(std::move(timers_));
@@ -30,7 +31,7 @@ void Intake::know(IdleTimers timers)
 
 std::uint64_t Intake::connections_ended(const loss_counters& losses) const
 {
-    return ended_ + losses.by_kind[EVENT_CLOSED] + losses.by_kind[EVENT_OPEN_FAILED];
+    return ended_ + losses.by_kind[EVENT_CLOSED] + losses.by_kind[EVENT_OPEN_FAILED] + losses.by_place[LOSS_TABLE_FULL];
 }
 
 bool Intake::admits(const event& e)
@@ -38,6 +39,8 @@ bool Intake::admits(const event& e)
     ++events_;
     if (e.connection.id != 0 && (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED))
         ++ended_;
+    if (e.kind == EVENT_CLOSED && has(e, CONNECTION_ADOPTED))
+        ++adopted_ended_;
     // What tells of outcomes is about others as well: a client's connection, another upstream's. And the server at the
     // other end is another process.
     const bool tells_outcome = e.kind >= EVENT_RELEASED;

@@ -69,8 +69,10 @@ public:
     [[nodiscard]] const Upstreams& upstreams() const { return docket_->upstreams(); }
     [[nodiscard]] std::uint64_t events() const { return events_; }                 ///< all, before the filter
     [[nodiscard]] std::uint64_t outcome_events() const { return outcome_events_; } ///< of these, from EVENT_RELEASED on
-    /// Those whose end was lost included.
+    /// Those included whose end was lost, and those that are not followed to it.
     [[nodiscard]] std::uint64_t connections_ended(const loss_counters& losses) const;
+    /// Connections older than finrace that have ended since it began; before the filter.
+    [[nodiscard]] std::uint64_t adopted_ended() const { return adopted_ended_; }
     [[nodiscard]] const std::map<Cause, std::uint64_t>& verdicts() const { return verdicts_; }
     [[nodiscard]] std::uint64_t verdicts_in_all() const;
     [[nodiscard]] std::uint64_t unclassified() const { return unclassified_; }
@@ -86,6 +88,7 @@ private:
     std::uint64_t events_ = 0;
     std::uint64_t outcome_events_ = 0;
     std::uint64_t ended_ = 0;
+    std::uint64_t adopted_ended_ = 0;
     std::map<Cause, std::uint64_t> verdicts_;
     std::uint64_t unclassified_ = 0;
 };

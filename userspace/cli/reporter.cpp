@@ -18,7 +18,6 @@
 #include "cli/options.h"
 #include "cli/process_names.h"
 #include "core/classify.h"
-#include "core/flags.h"
 #include "core/software.h"
 #include "sink/facts.h"
 #include "source/descriptor.h"
@@ -139,8 +138,6 @@ void Reporter::on_event(const event& e)
 {
     if (is_client(e))
         open_.follow(e);
-    if (e.kind == EVENT_CLOSED && has(e, CONNECTION_ADOPTED))
-        ++adopted_closed_;
     if (options_.connections) {
         histories_.add(e);
         if (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)
@@ -203,7 +200,6 @@ void Reporter::on_end()
         summarise(true);
     started_ns_ = 0;
     open_ = OpenTable();
-    adopted_closed_ = 0;
     histories_ = StateHistories();
     told_.clear();
     name_run(); // a recording may hold another one
@@ -238,7 +234,8 @@ void Reporter::tell_upstreams(std::uint64_t now_ns, bool all)
     // Of connections that are older than finrace it is not known for how long they have been open, nor how many are; of
     // a lost event not whose end it was.
     const SourceCounts counts = feed_.counts();
-    const bool knows_open = !open_.lost_track() && counts.lost() == 0 && adopted_closed_ >= counts.connections_adopted;
+    const bool knows_open =
+        !open_.lost_track() && counts.lost() == 0 && feed_.intake().adopted_ended() >= counts.connections_adopted;
     std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told;
     feed_.intake().upstreams().for_each([&](const UpstreamKey* key, const Upstream& upstream) {
         const UpstreamKey where = key != nullptr ? *key : UpstreamKey{};

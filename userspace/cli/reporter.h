@@ -86,7 +86,6 @@ private:
     std::string run_id_;         ///< another one for each run
     std::uint64_t sequence_ = 0; ///< of the newest record of this run
     OpenTable open_;
-    std::uint64_t adopted_closed_ = 0;
     StateHistories histories_;
     std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told_; ///< as the newest summary has them
     ServiceManager* manager_ = nullptr;                                     ///< none in a replay

@@ -42,7 +42,7 @@ struct ProgramRuns {
 
 /// What a source has counted so far.
 struct SourceCounts {
-    std::uint64_t connections_begun = 0; ///< opened, accepted and adopted, as far as followed
+    std::uint64_t connections_begun = 0; ///< opened, accepted and adopted; those of LOSS_TABLE_FULL are not followed
     std::uint64_t connections_adopted = 0;
     loss_counters losses{}; ///< summed over CPUs
 
