@@ -379,6 +379,14 @@ TEST_CASE("what is inconclusive says what was not seen, and what to do", "[diagn
         what.lost = 1;
         CHECK(headline(empty, what) == "Inconclusive: nothing failed that was seen, but 1 event was lost; watch again, "
                                        "with more room (--ring-bytes 64M).");
+        what.program_skipped = 1;
+        CHECK(says(headline(empty, what), "1 event was lost; watch again: the kernel left out a run of one of"));
+        what.lost = 3;
+        what.table_full = 1;
+        CHECK(says(headline(empty, what), "watch again, with more room (--ring-bytes 64M, --max-connections)."));
+        what.lost = what.table_full = 1;
+        what.program_skipped = 0;
+        CHECK(says(headline(empty, what), "watch again, with more room (--max-connections)."));
         what.stored = true;
         what.lost = 2;
         CHECK(says(headline(empty, what), "2 events were lost; name all of the recording's files, or record again"));

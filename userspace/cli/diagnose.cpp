@@ -27,7 +27,6 @@
 #include "cli/stored_feed.h"
 #include "cli/terminal.h"
 #include "core/diagnosis.h"
-#include "core/flags.h"
 #include "core/units.h"
 #include "sink/facts.h"
 #include "sink/html.h"
@@ -70,8 +69,6 @@ public:
     void on_event(const event& e) override
     {
         tells_netns_ = tells_netns_ || (e.observed & OBSERVED_NETNS) != 0;
-        if (is_client(e) && e.kind == EVENT_CLOSED && has(e, CONNECTION_ADOPTED))
-            ++adopted_closed_;
         diagnosis_.follow(e, e.kind == EVENT_CLOSED ? name_of(e) : std::string());
     }
 
@@ -111,8 +108,10 @@ public:
         }
         watched_.observed_ns += ran_ns;
         watched_.lost += counts.lost();
+        watched_.table_full += counts.losses.by_place[LOSS_TABLE_FULL];
+        watched_.program_skipped += counts.losses.by_place[LOSS_PROGRAM_SKIPPED];
         watched_.adopted_open +=
-            counts.connections_adopted - std::min(counts.connections_adopted, std::exchange(adopted_closed_, 0));
+            counts.connections_adopted - std::min(counts.connections_adopted, feed_.intake().adopted_ended());
         watched_.tells_outcomes = watched_.tells_outcomes || feed_.facts().tells_outcomes;
         watched_.missing_hooks = std::max<std::uint64_t>(watched_.missing_hooks, feed_.facts().missing.size());
         started_ns_ = newest_ns_ = 0;
@@ -212,7 +211,6 @@ private:
     std::optional<std::uint64_t> overflows_before_; ///< of this host's
     std::uint64_t started_ns_ = 0;
     std::uint64_t newest_ns_ = 0;
-    std::uint64_t adopted_closed_ = 0;
     std::uint64_t verdicts_ = 0;
     bool tells_netns_ = false;
 };
@@ -337,8 +335,9 @@ void add_diagnose(CLI::App& program, Action& action)
                      "recordings (finrace record) or captures (tcpdump) to read instead; - is standard input")
         ->type_name("FILE...")
         ->excludes("--backend", "--attach", "--ring-bytes", "--max-connections", "--clickhouse");
-    command->footer("Ends with 0 when all is healthy, 1 with findings or a pool that will race, 2 on a usage or\n"
-                    "environment error, 3 when what was seen is not enough, or not all.\n"
+    command->footer("Ends with 0 when all is healthy, 1 with findings (but for clients that left) or a pool that will\n"
+                    "race, 2 on a usage or environment error, 3 when what was seen is not enough, or not all, or a\n"
+                    "failure has no name, 70 on a failure that may pass, such as no memory.\n"
                     "\n"
                     "Examples:\n"
                     "  finrace diagnose --for 5m --upstream 10.0.0.5:8000\n"

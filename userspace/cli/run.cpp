@@ -192,7 +192,8 @@ void add_run(CLI::App& program, Action& action)
     auto options = std::make_shared<RunOptions>();
     add_run_options(*command, *options);
     command->footer(
-        "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more.\n"
+        "Ends with 0 on SIGINT or SIGTERM, after a last summary, and when nobody reads its output any more;\n"
+        "2 on what the next start would meet as well: a wrong flag, no rights; 70 on what may pass: no memory.\n"
         "SIGHUP and SIGUSR1 open the files among its outputs anew, for log rotation, and read --config anew;\n"
         "with nothing but standard output and no --config, SIGHUP ends it, but not as a service.\n" +
         reload_text() +

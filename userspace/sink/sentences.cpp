@@ -249,9 +249,17 @@ std::string lost_in_captures_text(const Watched& watched)
 /// How to lose less.
 std::string lost_remedy(const Watched& watched)
 {
-    if (watched.captures.empty())
-        return fmt::format("{}{} again, with more room (--ring-bytes 64M)",
-                           watched.stored ? "name all of the recording's files, or " : "", to_see(watched));
+    if (watched.captures.empty()) {
+        std::vector<std::string> room;
+        if (watched.lost > watched.table_full + watched.program_skipped)
+            room.emplace_back("--ring-bytes 64M");
+        if (watched.table_full > 0)
+            room.emplace_back("--max-connections");
+        return fmt::format(
+            "{}{} again{}", watched.stored ? "name all of the recording's files, or " : "", to_see(watched),
+            room.empty() ? ": the kernel left out a run of one of finrace's programs, which no setting changes"
+                         : fmt::format(", with more room ({})", fmt::join(room, ", ")));
+    }
     const CaptureSeen gaps = not_captured(watched);
     std::vector<std::string> ways;
     if (gaps.one_direction > 0)

@@ -57,6 +57,8 @@ struct Watched {
     std::string source; ///< for people: "backend trace by fentry"
     std::uint64_t observed_ns = 0;
     std::uint64_t lost = 0;             ///< events, connections, lines of a recording: what is missing, at least
+    std::uint64_t table_full = 0;       ///< of these, connections that found no room
+    std::uint64_t program_skipped = 0;  ///< and runs of a program that the kernel left out
     std::uint64_t adopted_open = 0;     ///< connections older than the tracer that have not ended
     std::vector<std::string> filter{};  ///< flags, as they were typed
     std::vector<Elsewhere> elsewhere{}; ///< the busiest first
