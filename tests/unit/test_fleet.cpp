@@ -116,6 +116,8 @@ TEST_CASE("what both ends tell of is one verdict, with the stronger evidence")
         {Cause::upstream_reset, true, false, false, false, Cause::keepalive_race, Certainty::proven},
         {Cause::upstream_reset, true, false, true, false, Cause::upstream_reset, Certainty::proven},
         {Cause::keepalive_race, false, true, false, false, Cause::keepalive_race, Certainty::proven},
+        {Cause::keepalive_race, true, false, true, false, Cause::upstream_reset, Certainty::proven},
+        {Cause::keepalive_race, true, false, false, false, Cause::keepalive_race, Certainty::proven},
         {Cause::upstream_closed, false, true, false, false, Cause::upstream_closed, Certainty::likely},
         {Cause::upstream_closed, false, false, false, false, Cause::upstream_closed, Certainty::likely},
         {Cause::upstream_closed, true, false, false, true, Cause::upstream_closed, Certainty::likely},

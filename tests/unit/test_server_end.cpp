@@ -159,10 +159,21 @@ TEST_CASE("payload after the close is a request, if the connection had rested", 
         e.received_ns = e.sent_ns + ms;
         CHECK(judged(e)->certainty == Certainty::likely);
     }
-    SECTION("TLS's farewell is no request")
+    SECTION("TLS's farewell is no request, and two of them are as long as a short one")
     {
         CHECK_FALSE(cause_of(late_segment(FINRACE_TLS_FAREWELL_BYTES)));
-        CHECK(cause_of(late_segment(FINRACE_TLS_FAREWELL_BYTES + 1)));
+        CHECK(judged(late_segment(FINRACE_TLS_FAREWELL_BYTES + 1))->certainty == Certainty::possible);
+        CHECK(judged(late_segment(2 * FINRACE_TLS_FAREWELL_BYTES))->certainty == Certainty::possible);
+        CHECK(judged(late_segment(2 * FINRACE_TLS_FAREWELL_BYTES + 1))->certainty == Certainty::proven);
+    }
+    SECTION("the server's own farewell is no answer that is cut: how long it had rested is not known")
+    {
+        event e = late_segment();
+        e.sent_ns = e.connection.local_close_ns;
+        e.unacked_bytes = FINRACE_TLS_FAREWELL_BYTES;
+        CHECK_FALSE(cause_of(e));
+        e.unacked_bytes++;
+        CHECK(cause_of(e) == Cause::server_cut_response);
     }
     SECTION("no rest")
     {
@@ -182,7 +193,7 @@ TEST_CASE("payload after the close is a request, if the connection had rested", 
     {
         event e = late_segment();
         e.sent_ns = e.connection.local_close_ns - ms;
-        e.unacked_bytes = 1;
+        e.unacked_bytes = 100;
         CHECK(cause_of(e) == Cause::server_cut_response);
         e.connection.flags &= ~CONNECTION_SOCKET_CLOSED; // its process reads on: no RST
         CHECK_FALSE(cause_of(e));
@@ -201,8 +212,10 @@ TEST_CASE("an RST under the server's own answer cuts it", "[server]")
     CHECK_THAT(verdict->message, Catch::Contains("300 bytes") && Catch::Contains("60000 bytes unread"));
 
     event e = cut();
-    e.unacked_bytes = 0;
+    e.unacked_bytes = FINRACE_TLS_FAREWELL_BYTES;
     CHECK_FALSE(cause_of(e));
+    e.unacked_bytes++;
+    CHECK(cause_of(e));
     e = cut();
     e.sent_ns = e.timestamp_ns - 899 * ms;
     CHECK(cause_of(e));
@@ -278,6 +291,21 @@ TEST_CASE("what the server had read decides what its client can only guess", "[s
         CHECK(verdict.cause == Cause::upstream_reset);
         CHECK(verdict.certainty == Certainty::proven);
         CHECK_THAT(verdict.message, Catch::Contains("killed by signal 9, with all 176 bytes unread"));
+    }
+    SECTION("unread, by a process that was killed: what looked like a race was none")
+    {
+        const auto certainty = GENERATE(Certainty::possible, Certainty::likely);
+        Verdict verdict = race(Variant::reset_unread);
+        verdict.certainty = certainty;
+        corroborate(verdict, acknowledged_unanswered(), killed(closed_unread(), SIGKILL), std::nullopt);
+        CHECK(verdict.cause == Cause::upstream_reset);
+        CHECK(verdict.variant == Variant::none);
+        CHECK(verdict.certainty == Certainty::proven);
+        CHECK_THAT(verdict.message, !Catch::Contains("They crossed") && Catch::Contains("killed by signal 9"));
+        verdict = race(Variant::reset_unread);
+        verdict.certainty = certainty;
+        corroborate(verdict, acknowledged_unanswered(), killed(closed_unread(), 3 << 8), std::nullopt); // it exited
+        CHECK(verdict.cause == Cause::keepalive_race);
     }
     SECTION("unread for long: the server stood still")
     {

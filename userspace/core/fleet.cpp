@@ -21,7 +21,7 @@ void take_server(FleetGroup& group)
     if (server.late ? !server.proven : !server.whole)
         return;
     const ClosedUnread closed{.late = server.late, .rested = group.rested, .killed = server.killed};
-    if (const auto cause = cause_of_closed_unread(group.cause, closed)) {
+    if (const auto cause = cause_of_closed_unread(group.cause, group.certainty, closed)) {
         if (*cause != group.cause)
             group.reason.reset(); // a loss has none
         group.cause = *cause;

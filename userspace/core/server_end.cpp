@@ -44,6 +44,8 @@ std::optional<Verdict> judge_late_segment(const event& e)
         return std::nullopt;
     const std::uint64_t idle_ms = rest_before_request_ms(e);
     if (e.unacked_bytes > 0) {
+        if (e.unacked_bytes <= FINRACE_TLS_FAREWELL_BYTES) // how long it had rested before its farewell is not known
+            return std::nullopt;
         // A process that still reads sends no RST; and a client that took nothing for as long had let lie what it lost.
         if (!has(e, CONNECTION_SOCKET_CLOSED) || idle_ms >= shortest_idle_timer_ms)
             return std::nullopt;
@@ -57,8 +59,12 @@ std::optional<Verdict> judge_late_segment(const event& e)
         return std::nullopt;
     // Whose last word was the server's, that one had been answered: what came then is a new request.
     const bool answered = e.sent_ns >= e.received_ns;
+    const bool may_be_farewells = e.segment_bytes <= 2 * FINRACE_TLS_FAREWELL_BYTES; // two alerts, or a GOAWAY and one
     return verdict(
-        Cause::closed_on_request, answered ? Certainty::proven : Certainty::likely,
+        Cause::closed_on_request,
+        may_be_farewells ? Certainty::possible
+        : answered       ? Certainty::proven
+                         : Certainty::likely,
         fmt::format("{} bytes of a request came in {} ms after this host's server had closed the connection, "
                     "idle for {} ms: they crossed its FIN, or the client had not minded it.",
                     e.segment_bytes, ms_between(e.connection.local_close_ns, e.timestamp_ns), idle_ms));
@@ -83,7 +89,8 @@ std::optional<Verdict> judge_unread(const event& e)
 
 std::optional<Verdict> judge_cut(const event& e)
 {
-    if (!resets(e) || e.unacked_bytes == 0 || ms_between(e.sent_ns, e.timestamp_ns) >= shortest_idle_timer_ms)
+    if (!resets(e) || e.unacked_bytes <= FINRACE_TLS_FAREWELL_BYTES ||
+        ms_between(e.sent_ns, e.timestamp_ns) >= shortest_idle_timer_ms)
         return std::nullopt;
     const std::string unread =
         e.unread_bytes > 0 ? fmt::format(": close() with {} bytes unread makes an RST", e.unread_bytes) : "";
@@ -159,11 +166,13 @@ std::optional<Verdict> judge_server_end(const event& e)
     return judge_cut(e);
 }
 
-std::optional<Cause> cause_of_closed_unread(Cause cause, const ClosedUnread& closed)
+std::optional<Cause> cause_of_closed_unread(Cause cause, Certainty certainty, const ClosedUnread& closed)
 {
     const bool loss = cause == Cause::upstream_closed || cause == Cause::upstream_reset;
+    // A kernel that closes for a killed process resets what lay unread: as much as an idle timer's close, to its
+    // client.
     if (cause == Cause::keepalive_race)
-        return cause;
+        return closed.killed && !closed.late && certainty != Certainty::proven ? Cause::upstream_reset : cause;
     if (!loss || closed.late)
         return std::nullopt;
     return closed.rested && !closed.killed ? Cause::keepalive_race : cause;
@@ -190,11 +199,16 @@ void corroborate(Verdict& verdict, const event& client_end, const event& server_
         const bool rested = is_reused(c) || c.idle_ms >= shortest_idle_timer_ms;
         const std::optional<Exit> exit = exit_of(server_end);
         const auto cause = cause_of_closed_unread(
-            verdict.cause, {.rested = rested && lay_ms < shortest_idle_timer_ms, .killed = exit && exit->by_signal});
+            verdict.cause, verdict.certainty,
+            {.rested = rested && lay_ms < shortest_idle_timer_ms, .killed = exit && exit->by_signal});
         if (!cause)
             return;
-        if (*cause != verdict.cause)
+        if (race && *cause != verdict.cause) {
+            verdict.variant = Variant::none;
+            verdict.message = "What looked like an idle close was none.";
+        } else if (*cause != verdict.cause) {
             verdict.variant = resets(server_end) ? Variant::reset_unread : Variant::fin_lingering;
+        }
         verdict.cause = *cause;
         verdict.certainty = Certainty::proven;
         verdict.message +=

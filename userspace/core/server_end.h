@@ -36,8 +36,8 @@ struct ClosedUnread {
     bool rested = false; ///< the connection had, before the request
     bool killed = false; ///< the process, by a signal: its kernel closed for it
 };
-/// The cause that it proves; nothing if it decides nothing.
-std::optional<Cause> cause_of_closed_unread(Cause cause, const ClosedUnread& closed);
+/// The cause that it proves, where the client's side had come to `cause`, so certainly; nothing if it decides nothing.
+std::optional<Cause> cause_of_closed_unread(Cause cause, Certainty certainty, const ClosedUnread& closed);
 
 /// How long the connection had rested before the request that met its close, in milliseconds; 0 if not known.
 std::uint64_t rest_before_request_ms(const event& server_end);
