@@ -831,6 +831,22 @@ TEST_CASE("an error without an attempt is tied to the failure before it", "[dock
         court.docket.finish();
         CHECK(found.empty());
     }
+    SECTION("with another upstream the process goes on, and goes on losing")
+    {
+        Benches benches([&](const Benched& benched) { found.push_back(benched); });
+        event other = failure;
+        other.peer_port++;
+        benches.note_loss(failure, Cause::connect_refused);
+        benches.note_answer(untried(10 * ms));
+        other.timestamp_ns += 300 * ms;
+        benches.note_loss(other, Cause::connect_refused);
+        benches.note_answer(untried(310 * ms));
+        benches.finish();
+        REQUIRE(found.size() == 2);
+        CHECK(found[0].loss.peer_port == failure.peer_port);
+        CHECK(judge_benched(found[0]).certainty == Certainty::possible); // which of the two is not known
+        CHECK(found[1].loss.peer_port == other.peer_port);
+    }
     SECTION("a client's leaving sets nothing aside")
     {
         Benches benches([&](const Benched& benched) { found.push_back(benched); });

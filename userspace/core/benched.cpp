@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "core/classify.h"
+#include "core/upstream.h"
 
 namespace finrace {
 
@@ -22,7 +23,8 @@ Verdict judge_benched(const Benched& benched)
     const std::uint64_t after_ms = (answer.timestamp_ns - benched.loss.timestamp_ns) / 1'000'000;
     return {.cause = Cause::upstream_benched,
             .variant = Variant::none,
-            .certainty = answer.http_status == bad_gateway ? Certainty::likely : Certainty::possible,
+            .certainty =
+                answer.http_status == bad_gateway && !benched.one_of_several ? Certainty::likely : Certainty::possible,
             .message =
                 fmt::format("{} client{} got {} without any upstream's being tried: the proxy had set this one aside "
                             "after its {}, {} ms before.",
@@ -37,9 +39,13 @@ void Benches::note_loss(const event& e, Cause cause)
         return;
     if (losses_.size() >= capacity && losses_.count(process) == 0)
         losses_.erase(std::min_element(losses_.begin(), losses_.end(), [](const auto& a, const auto& b) {
-            return a.second.e.timestamp_ns < b.second.e.timestamp_ns;
+            return a.second.back().e.timestamp_ns < b.second.back().e.timestamp_ns;
         }));
-    losses_.insert_or_assign(process, Loss{.e = e, .cause = cause});
+    std::vector<Loss>& losses = losses_[process];
+    std::erase_if(losses, [&](const Loss& one) { return UpstreamKey::of(one.e) == UpstreamKey::of(e); });
+    if (losses.size() == most_upstreams)
+        losses.erase(losses.begin());
+    losses.push_back({.e = e, .cause = cause});
 }
 
 void Benches::note_answer(const event& e)
@@ -56,10 +62,18 @@ void Benches::judge_oldest()
     const auto found = losses_.find(answer.connection.pid);
     if (found == losses_.end())
         return;
-    const Loss& loss = found->second;
-    if (answer.timestamp_ns < loss.e.timestamp_ns || answer.timestamp_ns - loss.e.timestamp_ns > FINRACE_ASIDE_MOST_NS)
+    const std::vector<Loss>& losses = found->second;
+    const auto may_be_it = [&](const Loss& one) {
+        return one.e.timestamp_ns <= answer.timestamp_ns &&
+               answer.timestamp_ns - one.e.timestamp_ns <= FINRACE_ASIDE_MOST_NS;
+    };
+    const auto loss = std::find_if(losses.rbegin(), losses.rend(), may_be_it);
+    if (loss == losses.rend())
         return;
-    deliver_({.loss = loss.e, .cause = loss.cause, .answer = answer});
+    const auto recent = std::count_if(losses.begin(), losses.end(), [&](const Loss& one) {
+        return one.e.timestamp_ns + FINRACE_ASIDE_MOST_NS >= answer.timestamp_ns;
+    });
+    deliver_({.loss = loss->e, .cause = loss->cause, .answer = answer, .one_of_several = recent > 1});
 }
 
 void Benches::advance(std::uint64_t now_ns)

@@ -8,6 +8,7 @@
 #include <deque>
 #include <functional>
 #include <unordered_map>
+#include <vector>
 
 #include "bpf/event.h"
 #include "core/cause.h"
@@ -21,6 +22,7 @@ struct Benched {
     event loss; ///< what that verdict is about
     Cause cause;
     event answer;
+    bool one_of_several = false; ///< the process had lost exchanges with other upstreams as well
 };
 
 Verdict judge_benched(const Benched& benched);
@@ -30,10 +32,12 @@ public:
     /// A verdict's wait, and some more: the answer may be told of before the failure has its name.
     static constexpr std::uint64_t wait_ns = 700'000'000;
     static constexpr std::size_t capacity = 1024;
+    static constexpr std::size_t most_upstreams = 4; ///< of each process
 
     explicit Benches(std::function<void(const Benched&)> deliver) : deliver_(std::move(deliver)) {}
 
-    /// A verdict's event; of each process the newest is kept. Those that a proxy draws no conclusion from are not.
+    /// A verdict's event; of each process the newest of few upstreams are kept. Those that a proxy draws no conclusion
+    /// from are not.
     void note_loss(const event& e, Cause cause);
     /// An event with CONNECTION_UNTRIED.
     void note_answer(const event& e);
@@ -48,7 +52,7 @@ private:
     void judge_oldest();
 
     std::function<void(const Benched&)> deliver_;
-    std::unordered_map<std::uint32_t, Loss> losses_; ///< by process
+    std::unordered_map<std::uint32_t, std::vector<Loss>> losses_; ///< by process, the newest last
     std::deque<event> answers_;
 };
 
