@@ -2,6 +2,8 @@
 // Connections idle and busy, and requests a second, from samples and from events between them.
 #include <catch2/catch.hpp>
 
+#include <limits>
+
 #include "core/traffic.h"
 #include "test_sink_events.h"
 
@@ -119,6 +121,15 @@ TEST_CASE("what was opened counts as open until its end, or until samples have l
     traffic.follow(about(EVENT_CLOSED, 2, 1, 9 * second));
     traffic.take({}, 10 * second, true);
     CHECK(traffic.of(upstream).open.count == 0);
+}
+
+TEST_CASE("where nobody samples, ends take no memory without a bound, and that is said")
+{
+    Traffic traffic(0);
+    for (std::uint64_t id = 1; id <= Traffic::most_open + 1; ++id)
+        traffic.follow(about(EVENT_CLOSED, id, 1, second));
+    traffic.take({sampled(1, 1)}, 2 * second, true);
+    CHECK(traffic.of(upstream).open.longest_ns == std::numeric_limits<std::uint64_t>::max());
 }
 
 TEST_CASE("what is older than the beginning has been open since then, at least")

@@ -140,7 +140,7 @@ void Diagnosis::follow(const event& e, std::string_view process)
     } else if (openers_.size() < most_pools) {
         openers_.emplace(where, process);
     }
-    if (!is_reused(e.connection))
+    if (!is_reused(e.connection) || (users_.size() >= most_pools && users_.count(where) == 0))
         return;
     Users& users = users_[where];
     auto known = users.find(process);
@@ -285,7 +285,7 @@ void Diagnosis::end_run(const Upstreams& upstreams, std::uint64_t observed_ns, s
         if (open_.lost_track())
             open.longest_ns = std::numeric_limits<std::uint64_t>::max();
         run.open = open.count;
-        run.exposure = exposure_of(upstream, observed_ns, open, run.ends);
+        run.exposure = exposure_of(upstream, upstream.watched_ns(observed_ns, now_ns), open, run.ends);
         add_run(std::move(run));
     };
     std::set<UpstreamKey> told;

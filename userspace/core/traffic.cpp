@@ -32,6 +32,10 @@ void Traffic::follow(const event& e)
         requests_[UpstreamKey::of(e)] += e.connection.exchange - counted;
     if (found != open_.end())
         open_.erase(found);
+    if (ended_.size() >= most_open) { // nobody samples: the next one may count some that have ended
+        ended_.clear();
+        lost_track_ = true;
+    }
     ended_.insert(id);
 }
 
