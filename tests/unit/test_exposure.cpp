@@ -251,12 +251,57 @@ TEST_CASE("what a pool is", "[exposure]")
             reuse(4001);
             CHECK(state() == PoolState::unknown);
         }
+        SECTION("but some are kept for longer: by a process that has another limit")
+        {
+            upstream.longest_kept_ms = 4100; // a timer may be late
+            CHECK(state() == PoolState::safe);
+            upstream.longest_kept_ms++;
+            CHECK(state() == PoolState::unknown);
+        }
+        SECTION("and has since the upstream's last close")
+        {
+            upstream.counts.idle_closes_by_peer = 10;
+            upstream.own_closes = {.count = 19, .longest_ms = 4000};
+            CHECK(state() == PoolState::unknown);
+            upstream.own_closes.count++;
+            CHECK(state() == PoolState::safe);
+        }
         SECTION("but one has been open for so long that another may keep it")
         {
             open.longest_ns = 7999 * ns_per_ms;
             CHECK(state() == PoolState::safe);
             open.longest_ns = 8000 * ns_per_ms;
             CHECK(state() == PoolState::unknown);
+        }
+    }
+    SECTION("the upstream closed first, until this host was told to")
+    {
+        upstream = closing_after(5000);
+        for (int i = 0; i < 5; ++i)
+            teach(upstream.own_idle_limit, 4000);
+        reuse(4900);
+        CHECK(state() == PoolState::exposed);
+        upstream.own_closes = {.count = 19, .longest_ms = 4000};
+        CHECK(state() == PoolState::exposed);
+        upstream.own_closes.count++;
+        CHECK(state() == PoolState::safe);
+        CHECK(exposure_of(upstream, day_ns, open, ends).races_a_day == 0);
+        SECTION("but some rest for longer than that")
+        {
+            upstream.own_closes.longest_ms = 4101;
+            CHECK(state() == PoolState::exposed);
+        }
+        SECTION("but one has been open for so long that another may keep it")
+        {
+            open.longest_ns = 8000 * ns_per_ms;
+            CHECK(state() == PoolState::exposed);
+        }
+        SECTION("but both timers are as long")
+        {
+            upstream.idle_timeout = {};
+            for (int i = 0; i < 5; ++i)
+                teach(upstream.idle_timeout, 4400);
+            CHECK(state() == PoolState::exposed);
         }
     }
     SECTION("one request each")
@@ -405,6 +450,10 @@ TEST_CASE("what the ends have been told counts where nothing has shown", "[expos
         reuse(1000);
         ends.proxy.software = setting_of_proxy("apache2");
         tell(ends.proxy, 0);
+        CHECK(state() == PoolState::exposed);
+        tell(ends.proxy, 5500);
+        CHECK(state() == PoolState::safe);
+        tell(ends.proxy, 5501); // no timer is as exact
         CHECK(state() == PoolState::exposed);
         tell(ends.proxy, 5000);
         CHECK(state() == PoolState::safe);

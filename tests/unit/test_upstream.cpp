@@ -205,6 +205,36 @@ TEST_CASE("what is learned follows a timer that was changed", "[upstream]")
     CHECK(learner.idle_times_ms() == std::vector<std::uint32_t>(128, 65'000));
 }
 
+TEST_CASE("a timer that many connections outlive, and none meets any more, is forgotten", "[upstream]")
+{
+    IdleTimeoutLearner learner = taught(std::vector<std::uint32_t>(10, 5000));
+    const auto outlived = [&](int count, std::uint32_t rested_ms, std::uint64_t rtt_ms = 0) {
+        for (int i = 0; i < count; ++i)
+            learner.outlived(rested_ms, rtt_ms);
+        return !learner.timeout();
+    };
+    CHECK_FALSE(outlived(100, 4000));
+    CHECK_FALSE(outlived(100, 5100));      // a busy host's timer may be as late
+    CHECK_FALSE(outlived(100, 6000, 500)); // or a far one
+    CHECK_FALSE(outlived(19, 30'000));
+    SECTION("in a row")
+    {
+        CHECK(outlived(1, 30'000));
+        CHECK(learner.samples() == 0);
+        for (int i = 0; i < 3; ++i)
+            teach(learner, 65'000);
+        REQUIRE(learner.timeout());
+        CHECK(learner.timeout()->ms == 65'000);
+    }
+    SECTION("but not where it still closes some: there are two of them behind one address")
+    {
+        teach(learner, 5000);
+        CHECK_FALSE(outlived(19, 30'000));
+        teach(learner, 65'000); // says nothing of that timer
+        CHECK(outlived(1, 30'000));
+    }
+}
+
 TEST_CASE("the answer is not kept beyond the next sample", "[upstream]")
 {
     IdleTimeoutLearner learner = taught({5000, 5000});
@@ -391,6 +421,19 @@ TEST_CASE("a full table forgets those of which nothing came for an hour", "[upst
     CHECK(!upstreams.is_other(upstreams.at(UpstreamKey::of(event_of(3, 80)), after_ns + 60 * second_ns)));
     CHECK(upstreams.size() == 2);
     CHECK(upstreams.at(UpstreamKey::of(event_of(2, 80)), after_ns).newest_ns == after_ns + 59 * second_ns);
+}
+
+TEST_CASE("an upstream has been watched since its first event, or an hour", "[upstream]")
+{
+    constexpr std::uint64_t hour_ns = 3'600'000'000'000;
+    Upstreams upstreams;
+    const UpstreamKey key = UpstreamKey::of(event_of(1, 80));
+    upstreams.at(key, 10 * hour_ns);
+    const Upstream& upstream = upstreams.at(key, 11 * hour_ns);
+    CHECK(upstream.watched_ns(15 * hour_ns, 15 * hour_ns) == 5 * hour_ns);
+    CHECK(upstream.watched_ns(10 * hour_ns + 2, 10 * hour_ns + 2) == hour_ns);
+    CHECK(upstream.watched_ns(60, 10 * hour_ns + 2) == 60); // a short run
+    CHECK(Upstream{}.watched_ns(60, 10 * hour_ns) == 60);
 }
 
 TEST_CASE("no entry for others before there are any", "[upstream]")

@@ -226,14 +226,16 @@ LiveStatus LiveViewer::status(std::uint64_t now_ns)
         known.emplace(key, &nothing_known);
     for (const auto& [key, upstream] : known) {
         const Traffic::Flow flow = traffic_.of(key);
-        status.upstreams.push_back({.name = endpoint_text(key.address.data(), key.port, key.family),
-                                    .sampled = sampled_,
-                                    .idle = flow.idle,
-                                    .busy = flow.busy,
-                                    .requests_per_second = flow.requests_per_second,
-                                    .timeout = upstream->idle_timeout.timeout(),
-                                    .exposure = exposure_of(*upstream, status.watched_ns, flow.open, Ends{}).state,
-                                    .races = races_of(upstream->counts)});
+        status.upstreams.push_back(
+            {.name = endpoint_text(key.address.data(), key.port, key.family),
+             .sampled = sampled_,
+             .idle = flow.idle,
+             .busy = flow.busy,
+             .requests_per_second = flow.requests_per_second,
+             .timeout = upstream->idle_timeout.timeout(),
+             .exposure =
+                 exposure_of(*upstream, upstream->watched_ns(status.watched_ns, now_ns), flow.open, Ends{}).state,
+             .races = races_of(upstream->counts)});
     }
     return status;
 }

@@ -244,8 +244,9 @@ void Reporter::tell_upstreams(std::uint64_t now_ns, bool all)
             OpenConnections there = key != nullptr ? open[where] : OpenConnections{};
             if (!knows_open)
                 there.longest_ns = std::numeric_limits<std::uint64_t>::max();
-            put(upstream_record(origin(), now_ns, key, upstream,
-                                exposure_of(upstream, now_ns - started_ns_, there, Ends{})),
+            put(upstream_record(
+                    origin(), now_ns, key, upstream,
+                    exposure_of(upstream, upstream.watched_ns(now_ns - started_ns_, now_ns), there, Ends{})),
                 key != nullptr ? std::optional(*key) : std::nullopt);
         }
         told.emplace(where, upstream.counts);
@@ -357,6 +358,7 @@ std::string Reporter::metrics()
         programs.push_back({.name = program.name, .runs = program.runs, .time = std::chrono::nanoseconds(program.ns)});
     return meter_->metrics.text({.health = health(false),
                                  .upstreams = meter_->loop.intake().upstreams(),
+                                 .now_ns = feed_.now_ns(),
                                  .programs = std::move(programs),
                                  .process = use_of_this_process(meter_->started_s)});
 }

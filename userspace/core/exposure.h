@@ -94,7 +94,7 @@ struct OpenConnections {
     [[nodiscard]] bool may_be_single() const;
 };
 
-/// `observed_ns`: how long this upstream has been watched.
+/// `observed_ns`: how long this upstream has been watched (Upstream::watched_ns()).
 Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const OpenConnections& open,
                      const Ends& ends);
 

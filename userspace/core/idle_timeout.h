@@ -48,6 +48,9 @@ public:
     void tell(std::optional<std::uint32_t> ms) { told_ms_ = ms; }
     /// Samples come about in the order of `closed_ns`.
     void learn(std::uint32_t idle_ms, std::uint64_t closed_ns);
+    /// A connection that had rested for as long was used, and answered, as seen from a round-trip time away. So many of
+    /// them in a row, without an idle close at the timeout, and that is forgotten: the upstream waits for longer now.
+    void outlived(std::uint32_t rested_ms, std::uint64_t rtt_ms);
     /// The timeout, if the samples cluster: of at least 3 instants and most of those kept, the more the wider the
     /// cluster. Else the one that was told.
     [[nodiscard]] std::optional<IdleTimeout> timeout() const;
@@ -58,6 +61,7 @@ public:
 private:
     static constexpr std::size_t capacity = 128;
     static constexpr unsigned most_of_instant = 4;
+    static constexpr unsigned enough_outlived = 20;
 
     [[nodiscard]] std::optional<IdleTimeout> learned() const;
     /// Of the newest instant, which has all that are kept.
@@ -74,6 +78,7 @@ private:
     std::uint32_t instant_ = 0;
     std::uint64_t instant_began_ns_ = 0;
     unsigned of_instant_ = 0; ///< samples of the newest one
+    unsigned outlived_ = 0;   ///< since the last sample at the timeout
     mutable std::optional<std::optional<IdleTimeout>> known_;
     std::optional<std::uint32_t> told_ms_;
 };

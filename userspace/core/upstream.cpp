@@ -51,6 +51,15 @@ std::size_t UpstreamKeyHash::operator()(const UpstreamKey& key) const noexcept
            (std::size_t{key.netns} << 32U);
 }
 
+std::uint64_t Upstream::watched_ns(std::uint64_t run_ns, std::uint64_t now_ns) const
+{
+    constexpr std::uint64_t least_ns = 3'600'000'000'000;
+
+    if (first_ns == 0 || now_ns < first_ns)
+        return run_ns;
+    return std::min(run_ns, std::max(now_ns - first_ns, least_ns));
+}
+
 Upstream& Upstreams::at(const UpstreamKey& key, std::uint64_t now_ns)
 {
     auto found = upstreams_.find(key);
@@ -62,6 +71,7 @@ Upstream& Upstreams::at(const UpstreamKey& key, std::uint64_t now_ns)
             return other_;
         }
         found = upstreams_.emplace(key, Upstream{}).first;
+        found->second.first_ns = now_ns;
         if (timer_of_)
             found->second.idle_timeout.tell(timer_of_(key));
     }

@@ -65,8 +65,20 @@ struct Upstream {
     std::uint32_t longest_kept_ms = 0;          ///< of these: as long as this
     /// comm of who used a connection to it again, the newest; else of who closed one. Empty if not known.
     std::array<char, FINRACE_COMM_LEN> owner{};
+    /// How this host's closes have gone since the upstream last closed a connection that rested: a pool that was told
+    /// to close first shows it by these.
+    struct OwnCloses {
+        std::uint64_t count = 0;
+        std::uint32_t longest_ms = 0; ///< rest, before such a close or a request
+    };
+    OwnCloses own_closes;
     std::uint32_t rtt_us = 0;    ///< the newest connection's smoothed round-trip time
-    std::uint64_t newest_ns = 0; ///< CLOCK_MONOTONIC, of its newest event
+    std::uint64_t first_ns = 0;  ///< CLOCK_MONOTONIC, of its first event; 0 if not known
+    std::uint64_t newest_ns = 0; ///< and of its newest
+
+    /// For how long it has been watched by now, in a run of `run_ns`: since its first event, but for an hour at least,
+    /// for until then nobody may have used it.
+    [[nodiscard]] std::uint64_t watched_ns(std::uint64_t run_ns, std::uint64_t now_ns) const;
 };
 
 /// All upstreams seen, bounded: beyond `limit` those are forgotten of which nothing came for an hour; if there are

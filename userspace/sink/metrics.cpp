@@ -305,13 +305,14 @@ std::string Metrics::text(const Standing& standing)
 
     // Nobody samples the sockets: what depends on how long connections have been open is not told.
     const OpenConnections unknown_open{.count = 1, .longest_ns = std::numeric_limits<std::uint64_t>::max()};
-    const auto watched_ns = static_cast<std::uint64_t>(standing.health.uptime.count());
+    const auto run_ns = static_cast<std::uint64_t>(standing.health.uptime.count());
     bool others_exposed = false;
     Exposure::Range others_to_come{};
     standing.upstreams.for_each([&](const UpstreamKey* key, const Upstream& upstream) {
         if (key == nullptr)
             return;
-        const Exposure exposure = exposure_of(upstream, watched_ns, unknown_open, Ends{});
+        const Exposure exposure =
+            exposure_of(upstream, upstream.watched_ns(run_ns, standing.now_ns), unknown_open, Ends{});
         if (&slot_of(*key, upstream.newest_ns) == &other_) {
             const Exposure::Range races = races_to_come(exposure).value_or(Exposure::Range{});
             others_exposed = others_exposed || exposure.state == PoolState::exposed;

@@ -38,6 +38,7 @@ struct ProcessUse {
 struct Standing {
     const Health& health;
     const Upstreams& upstreams;
+    std::uint64_t now_ns = 0; ///< CLOCK_MONOTONIC
     std::vector<ProgramUse> programs{};
     ProcessUse process{};
 };
