@@ -15,6 +15,7 @@ import mmap
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -358,7 +359,8 @@ def test_text_for_people(options):
 
 
 def test_endless_configuration(options):
-    """A process that calls itself nginx and names a pipe, a device and files without end for its configuration keeps no diagnosis."""
+    """A process that calls itself nginx and names a pipe, a device, files without end and names without end for its configuration
+    keeps no diagnosis, nor makes it large."""
     folder = tempfile.mkdtemp(prefix="f")  # short: the new command line has the room of the old one
     configuration, pipe = os.path.join(folder, "c"), os.path.join(folder, "pipe")
     os.mkfifo(pipe)
@@ -368,7 +370,8 @@ def test_endless_configuration(options):
         server = listen(net)
         with open(configuration, "w", encoding="ascii") as file:
             file.write("http {{ include {}; include /dev/zero; upstream u {{ server {}:{}; keepalive 2; keepalive_timeout 7s; }}\n"
-                       "include /*/*/*/*/*/*/*/*; include {}; }}\n".format(pipe, *server.getsockname(), configuration))
+                       "include /*/*/*/*/*/*/*/*; include {}; include /usr/*/*/*/{}; include {}; }}\n".format(
+                           pipe, *server.getsockname(), configuration, 300_000 * "a", 150_000 * "/a"))
         checked(libc.prctl(PR_SET_NAME, ctypes.create_string_buffer(b"nginx")), "prctl")
         fields = read_file("/proc/self/stat").rpartition(b")")[2].split()
         begin, end = int(fields[45]), int(fields[46])  # arg_start, arg_end
@@ -378,7 +381,12 @@ def test_endless_configuration(options):
             memory.write(arguments.ljust(end - begin, b"\0"))
         return stale(net, server)
 
-    diagnosis = harness.Diagnosis(options, *options.backend_flags, "--for", "1h", preexec_fn=Finrace.enter_host)
+    def limited():
+        Finrace.enter_host()
+        if not options.sanitized:
+            resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+    diagnosis = harness.Diagnosis(options, *options.backend_flags, "--for", "1h", preexec_fn=limited)
     try:
         with network() as net:
             diagnosis.wait_ready()

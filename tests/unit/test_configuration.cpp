@@ -132,6 +132,17 @@ TEST_CASE("nginx: what is not its directives does not lead astray", "[configurat
     const auto present = proxy(nginx_process, at("10.0.0.5", 8000), disk);
     REQUIRE(present.size() == 1);
     CHECK(present.front() == told(60'000, "", "upstream a, /etc/nginx/nginx.conf:5"));
+    SECTION("nor do more blocks within each other than anybody has")
+    {
+        std::string text = "http { ";
+        for (int i = 0; i < 1000; ++i)
+            text += "a { ";
+        text += "upstream deep { server 10.0.0.5:8000; }" + std::string(1000, '}');
+        text += "upstream u { server 10.0.0.5:8000; keepalive_timeout 7s; } }";
+        const Disk deep{.files = {{"/etc/nginx/nginx.conf", text}}};
+        CHECK(proxy(nginx_process, at("10.0.0.5", 8000), deep) ==
+              All{told(7000, "keepalive_timeout 7s;", "/etc/nginx/nginx.conf:1")});
+    }
 }
 
 TEST_CASE("HAProxy: its server lines", "[configuration]")
@@ -183,6 +194,13 @@ TEST_CASE("Apache httpd: ttl, wherever it may stand", "[configuration]")
         CHECK(both.size() == 2);
         CHECK(End{.software = nullptr, .pid = 0, .present = both}.limit_ms() == 0U);
     }
+    SECTION("nobody's report grows without end, nor does the time that it takes")
+    {
+        std::string text;
+        for (int i = 0; i < 20'000; ++i)
+            text += "ProxySet http://10.0.0.5:8000\n";
+        CHECK(present(text).size() == 16);
+    }
     SECTION("what is defined does not grow without end")
     {
         std::string text = "Define A " + std::string(256, 'a') + "\n";
@@ -218,8 +236,14 @@ TEST_CASE("servers: flags, environment, files, defaults", "[configuration]")
         CHECK(server(process("gunicorn", {"gunicorn", "--keep-alive", "3", "app:app"}), disk) ==
               All{told(3000, "--keep-alive 3", place)});
         CHECK(server(process("gunicorn", {"gunicorn", "-c", "other.py", "app:app"}), disk).empty());
-        CHECK(server(process("gunicorn", {"gunicorn", "-c", "absent.py", "-k", "gthread", "app:app"}), disk) ==
-              All{told(2000, "", place)});
+        // It runs, so that file was there: what it says is not known.
+        CHECK(server(process("gunicorn", {"gunicorn", "-c", "absent.py", "-k", "gthread", "app:app"}), disk).empty());
+        CHECK(server(process("gunicorn", {"gunicorn", "-k", "gthread", "app:app"}), {}) == All{told(2000, "", place)});
+        for (const std::string directory : {"", "/srv/app/1 (deleted)"}) {
+            ProcessFacts elsewhere = process("gunicorn", {"gunicorn", "-k", "gthread", "app:app"});
+            elsewhere.directory = directory;
+            CHECK(server(elsewhere, {}).empty());
+        }
         // Sync workers keep no connection, whatever they are told.
         CHECK(
             server(process("gunicorn", {"gunicorn", "-c", "absent.py", "--keep-alive", "9", "app:app"}), disk).empty());

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <limits>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include <arpa/inet.h>
@@ -24,6 +25,10 @@ using Words = std::vector<std::string>;
 constexpr std::size_t deepest_include = 16;
 constexpr std::size_t most_files = 2000;
 constexpr std::size_t most_bytes = 16U << 20U; ///< of all files, each as often as it is included
+constexpr std::size_t most_includes = 10'000;  ///< that there are files for or not
+constexpr std::size_t most_entries = 4096;     ///< that fit an upstream
+constexpr std::size_t most_told = 16;          ///< of them, in a report
+constexpr std::size_t deepest_block = 64;
 constexpr std::size_t longest_directive = 1U << 16U;
 constexpr std::size_t longest_value = 256; ///< of what a configuration defines
 constexpr std::uint32_t second_ms = 1000;
@@ -39,7 +44,7 @@ public:
     template <typename Read>
     void each(const std::string& path, const Read& read)
     {
-        if (depth_ == deepest_include || files_ >= most_files)
+        if (depth_ == deepest_include || files_ >= most_files || ++asked_ > most_includes)
             return;
         ++depth_;
         for (const ConfigurationFile& file : open_files_(path)) {
@@ -54,6 +59,7 @@ public:
 private:
     const OpenFiles& open_files_;
     std::size_t depth_ = 0;
+    std::size_t asked_ = 0;
     std::size_t files_ = 0;
     std::size_t bytes_ = 0;
 };
@@ -181,7 +187,7 @@ struct Candidate {
     Present present;
 };
 
-/// Those that fit best, each once.
+/// Those that fit best, each once; the first few of many.
 std::vector<Present> best(const std::vector<Candidate>& candidates)
 {
     std::vector<Present> found;
@@ -194,6 +200,8 @@ std::vector<Present> best(const std::vector<Candidate>& candidates)
     }
     std::sort(found.begin(), found.end());
     found.erase(std::unique(found.begin(), found.end()), found.end());
+    if (found.size() > most_told)
+        found.resize(most_told);
     return found;
 }
 
@@ -345,19 +353,27 @@ public:
         if (const auto found = process.environment.find(std::string(gunicorn_variable));
             found != process.environment.end())
             variable_ = split(found->second);
-        std::string name = "./gunicorn.conf.py";
+        std::string name = "./gunicorn.conf.py"; // which need not be there
+        bool is_named = false;
         for (const Words& words : {variable_, process.arguments}) {
-            if (const auto value = value_of(words, "--config"))
+            const auto value = value_of(words, "--config");
+            const Words values = values_of(words, "-c");
+            if (value)
                 name = *value;
-            if (const Words values = values_of(words, "-c"); !values.empty())
+            if (!values.empty())
                 name = values.back();
+            is_named = is_named || value || !values.empty();
         }
-        is_module_ = name.starts_with("python:");
+        const bool is_module = name.starts_with("python:");
         for (const std::string_view prefix : {"file:", "./"})
             if (name.starts_with(prefix))
                 name = name.substr(prefix.size());
-        if (!is_module_)
+        if (!is_module)
             files_ = open_files(absolute(name, process.directory));
+        // It does not start without a file that it was told of. And what folder it started in may be gone.
+        may_say_otherwise_ =
+            is_module ||
+            (files_.empty() && (is_named || process.directory.empty() || process.directory.ends_with(" (deleted)")));
     }
 
     /// Its workers are sync, which keep no connection, unless it is told otherwise.
@@ -386,7 +402,7 @@ public:
                 !values.empty())
                 return seconds_of(setting.short_flag, values.back(), place);
         }
-        if (is_module_)
+        if (may_say_otherwise_)
             return {};
         std::vector<Present> present{{.ms = setting.default_ms, .text = {}, .place = command_line_of(process_)}};
         for (const ConfigurationFile& file : files_)
@@ -398,8 +414,8 @@ private:
     const ProcessFacts& process_;
     bool is_readable_ = false;
     Words variable_;
-    bool is_module_ = false;
     std::vector<ConfigurationFile> files_;
+    bool may_say_otherwise_ = false; ///< a file that can't be read
 };
 
 std::vector<Present> present_of_gunicorn(const IdleSetting& software, const ProcessFacts& process,
@@ -477,8 +493,7 @@ private:
             } else if (c == '}') {
                 next();
                 directive.clear();
-                if (!blocks_.empty())
-                    blocks_.pop_back();
+                end_block();
             } else {
                 if (directive.empty())
                     line_of_directive = line;
@@ -521,11 +536,29 @@ private:
 
     void begin_block(const ConfigurationFile& file, const Words& directive, std::uint32_t line)
     {
+        if (blocks_.size() == deepest_block) {
+            ++deeper_;
+            return;
+        }
         blocks_.push_back(directive.empty() ? std::string() : directive.front());
         if (directive.size() == 2 && directive.front() == "upstream")
             pools_.push_back({.fit = Fit::none,
                               .present = present_in(file, line, process_, software_.default_ms, {},
                                                     fmt::format("upstream {}", directive[1]))});
+    }
+
+    void end_block()
+    {
+        if (deeper_ > 0) {
+            --deeper_;
+            return;
+        }
+        if (blocks_.empty())
+            return;
+        if (blocks_.back() == "upstream" && !pools_.empty() &&
+            (pools_.back().fit == Fit::none || pools_.size() > most_entries))
+            pools_.pop_back();
+        blocks_.pop_back();
     }
 
     void end_directive(const ConfigurationFile& file, const Words& directive, std::uint32_t line)
@@ -556,6 +589,7 @@ private:
     Includes includes_;
     std::string directory_;
     Words blocks_;
+    std::size_t deeper_ = 0; ///< blocks within the deepest that are kept
     std::vector<Pool> pools_;
 };
 
@@ -665,8 +699,10 @@ std::vector<Present> present_of_haproxy(const ProcessFacts& process, const Upstr
     const auto read = [&](const ConfigurationFile& file) {
         each_line(file.text, false, [&](const std::string& line, std::uint32_t line_number) {
             const Words words = line_words(line);
-            if (words.size() >= 3 && words[0] == "server")
-                candidates.push_back({.fit = fit_of_endpoint(without_family(words[2]), 0, upstream),
+            if (words.size() < 3 || words[0] != "server" || candidates.size() == most_entries)
+                return;
+            if (const Fit fit = fit_of_endpoint(without_family(words[2]), 0, upstream); fit != Fit::none)
+                candidates.push_back({.fit = fit,
                                       .present = present_in(file, line_number, process, 0,
                                                             fmt::format("server {} {}", words[1], words[2]))});
         });
@@ -692,16 +728,14 @@ public:
     {
         root_ = directory_of(path);
         includes_.each(path, [&](const ConfigurationFile& file) { take(file); });
+        std::set<std::string_view> limited; // a <Proxy> block with a limit speaks for each ProxyPass to the same place
+        for (const Worker& worker : workers_)
+            if (worker.in_proxy_block && worker.present.ms != 0)
+                limited.insert(worker.url);
         std::vector<Candidate> candidates;
-        for (const Worker& worker : workers_) {
-            // A <Proxy> block with a limit speaks for each ProxyPass to the same place.
-            const bool told_elsewhere =
-                worker.present.ms == 0 && std::any_of(workers_.begin(), workers_.end(), [&](const Worker& other) {
-                    return other.in_proxy_block && other.present.ms != 0 && other.url == worker.url;
-                });
-            if (!told_elsewhere)
+        for (const Worker& worker : workers_)
+            if (worker.present.ms != 0 || limited.count(worker.url) == 0)
                 candidates.push_back({.fit = worker.fit, .present = worker.present});
-        }
         return best(candidates);
     }
 
@@ -788,7 +822,7 @@ private:
     void add(const ConfigurationFile& file, const Words& words, const std::string& url, std::uint32_t line)
     {
         const Fit fit = fit_of_url(url);
-        if (fit == Fit::none)
+        if (fit == Fit::none || workers_.size() == most_entries)
             return;
         constexpr std::string_view ttl = "ttl=";
         Worker worker{.url = url.ends_with("/") ? url.substr(0, url.size() - 1) : url,

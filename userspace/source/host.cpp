@@ -5,6 +5,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <climits>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
@@ -44,8 +45,15 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::size_t largest_file = 1U << 20U;
-constexpr std::size_t most_read = 16U << 20U;  ///< of one process's files, all together
-constexpr std::size_t most_listed = 1U << 16U; ///< names in folders: any user's process may name /*/*/*/*
+constexpr std::size_t most_read = 16U << 20U; ///< of one process's files, all together
+// Any user's process may be called nginx, and name what it likes.
+constexpr std::size_t most_handed = 256U << 20U; ///< of them, read as often as there are upstreams to be looked up
+constexpr std::size_t most_listed = 1U << 16U;   ///< names in folders
+constexpr std::size_t most_names = 8U << 20U;    ///< bytes that a pattern may become
+constexpr std::size_t most_words = 1U << 12U;    ///< of a command line, or an environment
+constexpr std::size_t most_asked = 1U << 10U;    ///< processes
+constexpr std::size_t most_kept = 256U << 20U;   ///< of the files of all processes
+constexpr std::size_t most_holders = 16;         ///< of a listening socket: workers, of which each is as good
 constexpr unsigned most_parents = 8;
 
 /// Of a process by the kernel's number: no file's name where /proc has other numbers.
@@ -62,7 +70,7 @@ std::string read_proc(std::uint32_t pid, std::string_view name)
 std::vector<std::string> split_at_zeros(std::string_view text)
 {
     std::vector<std::string> words;
-    while (!text.empty()) {
+    while (!text.empty() && words.size() < most_words) {
         const std::size_t end = std::min(text.find('\0'), text.size());
         words.emplace_back(text.substr(0, end));
         text.remove_prefix(std::min(end + 1, text.size()));
@@ -101,26 +109,55 @@ std::int64_t started_s(std::uint32_t pid)
 /// The files of a process, as it sees them: below its own root, whatever links say.
 class ProcessFiles {
 public:
-    explicit ProcessFiles(std::uint32_t pid)
-        : root_(::open(proc_file(pid, "root").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC))
+    /// `room`: bytes that may be kept of files, of this process and others.
+    ProcessFiles(std::uint32_t pid, std::size_t& room)
+        : root_(::open(proc_file(pid, "root").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)), room_(room)
     {
     }
 
     std::vector<ConfigurationFile> open_files(const std::string& path)
     {
+        if (path.size() >= PATH_MAX)
+            return {};
         const auto [found, fresh] = opened_.try_emplace(path);
         std::vector<ConfigurationFile>& files = found->second;
-        if (!fresh)
-            return files;
-        std::vector<std::string> names{""};
-        for (const fs::path& part : fs::path(path).lexically_normal().relative_path())
-            names = extended(names, part);
-        for (const std::string& name : names)
-            add(files, name, true);
-        return files;
+        if (fresh)
+            for (const std::string& name : names_of(path))
+                add(files, name, true);
+        for (const ConfigurationFile& file : files)
+            handed_ += file.text.size();
+        return handed_ <= most_handed ? files : std::vector<ConfigurationFile>();
     }
 
 private:
+    /// What a path that may have patterns stands for, without a slash at the beginning.
+    [[nodiscard]] std::vector<std::string> names_of(const std::string& path)
+    {
+        std::vector<std::string> names{""};
+        fs::path plain; // what follows the last pattern so far
+        for (const fs::path& part : fs::path(path).lexically_normal().relative_path()) {
+            if (part.native().find_first_of("*?[") == std::string::npos) {
+                plain /= part;
+                continue;
+            }
+            names = extended(joined(names, plain), part);
+            plain.clear();
+        }
+        return joined(names, plain);
+    }
+
+    [[nodiscard]] static std::vector<std::string> joined(const std::vector<std::string>& names, const fs::path& plain)
+    {
+        std::vector<std::string> longer;
+        std::size_t bytes = 0;
+        for (const std::string& name : names) {
+            longer.push_back(plain.empty() ? name : (fs::path(name) / plain).native());
+            if (bytes += longer.back().size(); bytes > most_names)
+                break;
+        }
+        return longer;
+    }
+
     [[nodiscard]] Descriptor opened(const std::string& path, std::uint64_t flags) const
     {
         open_how how{};
@@ -149,20 +186,19 @@ private:
         return names;
     }
 
-    /// One component further, which may be a pattern.
-    [[nodiscard]] std::vector<std::string> extended(const std::vector<std::string>& paths, const std::string& part)
+    /// One component further, which is a pattern.
+    [[nodiscard]] std::vector<std::string> extended(const std::vector<std::string>& paths, const std::string& pattern)
     {
         std::vector<std::string> longer;
-        for (const std::string& path : paths) {
-            const std::string prefix = path.empty() ? path : path + '/';
-            if (part.find_first_of("*?[") == std::string::npos) {
-                longer.push_back(prefix + part);
-                continue;
+        std::size_t bytes = 0;
+        for (const std::string& path : paths)
+            for (const std::string& name : names_in(path)) {
+                if (::fnmatch(pattern.c_str(), name.c_str(), FNM_PERIOD) != 0)
+                    continue;
+                longer.push_back(path.empty() ? name : path + '/' + name);
+                if (bytes += longer.back().size(); bytes > most_names)
+                    return longer;
             }
-            for (const std::string& name : names_in(path))
-                if (::fnmatch(part.c_str(), name.c_str(), FNM_PERIOD) == 0)
-                    longer.push_back(prefix + name);
-        }
         return longer;
     }
 
@@ -178,7 +214,8 @@ private:
             return;
         }
         if (!S_ISREG(status.st_mode) || static_cast<std::size_t>(status.st_size) > largest_file ||
-            read_ + static_cast<std::size_t>(status.st_size) > most_read)
+            read_ + static_cast<std::size_t>(status.st_size) > most_read ||
+            static_cast<std::size_t>(status.st_size) > room_)
             return;
         std::string text(static_cast<std::size_t>(status.st_size), '\0');
         std::size_t size = 0;
@@ -192,12 +229,15 @@ private:
         }
         text.resize(size);
         read_ += size;
+        room_ -= size;
         files.push_back({.path = '/' + path, .text = std::move(text), .modified_s = status.st_mtim.tv_sec});
     }
 
     Descriptor root_;
     std::map<std::string, std::vector<ConfigurationFile>> opened_; ///< by what was asked for
+    std::size_t& room_;
     std::size_t read_ = 0;
+    std::size_t handed_ = 0;
     std::size_t listed_ = 0;
 };
 
@@ -420,19 +460,20 @@ const Host::Listener* Host::listener(const UpstreamKey& upstream) const
 }
 
 struct Host::Asked {
-    explicit Asked(std::uint32_t pid) : process(facts_of(pid)), files(process.pid) {}
+    Asked(std::uint32_t pid, std::size_t& room) : process(facts_of(pid)), files(process.pid, room) {}
 
     ProcessFacts process;
     ProcessFiles files;
     OpenFiles open_files = [this](const std::string& path) { return files.open_files(path); };
 };
 
-Host::Asked& Host::asked(std::uint32_t pid) const
+Host::Host() : room_(std::make_shared<std::size_t>(most_kept)) {}
+
+std::shared_ptr<const Host::Asked> Host::asked(std::uint32_t pid) const
 {
-    std::shared_ptr<Asked>& known = asked_[pid];
-    if (!known)
-        known = std::make_shared<Asked>(pid);
-    return *known;
+    if (const auto known = asked_.find(pid); known != asked_.end())
+        return known->second;
+    return asked_.size() < most_asked ? std::make_shared<Asked>(pid, *room_) : nullptr;
 }
 
 Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
@@ -440,12 +481,13 @@ Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
     Ends ends;
     ends.proxy.software = setting_of_proxy(owner.process);
     if (ends.proxy.software != nullptr && owner.pid != 0) {
-        const Asked& proxy = asked(owner.pid);
+        const auto proxy = asked(owner.pid);
         // Its name may be its thread's; but another process may have its number by now.
-        if (const IdleSetting* by_name = setting_of_proxy(proxy.process.name);
-            by_name == nullptr || by_name == ends.proxy.software) {
-            ends.proxy.pid = proxy.process.pid;
-            ends.proxy.present = present_of_proxy(*ends.proxy.software, proxy.process, upstream, proxy.open_files);
+        const IdleSetting* by_name = proxy ? setting_of_proxy(proxy->process.name) : nullptr;
+        if (proxy && (by_name == nullptr || by_name == ends.proxy.software)) {
+            asked_.emplace(owner.pid, proxy);
+            ends.proxy.pid = proxy->process.pid;
+            ends.proxy.present = present_of_proxy(*ends.proxy.software, proxy->process, upstream, proxy->open_files);
         }
     }
     const Listener* there = listener(upstream);
@@ -453,17 +495,21 @@ Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
         ends.upstream.listens = there != nullptr;
     if (there == nullptr)
         return ends;
-    for (const std::uint32_t pid : there->holders) {
-        const Asked& server = asked(pid);
-        const IdleSetting* software = setting_of_server(server.process.name, server.process.arguments);
+    for (std::size_t i = 0; i < std::min(there->holders.size(), most_holders); ++i) {
+        const std::uint32_t pid = there->holders[i];
+        const auto server = asked(pid);
+        if (!server)
+            break;
+        const IdleSetting* software = setting_of_server(server->process.name, server->process.arguments);
         if (software == nullptr)
             continue;
+        asked_.emplace(pid, server);
         ends.upstream = {.software = software,
-                         .pid = server.process.pid,
-                         .present = present_of_server(*software, server.process, server.open_files),
+                         .pid = server->process.pid,
+                         .present = present_of_server(*software, server->process, server->open_files),
                          .listens = true,
-                         .recycling = recycling_of_server(*software, server.process),
-                         .worker_limit = worker_limit_of_server(*software, server.process, server.open_files)};
+                         .recycling = recycling_of_server(*software, server->process),
+                         .worker_limit = worker_limit_of_server(*software, server->process, server->open_files)};
         break;
     }
     return ends;

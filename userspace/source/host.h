@@ -50,6 +50,8 @@ public:
     [[nodiscard]] Ends ends(const UpstreamKey& upstream, const Owner& owner) const;
 
 private:
+    Host();
+
     struct Listener {
         UpstreamKey where; ///< zeros: any address
         bool both_families = false;
@@ -61,10 +63,12 @@ private:
 
     [[nodiscard]] bool is_own(const UpstreamKey& upstream) const; ///< an address of this host
     [[nodiscard]] const Listener* listener(const UpstreamKey& upstream) const;
-    [[nodiscard]] Asked& asked(std::uint32_t pid) const;
+    /// Nothing if too many are kept already. Who is not known software's is not kept.
+    [[nodiscard]] std::shared_ptr<const Asked> asked(std::uint32_t pid) const;
 
     std::vector<Listener> listeners_;
-    mutable std::map<std::uint32_t, std::shared_ptr<Asked>> asked_; ///< by process id
+    mutable std::map<std::uint32_t, std::shared_ptr<const Asked>> asked_; ///< by process id
+    std::shared_ptr<std::size_t> room_;                                   ///< bytes that may be kept of their files
     std::map<UpstreamKey, std::uint32_t> addresses_; ///< of this host, without port: which namespace has it
 };
 
