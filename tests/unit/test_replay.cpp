@@ -2,6 +2,7 @@
 // cli/recorder and cli/replay: what was recorded is judged again as it was, in its order and at its times; what a file
 // holds leads nobody astray; a recorder outlives what happens to its files.
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
@@ -345,6 +347,35 @@ TEST_CASE("a file that somebody moves is left to him, and the recording goes on 
     CHECK(events_in({folder.at("moved")}) == 10);
     CHECK(events_in({folder.at("r")}) == 5);
     CHECK(events_in({folder.at("r"), folder.at("moved")}) == 15);
+}
+
+TEST_CASE("what is dropped before a file begins is told behind its header", "[recorder]")
+{
+    const Folder folder;
+    Records records(folder.at("r"), 1U << 30U);
+    ::signal(SIGXFSZ, SIG_IGN);
+    rlimit before{};
+    REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+    const rlimit full{.rlim_cur = 64U << 10U, .rlim_max = before.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &full) == 0);
+    records.take(40'000); // more than waits
+    std::filesystem::rename(folder.at("r"), folder.at("moved"));
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &before) == 0);
+    ::signal(SIGXFSZ, SIG_DFL);
+    REQUIRE(records.recorder.dropped() > 0);
+    records.recorder.add(records.clock, {});
+    records.take(5);
+    records.end();
+    std::ifstream file(folder.at("r"));
+    std::string line;
+    std::getline(file, line);
+    CHECK(line.starts_with("finrace-recording"));
+    RecordingReader reader(folder.at("r"));
+    std::uint64_t gaps = 0;
+    while (const std::optional<RecordingEntry> entry = reader.next())
+        gaps += std::holds_alternative<RecordedGap>(*entry) ? 1 : 0;
+    CHECK(gaps == 1);
+    CHECK(reader.damaged_lines() == 0);
 }
 
 TEST_CASE("one recorder writes to a file, and a link to it stays one", "[recorder]")

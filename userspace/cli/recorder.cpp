@@ -169,7 +169,8 @@ void Recorder::begin_part()
 void Recorder::write(const RecordingEntry& entry)
 {
     const std::string line = encode(entry);
-    const std::uint64_t missing = dropped() - dropped_noted_;
+    // A file begins with its header; what was dropped before is told behind it.
+    const std::uint64_t missing = std::holds_alternative<RecordingHeader>(entry) ? 0 : dropped() - dropped_noted_;
     const std::string gap = missing > 0 ? encode(RecordedGap{missing}) : "";
     // Once it is full it is to be half empty again: few gaps, and what is between them is of use.
     overflows_ =
