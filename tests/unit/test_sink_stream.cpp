@@ -420,6 +420,35 @@ TEST_CASE("links of one's own are followed, as far as the kernel follows any")
     }
 }
 
+TEST_CASE("a pipe that is opened anew is the same one: who reads it has seen the beginning of a line")
+{
+    const Folder directory;
+    const std::string fifo = directory.at("fifo");
+    REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
+    Pipe pipe; // its reading end is that of the other one
+    ::close(pipe.ends[0]);
+    pipe.ends[0] = ::open(fifo.c_str(), O_RDONLY | O_NONBLOCK);
+    REQUIRE(pipe.ends[0] >= 0);
+    Stream stream = Stream::to_file(fifo);
+    REQUIRE(::fcntl(pipe.ends[0], F_SETPIPE_SZ, 4096) >= 0);
+    const std::string longer(50'000, 'x');
+    stream.write(longer);
+    stream.flush();
+    std::string got = pipe.read();
+    stream.flush();
+    CHECK(stream.waiting() > 0);
+    stream.reopen(fifo);
+    stream.write("after");
+    for (int i = 0; i < 100 && stream.waiting() > 0; ++i) {
+        got += pipe.read();
+        stream.flush();
+    }
+    got += pipe.read();
+    CHECK(got == longer + "\nafter\n");
+    CHECK(stream.written() == 2);
+    CHECK(stream.dropped() == 0);
+}
+
 TEST_CASE("outputs that cannot be opened say why")
 {
     const Folder directory;

@@ -208,7 +208,8 @@ void Stream::reopen(const std::string& path, bool discard)
         throw OutputError(fmt::format("cannot append to {}: {}", path, std::strerror(ENOSPC)), ENOSPC);
     if (discard)
         drop_waiting();
-    drop_torn_line(); // the disk was full
+    if (!pipe_ || reader_left_ || !is_same_file(fresh.fd_, fd_)) // else whoever reads it has seen its beginning
+        drop_torn_line();                                        // the disk was full
     if (std::exchange(ends_torn_, false))
         backlog_.erase(0, 1);
     // The number stays: to everybody else it is the same output.
