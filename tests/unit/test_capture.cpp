@@ -16,6 +16,7 @@
 #include "capture_file.h"
 #include "cli/capture_feed.h"
 #include "core/cause.h"
+#include "core/units.h"
 
 using namespace finrace;
 using namespace finrace::test;
@@ -512,6 +513,25 @@ TEST_CASE("silence until the client's kernel gives up", "[capture]")
         other.open();
         CHECK(Found(file).said().empty());
     }
+}
+
+TEST_CASE("times that lie centuries apart make none that lies beyond all", "[capture]")
+{
+    CaptureFile file;
+    Talk talk(file);
+    talk.now_ns = 1'000'000'000; // 0 is no time
+    cross(talk, 0.01, 20);
+    talk.request();
+    talk.wait_ms(3.7e12);
+    talk.repeat_request();
+    Talk other(file, 50000);
+    other.now_ns = talk.now_ns;
+    other.wait_ms(3e10);
+    other.open();
+    const Found found(pcapng_of(file.bytes()));
+    CHECK(found.said() == "path_dropped likely");
+    for (const event& e : found.events)
+        CHECK(e.timestamp_ns < latest_ns);
 }
 
 TEST_CASE("unanswered probes, until the client's kernel resets", "[capture]")

@@ -34,6 +34,9 @@ constexpr std::uint64_t forgotten_ns = 60'000 * ns_per_ms;
 /// RFC 6298 2: the first SYN is repeated after a second; Linux doubles from there.
 constexpr std::uint64_t first_syn_gap_ns = 1'000 * ns_per_ms;
 
+/// Retransmissions are two minutes apart at most (TCP_RTO_MAX); what a damaged file says may be centuries.
+constexpr std::uint64_t longest_gap_ns = 3'600'000 * ns_per_ms;
+
 /// What sequence numbers are apart by more than that comes from damage, or from another connection.
 constexpr std::uint32_t most_apart = 1U << 30U;
 
@@ -260,7 +263,7 @@ void Follower::begin(const Segment& syn)
             if (f.over || f.c.state != TCP_STATE_SYN_SENT || now_ns_ - f.last_try_ns < same_packet_ns)
                 return;
             ++f.retransmits;
-            f.try_gap_ns = now_ns_ - f.last_try_ns;
+            f.try_gap_ns = std::min(now_ns_ - f.last_try_ns, longest_gap_ns);
             f.last_try_ns = now_ns_;
             f.now_ns = std::max(f.now_ns, sent_at(now_ns_, f.shift_ns));
             return;
@@ -538,7 +541,7 @@ void Follower::on_client_payload(Followed& f, const Segment& segment)
             return;
         ++f.retransmits;
         ++f.tries_unanswered;
-        f.try_gap_ns = now_ns_ - f.last_try_ns;
+        f.try_gap_ns = std::min(now_ns_ - f.last_try_ns, longest_gap_ns);
         f.last_try_ns = now_ns_;
         f.sample_ns = 0; // Karn: RFC 6298 3
         return;
