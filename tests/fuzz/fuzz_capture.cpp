@@ -10,6 +10,7 @@
 #include <random>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "source/input.h"
@@ -116,9 +117,14 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size)
     if (finrace::test::CaptureFile().bytes().compare(0, 4, reinterpret_cast<const char*>(data),
                                                      std::min<std::size_t>(size, 4)) != 0)
         return 0; // fuzz_recording's
+    if (static bool first = true; std::exchange(first, false)) {
+        std::minstd_rand random(1);
+        finrace::test::must_replay(capture(random));
+    }
     try {
         finrace::test::replay_input(data, size);
-    } catch (const std::runtime_error&) { // it says so, and ends with 2
+    } catch (const finrace::InputError&) { // it says so, and ends with 2
+    } catch (const finrace::UsageError&) {
     }
     return 0;
 }

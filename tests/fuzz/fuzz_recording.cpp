@@ -171,6 +171,10 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size)
         } catch (const finrace::OtherVersion&) {
         }
     }
+    if (static bool first = true; std::exchange(first, false)) {
+        std::minstd_rand random(1);
+        finrace::test::must_replay(recording(random));
+    }
     try {
         finrace::test::replay_input(data, size);
     } catch (const finrace::RecordingError&) { // it says so, and ends with 2

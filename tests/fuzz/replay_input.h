@@ -52,6 +52,16 @@ inline void replay_input(const std::uint8_t* data, std::size_t size)
     action();
 }
 
+/// What the target's generator makes is not refused at the door: then nothing behind it would be tried.
+inline void must_replay(const std::string& file)
+{
+    try {
+        replay_input(reinterpret_cast<const std::uint8_t*>(file.data()), file.size());
+    } catch (const std::exception& error) {
+        fail(error.what());
+    }
+}
+
 /// The mutator's answer: as much of `file` as there is room for.
 inline std::size_t give(const std::string& file, std::uint8_t* data, std::size_t max_size)
 {

@@ -50,6 +50,10 @@ class EnvironmentProblem(Exception):
     """The machine, not what is tested: exit status 2."""
 
 
+class Skipped(Exception):
+    """What is tested is not to be had here: neither passed nor failed, and said."""
+
+
 class Wrong(AssertionError):
     """What is tested did not behave."""
 
@@ -675,7 +679,7 @@ def held_objects(pids=None):
 class Results:
     def __init__(self, only="*"):
         self.patterns = only.split(",")
-        self.passed = self.failed = 0
+        self.passed = self.failed = self.skipped = 0
 
     def wanted(self, name):
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
@@ -698,6 +702,10 @@ class Results:
             test(*arguments)
         except EnvironmentProblem:
             raise
+        except Skipped as why:
+            self.skipped += 1
+            print(f"  SKIP  {name}: {why}", flush=True)
+            return
         except (Wrong, OSError, subprocess.SubprocessError) as error:
             where = traceback.extract_tb(error.__traceback__)
             lines = [f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in where][-3:]
@@ -710,6 +718,8 @@ class Results:
             self.run(test.__name__.removeprefix("test_").replace("_", " "), test, *arguments)
 
     def end(self):
+        if self.skipped:
+            print(f"{self.skipped} skipped, see above", flush=True)
         print(f"{self.passed} passed, {self.failed} failed", flush=True)
         return 1 if self.failed else 0
 

@@ -79,7 +79,8 @@ def problem_with(row, verdicts):
     accepted = row.get("accept_variants") or ([expected["variant"]] if expected.get("variant") else None)
     if accepted and verdict.at("finrace.variant") not in accepted:
         return "wrong", f"{verdict.verdict}, not variant {' or '.join(accepted)}"
-    corroborated = verdict.at("finrace.server_end.unread_bytes")  # judged by problem_with_server_end()
+    # Then problem_with_server_end() judges that.
+    corroborated = row["server_unread_bytes"] and verdict.at("finrace.server_end.unread_bytes")
     if expected.get("certainty") and not corroborated and verdict.at("finrace.certainty") != expected["certainty"]:
         return "wrong", f"{verdict.verdict}, not {expected['certainty']}"
     if verdict.at("finrace.incomplete"):
@@ -87,13 +88,13 @@ def problem_with(row, verdicts):
     if row["exchange"] and verdict.at("finrace.connection.exchange") != row["exchange"]:
         return "wrong", f"exchange {verdict.at('finrace.connection.exchange')}, not {row['exchange']}"
     idle, rested = verdict.at("finrace.connection.idle_ms"), row["idle_ms"]
-    if idle is not None and rested is not None and row["client_sent_at"] and not rested - IDLE_EARLY <= idle <= rested + row["stall_ms"] + IDLE_LATE:
+    if rested is not None and row["client_sent_at"] and (idle is None or not rested - IDLE_EARLY <= idle <= rested + row["stall_ms"] + IDLE_LATE):
         return "wrong", f"idle for {idle} ms, not {rested}"
     close = verdict.at("finrace.close.by"), verdict.at("finrace.close.how")
     if verdict.at("finrace.cause") in BY_UPSTREAM and row["server_close_how"] != "none" and close != ("peer", row["server_close_how"]):
         return "wrong", f"closed by {' by '.join(map(str, close))}, not by the peer by {row['server_close_how']}"
     size = verdict.at("finrace.request.bytes")
-    if row["request_bytes"] and size is not None and size != row["request_bytes"]:
+    if row["request_bytes"] and size != row["request_bytes"]:
         return "wrong", f"{size} request bytes, not {row['request_bytes']}"
     return None
 
@@ -104,10 +105,10 @@ def problem_with_server_end(row, verdict):
     cause = verdict.at("finrace.cause")
     whole = 0 < request == row["server_read_bytes"]
     taken = cause in ("upstream_closed", "upstream_reset") and whole and row["server_close_how"] != "none"
-    if not unread and not taken:
-        return None
     found = verdict.at("finrace.server_end.unread_bytes")
     coming_in = request == 0 and found is not None and found > unread  # a body in full flow: more may come before the close
+    if not unread and not taken:
+        return ("wrong", f"the server's end has {found} bytes unread, where all had been read") if found and not coming_in else None
     if found != unread and not coming_in:
         return "wrong", f"the server's end has {found} bytes unread, not {unread}"
     if (0 < request <= unread or cause == "request_rejected" or taken) and verdict.at("finrace.certainty") != "proven":

@@ -409,7 +409,9 @@ TEST_CASE("with both ends here the client's verdict takes the server's evidence"
     CHECK(court.rulings[0].cause == Cause::keepalive_race);
     CHECK(court.rulings[0].certainty == Certainty::proven);
     CHECK(court.rulings[0].has_server_end);
-    court.docket.upstreams().for_each([](const UpstreamKey*, const Upstream& upstream) {
+    std::size_t upstreams = 0;
+    court.docket.upstreams().for_each([&](const UpstreamKey*, const Upstream& upstream) {
+        ++upstreams;
         std::uint64_t counted = 0;
         for (const auto& [cause, count] : upstream.counts.verdicts) {
             CHECK(count == (cause == Cause::keepalive_race ? 1 : 0));
@@ -417,6 +419,7 @@ TEST_CASE("with both ends here the client's verdict takes the server's evidence"
         }
         CHECK(counted == 1);
     });
+    CHECK(upstreams == 1);
 }
 
 TEST_CASE("with its client elsewhere the server's end is a verdict of its own, a second later", "[server][docket]")

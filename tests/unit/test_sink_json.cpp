@@ -422,7 +422,7 @@ TEST_CASE("every kind of record conforms to the schema, and nothing else does")
         verdict.cause = text.cause;
         lines.push_back(to_line(verdict_of(crossing(), verdict)));
     }
-    for (int variant = 0; variant <= static_cast<int>(Variant::gave_up); ++variant)
+    for (int variant = 0; variant <= static_cast<int>(Variant::unanswered_probes); ++variant)
         lines.push_back(to_line(
             verdict_record(origin, crossing_closed(), race(static_cast<Variant>(variant)), known_upstream(), "x")));
     lines.push_back(to_line(verdict_record(origin, crossing(), race(), known_upstream(), "x", retried())));
