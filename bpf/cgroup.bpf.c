@@ -421,7 +421,7 @@ static __noinline struct connection *adopt(struct __sk_buff *skb)
 		return NULL;
 	c = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!c) {
-		count_unfollowed();
+		count_loss(LOSS_TABLE_FULL);
 		return NULL;
 	}
 	cookie = bpf_get_socket_cookie(skb);

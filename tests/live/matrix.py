@@ -37,11 +37,13 @@ UPSTREAMS = {
     "lingering": {("kprobe", "6.1"), ("fentry", "6.12")},
 }
 FEWER = 120  # requests near the timer; more, if not enough of them race
-# Of the robustness tests those whose outcome depends on the kernel and the backend.
-ODDITIES = (
-    "sends*,process names,moved sockets,who closed and how,older connections,listener that is gone,smallest ring,table full,two at once,"
-    "accept queue full,service manager,healthy requests"
-)
+# Of the robustness tests those whose outcome depends on how a program reads the kernel: tables by socket, by helper and by
+# cast, its own storage, packets.
+READS = "sends*,moved sockets,who closed and how,older connections,listener that is gone,table full"
+READS_ON = {("fentry", "5.10"), ("kprobe", "5.10"), ("fentry", "6.1"), ("cgroup", "6.1"), ("fentry", "6.12"), ("kprobe", "6.12")}
+# And on the kernel and the backend.
+ODDITIES = "process names,smallest ring,two at once,accept queue full,service manager,healthy requests"
+ODDITIES_ON = READS_ON - {("kprobe", "6.12")}
 # What tries every backend that the kernel has, and what the kernel refuses to a confined process: minutes, once on each.
 EACH_KERNEL = "doctor,confinement"
 EACH_KERNEL_ON = {("fentry", "5.10"), ("cgroup", "6.1"), ("fentry", "6.12")}
@@ -51,8 +53,6 @@ WAYS_ON = {("fentry", "6.1"), ("kprobe", "5.10")}
 # What attaches and lists again and again, which takes minutes in an emulated machine: once, where every hook is there.
 SLOW = "signals,churn at start,start stop,many connections"
 SLOW_ON = {("fentry", "6.12")}
-# Each way in which a program reads the kernel: tables by socket, by helper, its own storage, packets, loads by cast.
-ODDITIES_ON = {("fentry", "5.10"), ("kprobe", "5.10"), ("fentry", "6.1"), ("cgroup", "6.1"), ("fentry", "6.12")}
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node", ("kprobe", "5.10"): "nginx,haproxy"}
 ENCRYPTED_ON = {("fentry", "6.12"), ("kprobe", "5.10")}
@@ -106,7 +106,7 @@ def exact(options, name):
 def smp(options, name):
     here = (name, ".".join(os.uname().release.split(".")[:2]))
     alone = [*BACKENDS[name], *tools(options, line=False), "--small"]
-    for tests, where in ((ODDITIES, ODDITIES_ON), (EACH_KERNEL, EACH_KERNEL_ON), (WAYS, WAYS_ON), (SLOW, SLOW_ON)):
+    for tests, where in ((READS, READS_ON), (ODDITIES, ODDITIES_ON), (EACH_KERNEL, EACH_KERNEL_ON), (WAYS, WAYS_ON), (SLOW, SLOW_ON)):
         yield f"robustness, {tests}", [f"{HERE}/robustness.py", *alone, "--only", tests], here in where
     yield f"outputs, {OUTPUTS}", [f"{HERE}/outputs.py", *alone, "--only", OUTPUTS], here == OUTPUTS_ON
     yield "all outputs", [f"{HERE}/outputs.py", *alone], False

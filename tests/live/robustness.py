@@ -368,8 +368,8 @@ def test_endless_configuration(options):
         server = listen(net)
         with open(configuration, "w", encoding="ascii") as file:
             file.write("http {{ include {}; include /dev/zero; upstream u {{ server {}:{}; keepalive 2; keepalive_timeout 7s; }}\n"
-                       "include /*/*/*/*/*/*/*/*; include {}; include /usr/*/*/*/{}; include {}; }}\n".format(
-                           pipe, *server.getsockname(), configuration, 300_000 * "a", 150_000 * "/a"))
+                       "include /*/*/*/*/*/*/*/*; include {}; include /usr/*/*/*/{}; include {}; include /proc/*/*/{}; }}\n".format(
+                           pipe, *server.getsockname(), configuration, 300_000 * "a", 150_000 * "/a", 4000 * "a"))
         checked(libc.prctl(PR_SET_NAME, ctypes.create_string_buffer(b"nginx")), "prctl")
         fields = read_file("/proc/self/stat").rpartition(b")")[2].split()
         begin, end = int(fields[45]), int(fields[46])  # arg_start, arg_end

@@ -200,6 +200,12 @@ TEST_CASE("Apache httpd: ttl, wherever it may stand", "[configuration]")
         for (int i = 0; i < 20'000; ++i)
             text += "ProxySet http://10.0.0.5:8000\n";
         CHECK(present(text).size() == 16);
+        std::string many;
+        for (int i = 0; i < 100; ++i)
+            many += "ProxyPass /" + std::to_string(i) + " http://10.0.0.5:8000/ ttl=60\n";
+        const auto told_of = present(many + "ProxyPass /b http://10.0.0.5:8000/ ttl=300\n");
+        CHECK(told_of.size() == 16);
+        CHECK(End{.software = nullptr, .pid = 0, .present = told_of}.limit_ms() == 300'000U);
     }
     SECTION("what is defined does not grow without end")
     {

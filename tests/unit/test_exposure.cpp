@@ -261,9 +261,10 @@ TEST_CASE("what a pool is", "[exposure]")
         SECTION("and has since the upstream's last close")
         {
             upstream.counts.idle_closes_by_peer = 10;
-            upstream.own_closes = {.count = 19, .longest_ms = 4000};
+            for (int i = 0; i < 19; ++i)
+                upstream.own_closes.close(4000);
             CHECK(state() == PoolState::unknown);
-            upstream.own_closes.count++;
+            upstream.own_closes.close(4000);
             CHECK(state() == PoolState::safe);
         }
         SECTION("but one has been open for so long that another may keep it")
@@ -281,15 +282,23 @@ TEST_CASE("what a pool is", "[exposure]")
             teach(upstream.own_idle_limit, 4000);
         reuse(4900);
         CHECK(state() == PoolState::exposed);
-        upstream.own_closes = {.count = 19, .longest_ms = 4000};
+        const auto close = [&](int count) {
+            for (int i = 0; i < count; ++i)
+                upstream.own_closes.close(4000);
+        };
+        close(19);
         CHECK(state() == PoolState::exposed);
-        upstream.own_closes.count++;
+        close(1);
         CHECK(state() == PoolState::safe);
         CHECK(exposure_of(upstream, day_ns, open, ends).races_a_day == 0);
         SECTION("but some rest for longer than that")
         {
-            upstream.own_closes.longest_ms = 4101;
+            upstream.own_closes.rest(4101);
             CHECK(state() == PoolState::exposed);
+            close(39); // they were told later, or have ended since
+            CHECK(state() == PoolState::exposed);
+            close(1);
+            CHECK(state() == PoolState::safe);
         }
         SECTION("but one has been open for so long that another may keep it")
         {

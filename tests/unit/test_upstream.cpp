@@ -207,12 +207,17 @@ TEST_CASE("what is learned follows a timer that was changed", "[upstream]")
 
 TEST_CASE("a timer that many connections outlive, and none meets any more, is forgotten", "[upstream]")
 {
-    IdleTimeoutLearner learner = taught(std::vector<std::uint32_t>(10, 5000));
+    constexpr std::uint64_t minute_ns = 60'000'000'000;
+    IdleTimeoutLearner learner;
+    std::uint64_t now_ns = minute_ns;
+    for (int i = 0; i < 10; ++i)
+        learner.learn(5000, now_ns += minute_ns);
     const auto outlived = [&](int count, std::uint32_t rested_ms, std::uint64_t rtt_ms = 0) {
         for (int i = 0; i < count; ++i)
-            learner.outlived(rested_ms, rtt_ms);
+            learner.outlived(rested_ms, rtt_ms, now_ns);
         return !learner.timeout();
     };
+    now_ns += 10 * minute_ns;
     CHECK_FALSE(outlived(100, 4000));
     CHECK_FALSE(outlived(100, 5100));      // a busy host's timer may be as late
     CHECK_FALSE(outlived(100, 6000, 500)); // or a far one
@@ -222,15 +227,24 @@ TEST_CASE("a timer that many connections outlive, and none meets any more, is fo
         CHECK(outlived(1, 30'000));
         CHECK(learner.samples() == 0);
         for (int i = 0; i < 3; ++i)
-            teach(learner, 65'000);
+            learner.learn(65'000, now_ns += minute_ns);
         REQUIRE(learner.timeout());
         CHECK(learner.timeout()->ms == 65'000);
     }
     SECTION("but not where it still closes some: there are two of them behind one address")
     {
-        teach(learner, 5000);
+        learner.learn(5000, now_ns);
+        learner.learn(65'000, now_ns + minute_ns); // says nothing of that timer
+        now_ns += 10 * minute_ns;
         CHECK_FALSE(outlived(19, 30'000));
-        teach(learner, 65'000); // says nothing of that timer
+        CHECK(outlived(1, 30'000));
+    }
+    SECTION("nor within minutes: others than its are used as well")
+    {
+        learner.learn(5000, now_ns);
+        now_ns += 10 * minute_ns - 1;
+        CHECK_FALSE(outlived(100, 30'000));
+        now_ns += 1;
         CHECK(outlived(1, 30'000));
     }
 }

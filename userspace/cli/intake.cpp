@@ -39,7 +39,7 @@ bool Intake::admits(const event& e)
     ++events_;
     if (e.connection.id != 0 && (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED))
         ++ended_;
-    if (e.kind == EVENT_CLOSED && has(e, CONNECTION_ADOPTED))
+    if ((e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED) && has(e, CONNECTION_ADOPTED))
         ++adopted_ended_;
     // What tells of outcomes is about others as well: a client's connection, another upstream's. And the server at the
     // other end is another process.

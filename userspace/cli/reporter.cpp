@@ -228,22 +228,31 @@ void Reporter::summarise(bool last)
         manager_->status(state());
 }
 
-void Reporter::tell_upstreams(std::uint64_t now_ns, bool all)
+std::function<OpenConnections(const UpstreamKey&)> Reporter::open_now(std::uint64_t now_ns) const
 {
-    auto open = open_.at(now_ns);
     // Of connections that are older than finrace it is not known for how long they have been open, nor how many are; of
     // a lost event not whose end it was.
     const SourceCounts counts = feed_.counts();
-    const bool knows_open =
+    const bool knows =
         !open_.lost_track() && counts.lost() == 0 && feed_.intake().adopted_ended() >= counts.connections_adopted;
+    return [open = open_.at(now_ns), knows](const UpstreamKey& key) {
+        const auto found = open.find(key);
+        OpenConnections there = found != open.end() ? found->second : OpenConnections{};
+        if (!knows)
+            there.longest_ns = std::numeric_limits<std::uint64_t>::max();
+        return there;
+    };
+}
+
+void Reporter::tell_upstreams(std::uint64_t now_ns, bool all)
+{
+    const auto open = open_now(now_ns);
     std::unordered_map<UpstreamKey, UpstreamCounts, UpstreamKeyHash> told;
     feed_.intake().upstreams().for_each([&](const UpstreamKey* key, const Upstream& upstream) {
         const UpstreamKey where = key != nullptr ? *key : UpstreamKey{};
         const auto before = told_.find(where);
         if (all || before == told_.end() || before->second != upstream.counts) {
-            OpenConnections there = key != nullptr ? open[where] : OpenConnections{};
-            if (!knows_open)
-                there.longest_ns = std::numeric_limits<std::uint64_t>::max();
+            const OpenConnections there = open(where);
             put(upstream_record(
                     origin(), now_ns, key, upstream,
                     exposure_of(upstream, upstream.watched_ns(now_ns - started_ns_, now_ns), there, Ends{})),
@@ -356,9 +365,11 @@ std::string Reporter::metrics()
     std::vector<ProgramUse> programs;
     for (const ProgramRuns& program : meter_->loop.program_runs())
         programs.push_back({.name = program.name, .runs = program.runs, .time = std::chrono::nanoseconds(program.ns)});
+    const std::uint64_t now_ns = feed_.now_ns();
     return meter_->metrics.text({.health = health(false),
                                  .upstreams = meter_->loop.intake().upstreams(),
-                                 .now_ns = feed_.now_ns(),
+                                 .now_ns = now_ns,
+                                 .open = open_now(now_ns),
                                  .programs = std::move(programs),
                                  .process = use_of_this_process(meter_->started_s)});
 }

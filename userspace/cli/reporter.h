@@ -65,6 +65,8 @@ private:
     [[nodiscard]] bool unserved() const { return listener_ && !server_; }
     void summarise(bool last);
     void tell_upstreams(std::uint64_t now_ns, bool all);
+    /// By upstream, what is open now.
+    [[nodiscard]] std::function<OpenConnections(const UpstreamKey&)> open_now(std::uint64_t now_ns) const;
     [[nodiscard]] std::string state() const;
     void name_run();
     void begin();

@@ -23,8 +23,7 @@ Verdict judge_benched(const Benched& benched)
     const std::uint64_t after_ms = (answer.timestamp_ns - benched.loss.timestamp_ns) / 1'000'000;
     return {.cause = Cause::upstream_benched,
             .variant = Variant::none,
-            .certainty =
-                answer.http_status == bad_gateway && !benched.one_of_several ? Certainty::likely : Certainty::possible,
+            .certainty = answer.http_status == bad_gateway ? Certainty::likely : Certainty::possible,
             .message =
                 fmt::format("{} client{} got {} without any upstream's being tried: the proxy had set this one aside "
                             "after its {}, {} ms before.",
@@ -70,10 +69,7 @@ void Benches::judge_oldest()
     const auto loss = std::find_if(losses.rbegin(), losses.rend(), may_be_it);
     if (loss == losses.rend())
         return;
-    const auto recent = std::count_if(losses.begin(), losses.end(), [&](const Loss& one) {
-        return one.e.timestamp_ns + FINRACE_ASIDE_MOST_NS >= answer.timestamp_ns;
-    });
-    deliver_({.loss = loss->e, .cause = loss->cause, .answer = answer, .one_of_several = recent > 1});
+    deliver_({.loss = loss->e, .cause = loss->cause, .answer = answer});
 }
 
 void Benches::advance(std::uint64_t now_ns)

@@ -22,7 +22,6 @@ struct Benched {
     event loss; ///< what that verdict is about
     Cause cause;
     event answer;
-    bool one_of_several = false; ///< the process had lost exchanges with other upstreams as well
 };
 
 Verdict judge_benched(const Benched& benched);

@@ -948,8 +948,8 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
             std::copy(std::begin(c.comm), std::end(c.comm), upstream.owner.begin());
         if (is_reused(c) && !upstreams.is_other(upstream)) {
             upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, c.longest_idle_ms);
-            upstream.own_closes.longest_ms = std::max(upstream.own_closes.longest_ms, c.longest_idle_ms);
-            upstream.idle_timeout.outlived(answered_idle_ms(e), e.srtt_us / 1000);
+            upstream.own_closes.rest(c.longest_idle_ms);
+            upstream.idle_timeout.outlived(answered_idle_ms(e), e.srtt_us / 1000, e.timestamp_ns);
             upstream.longest_answered_idle_ms = std::max(upstream.longest_answered_idle_ms, answered_idle_ms(e));
             // A farewell is no request; what else there was is not known if its rest was the longest.
             if (!ends_with_farewell(e) || (c.exchange > 2 && c.longest_idle_ms > c.idle_ms))
@@ -981,8 +981,7 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
         } else if (rest_ms >= shortest_own_limit_ms) {
             ++upstream.kept_idle;
             upstream.longest_kept_ms = std::max(upstream.longest_kept_ms, rest_ms);
-            ++upstream.own_closes.count;
-            upstream.own_closes.longest_ms = std::max(upstream.own_closes.longest_ms, rest_ms);
+            upstream.own_closes.close(rest_ms);
             if (!upstreams.is_other(upstream))
                 upstream.own_idle_limit.learn(rest_ms, c.local_close_ns);
         }

@@ -28,8 +28,6 @@ constexpr double enough_late = 20;
 constexpr std::uint64_t longest_single_ms = 1000;
 /// If both ends' timers were as long, each close would be a toss: to that power is 1 in 32.
 constexpr std::uint32_t enough_first = 5;
-/// So many since the upstream's last say that it was another setting's.
-constexpr std::uint64_t enough_since = 20;
 /// Fewer say nothing of how often.
 constexpr double enough_told = 5;
 /// A limit that is set stands out by its connections: so many, and none that rested for longer.
@@ -169,8 +167,8 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
         if (const auto told_ms = ends.upstream.limit_ms(); told_ms && *told_ms != 0)
             timeout_ms = *told_ms;
         if (own && upstream.longest_reused_idle_ms <= own->highest_ms &&
-            upstream.longest_kept_ms <= own->highest_ms + late_ms && // by whom, another limit would be
-            (counts.idle_closes_by_peer == 0 || upstream.own_closes.count >= enough_since) &&
+            upstream.longest_kept_ms <= own->highest_ms + own->above_ms + late_ms && // by whom, another limit would be
+            (counts.idle_closes_by_peer == 0 || upstream.own_closes.are_enough()) &&
             open_for_less_than(2ULL * own->highest_ms) && is_first(*own, ends.upstream.limit_ms())) {
             exposure.state = PoolState::safe;
             return exposure;
@@ -232,8 +230,8 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
         upstream.longest_reused_idle_ms <= *own_ms + late_ms) {
         exposure.state = PoolState::safe;
         exposure.safe_as_told = true;
-    } else if (own && own->highest_ms + told_apart_ms <= earliest_ms && since.count >= enough_since &&
-               since.longest_ms <= own->highest_ms + late_ms && open_for_less_than(2ULL * own->highest_ms)) {
+    } else if (own && own->highest_ms + told_apart_ms <= earliest_ms && since.are_enough() &&
+               since.longest_ms() <= own->highest_ms + late_ms && open_for_less_than(2ULL * own->highest_ms)) {
         exposure.state = PoolState::safe; // it has been told so since: what was lost by then is no sign any more
         exposure.late_reuses = exposure.share = exposure.races_a_day = exposure.told_by = 0;
     } else if (!used_again) { // whether it would be is not known

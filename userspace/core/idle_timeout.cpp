@@ -57,10 +57,12 @@ private:
     std::size_t count_ = 0;
 };
 
-void IdleTimeoutLearner::outlived(std::uint32_t rested_ms, std::uint64_t rtt_ms)
+void IdleTimeoutLearner::outlived(std::uint32_t rested_ms, std::uint64_t rtt_ms, std::uint64_t ended_ns)
 {
     const std::optional<IdleTimeout> known = learned();
-    if (!known || rested_ms < known->highest_ms || known->reaches(rested_ms, rtt_ms) || ++outlived_ < enough_outlived)
+    if (!known || rested_ms < known->highest_ms || known->reaches(rested_ms, rtt_ms))
+        return;
+    if (++outlived_ < enough_outlived || ended_ns < met_ns_ + outlived_for_ns)
         return;
     samples_.clear();
     next_ = 0;
@@ -70,8 +72,10 @@ void IdleTimeoutLearner::outlived(std::uint32_t rested_ms, std::uint64_t rtt_ms)
 
 void IdleTimeoutLearner::learn(std::uint32_t idle_ms, std::uint64_t closed_ns)
 {
-    if (const std::optional<IdleTimeout> known = learned(); known && known->reaches(idle_ms, 0))
+    if (const std::optional<IdleTimeout> known = learned(); !known || known->reaches(idle_ms, 0)) {
         outlived_ = 0;
+        met_ns_ = std::max(met_ns_, closed_ns);
+    }
     const bool at_once = (closed_ns > instant_began_ns_ ? closed_ns - instant_began_ns_
                                                         : instant_began_ns_ - closed_ns) <= one_instant_ns;
     if (samples_.empty() || !at_once) {

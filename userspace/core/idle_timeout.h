@@ -48,9 +48,11 @@ public:
     void tell(std::optional<std::uint32_t> ms) { told_ms_ = ms; }
     /// Samples come about in the order of `closed_ns`.
     void learn(std::uint32_t idle_ms, std::uint64_t closed_ns);
-    /// A connection that had rested for as long was used, and answered, as seen from a round-trip time away. So many of
-    /// them in a row, without an idle close at the timeout, and that is forgotten: the upstream waits for longer now.
-    void outlived(std::uint32_t rested_ms, std::uint64_t rtt_ms);
+    /// A connection that had rested for as long was used, and answered, as seen from a round-trip time away, and ended
+    /// at `ended_ns`. So many of them in a row, without an idle close at the timeout for as long, and that is
+    /// forgotten: the upstream waits for longer now. Few or for a while they may be WebSockets, which have other
+    /// timers.
+    void outlived(std::uint32_t rested_ms, std::uint64_t rtt_ms, std::uint64_t ended_ns);
     /// The timeout, if the samples cluster: of at least 3 instants and most of those kept, the more the wider the
     /// cluster. Else the one that was told.
     [[nodiscard]] std::optional<IdleTimeout> timeout() const;
@@ -62,6 +64,7 @@ private:
     static constexpr std::size_t capacity = 128;
     static constexpr unsigned most_of_instant = 4;
     static constexpr unsigned enough_outlived = 20;
+    static constexpr std::uint64_t outlived_for_ns = 600'000'000'000;
 
     [[nodiscard]] std::optional<IdleTimeout> learned() const;
     /// Of the newest instant, which has all that are kept.
@@ -77,8 +80,9 @@ private:
     std::size_t next_ = 0;
     std::uint32_t instant_ = 0;
     std::uint64_t instant_began_ns_ = 0;
-    unsigned of_instant_ = 0; ///< samples of the newest one
-    unsigned outlived_ = 0;   ///< since the last sample at the timeout
+    unsigned of_instant_ = 0;  ///< samples of the newest one
+    std::uint64_t met_ns_ = 0; ///< when a connection was last closed at the timeout
+    unsigned outlived_ = 0;    ///< since then
     mutable std::optional<std::optional<IdleTimeout>> known_;
     std::optional<std::uint32_t> told_ms_;
 };

@@ -51,6 +51,15 @@ std::size_t UpstreamKeyHash::operator()(const UpstreamKey& key) const noexcept
            (std::size_t{key.netns} << 32U);
 }
 
+void OwnCloses::close(std::uint32_t rest_ms)
+{
+    rest(rest_ms);
+    if (++newest_.count >= enough) {
+        before_ = newest_;
+        newest_ = {};
+    }
+}
+
 std::uint64_t Upstream::watched_ns(std::uint64_t run_ns, std::uint64_t now_ns) const
 {
     constexpr std::uint64_t least_ns = 3'600'000'000'000;

@@ -3,6 +3,7 @@
 // harmless idle closes teach.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -53,6 +54,27 @@ struct UpstreamCounts {
     bool operator==(const UpstreamCounts&) const = default;
 };
 
+/// This host's newest closes of connections that had rested, since the upstream last closed one: a pool that was told
+/// to close first shows it by these. What lies forty closes back is forgotten: rests of before it was told.
+class OwnCloses {
+public:
+    static constexpr std::uint64_t enough = 20;
+
+    void close(std::uint32_t rest_ms);
+    /// Before a request.
+    void rest(std::uint32_t rest_ms) { newest_.longest_ms = std::max(newest_.longest_ms, rest_ms); }
+    [[nodiscard]] bool are_enough() const { return before_.count + newest_.count >= enough; }
+    [[nodiscard]] std::uint32_t longest_ms() const { return std::max(before_.longest_ms, newest_.longest_ms); }
+
+private:
+    struct Block {
+        std::uint64_t count = 0;
+        std::uint32_t longest_ms = 0;
+    };
+    Block before_;
+    Block newest_;
+};
+
 struct Upstream {
     IdleTimeoutLearner idle_timeout;   ///< the upstream's
     IdleTimeoutLearner own_idle_limit; ///< this host's, for connections to it
@@ -65,12 +87,6 @@ struct Upstream {
     std::uint32_t longest_kept_ms = 0;          ///< of these: as long as this
     /// comm of who used a connection to it again, the newest; else of who closed one. Empty if not known.
     std::array<char, FINRACE_COMM_LEN> owner{};
-    /// How this host's closes have gone since the upstream last closed a connection that rested: a pool that was told
-    /// to close first shows it by these.
-    struct OwnCloses {
-        std::uint64_t count = 0;
-        std::uint32_t longest_ms = 0; ///< rest, before such a close or a request
-    };
     OwnCloses own_closes;
     std::uint32_t rtt_us = 0;    ///< the newest connection's smoothed round-trip time
     std::uint64_t first_ns = 0;  ///< CLOCK_MONOTONIC, of its first event; 0 if not known

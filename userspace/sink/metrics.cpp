@@ -214,7 +214,8 @@ void add_run(Families& families, const Health& health)
     for (const MissingHook& hook : health.missing_hooks)
         families.gauge("finrace_missing_hook_info", "1; a place that it could not attach to.", {{"hook", hook.name}},
                        1);
-    families.counter("finrace_connections_followed_total", "Connections that it has followed, older ones included.", {},
+    families.counter("finrace_connections_followed_total",
+                     "Connections opened, accepted and adopted; those of losses at table_full are not followed.", {},
                      number(health.connections_begun));
     families.counter("finrace_connections_adopted_total", "Of these, those older than itself.", {},
                      number(health.connections_adopted));
@@ -303,7 +304,7 @@ std::string Metrics::text(const Standing& standing)
         return labels;
     };
 
-    // Nobody samples the sockets: what depends on how long connections have been open is not told.
+    // What depends on how long connections have been open is not told where that is not known.
     const OpenConnections unknown_open{.count = 1, .longest_ns = std::numeric_limits<std::uint64_t>::max()};
     const auto run_ns = static_cast<std::uint64_t>(standing.health.uptime.count());
     bool others_exposed = false;
@@ -311,8 +312,8 @@ std::string Metrics::text(const Standing& standing)
     standing.upstreams.for_each([&](const UpstreamKey* key, const Upstream& upstream) {
         if (key == nullptr)
             return;
-        const Exposure exposure =
-            exposure_of(upstream, upstream.watched_ns(run_ns, standing.now_ns), unknown_open, Ends{});
+        const Exposure exposure = exposure_of(upstream, upstream.watched_ns(run_ns, standing.now_ns),
+                                              standing.open ? standing.open(*key) : unknown_open, Ends{});
         if (&slot_of(*key, upstream.newest_ns) == &other_) {
             const Exposure::Range races = races_to_come(exposure).value_or(Exposure::Range{});
             others_exposed = others_exposed || exposure.state == PoolState::exposed;

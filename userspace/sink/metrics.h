@@ -39,6 +39,8 @@ struct Standing {
     const Health& health;
     const Upstreams& upstreams;
     std::uint64_t now_ns = 0; ///< CLOCK_MONOTONIC
+    /// An upstream's connections that are open. Not given: nothing is known of them.
+    std::function<OpenConnections(const UpstreamKey&)> open{};
     std::vector<ProgramUse> programs{};
     ProcessUse process{};
 };

@@ -200,8 +200,16 @@ std::vector<Present> best(const std::vector<Candidate>& candidates)
     }
     std::sort(found.begin(), found.end());
     found.erase(std::unique(found.begin(), found.end()), found.end());
-    if (found.size() > most_told)
+    if (found.size() > most_told) {
+        // What End::limit_ms() looks for stays: none at all, which comes first; the longest; one that is pending.
+        const auto pending =
+            std::find_if(found.begin(), found.end(), [](const Present& present) { return present.pending; });
+        if (pending != found.end())
+            std::iter_swap(found.begin() + 1, pending);
+        std::iter_swap(found.begin() + 2, found.end() - 1);
         found.resize(most_told);
+        std::sort(found.begin(), found.end());
+    }
     return found;
 }
 

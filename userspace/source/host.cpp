@@ -47,11 +47,11 @@ namespace fs = std::filesystem;
 constexpr std::size_t largest_file = 1U << 20U;
 constexpr std::size_t most_read = 16U << 20U; ///< of one process's files, all together
 // Any user's process may be called nginx, and name what it likes.
-constexpr std::size_t most_handed = 256U << 20U; ///< of them, read as often as there are upstreams to be looked up
+constexpr std::size_t most_handed = 256U << 20U; ///< of them, read anew for each upstream; of no more anything is told
 constexpr std::size_t most_listed = 1U << 16U;   ///< names in folders
 constexpr std::size_t most_names = 8U << 20U;    ///< bytes that a pattern may become
 constexpr std::size_t most_words = 1U << 12U;    ///< of a command line, or an environment
-constexpr std::size_t most_asked = 1U << 10U;    ///< processes
+constexpr std::size_t most_asked = 256;          ///< processes, each with a descriptor
 constexpr std::size_t most_kept = 256U << 20U;   ///< of the files of all processes
 constexpr std::size_t most_holders = 16;         ///< of a listening socket: workers, of which each is as good
 constexpr unsigned most_parents = 8;
@@ -126,8 +126,11 @@ public:
                 add(files, name, true);
         for (const ConfigurationFile& file : files)
             handed_ += file.text.size();
-        return handed_ <= most_handed ? files : std::vector<ConfigurationFile>();
+        return files;
     }
+
+    /// Whether what has been read of them for other upstreams was too much.
+    [[nodiscard]] bool exhausted() const { return handed_ > most_handed; }
 
 private:
     /// What a path that may have patterns stands for, without a slash at the beginning.
@@ -472,7 +475,7 @@ Host::Host() : room_(std::make_shared<std::size_t>(most_kept)) {}
 std::shared_ptr<const Host::Asked> Host::asked(std::uint32_t pid) const
 {
     if (const auto known = asked_.find(pid); known != asked_.end())
-        return known->second;
+        return known->second->files.exhausted() ? nullptr : known->second;
     return asked_.size() < most_asked ? std::make_shared<Asked>(pid, *room_) : nullptr;
 }
 

@@ -63,7 +63,7 @@ private:
 
     [[nodiscard]] bool is_own(const UpstreamKey& upstream) const; ///< an address of this host
     [[nodiscard]] const Listener* listener(const UpstreamKey& upstream) const;
-    /// Nothing if too many are kept already. Who is not known software's is not kept.
+    /// Nothing if too many are kept already, or it has been read too often. Who is not known software's is not kept.
     [[nodiscard]] std::shared_ptr<const Asked> asked(std::uint32_t pid) const;
 
     std::vector<Listener> listeners_;
