@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/classify.h"
+#include "core/software.h"
 #include "driven_socket.h"
 #include "teach.h"
 
@@ -2307,6 +2308,61 @@ TEST_CASE("of upstreams beyond the limit nothing is learned together", "[classif
     CHECK(upstreams.is_other(other));
     CHECK(other.counts.idle_closes_by_peer == 5);
     CHECK(other.idle_timeout.samples() == 0);
+}
+
+TEST_CASE("what is mended at either end shows while a run goes on", "[classify][exposure]")
+{
+    Upstreams upstreams;
+    event last{};
+    std::uint64_t after_ms = 0;
+    const auto told = [&](DrivenSocket& s) {
+        for (const event& e : s.events)
+            account(e, upstreams);
+        last = s.last();
+    };
+    const auto closed = [&](bool by_upstream, std::uint64_t rest_ms, std::uint64_t reused_after_ms) {
+        DrivenSocket s = used(1, Backend::trace, after_ms += 60'000);
+        s.wait_ms(reused_after_ms);
+        s.request(100);
+        s.receive(500);
+        s.wait_ms(rest_ms);
+        if (by_upstream)
+            s.fin();
+        s.close();
+        if (!by_upstream)
+            s.fin();
+        s.local_fin_acknowledged();
+        told(s);
+    };
+    const auto upstream = [&]() -> const Upstream& { return upstreams.at(UpstreamKey::of(last)); };
+    const auto state = [&] { return exposure_of(upstream(), 86'400'000'000'000, {}, {}).state; };
+    for (int i = 0; i < 10; ++i)
+        closed(true, 5000, 4900);
+    REQUIRE(upstream().idle_timeout.timeout());
+    CHECK(upstream().idle_timeout.timeout()->ms == 5000);
+    CHECK(state() == PoolState::exposed);
+    SECTION("this host closes after four seconds: first what was open before, and had rested for longer")
+    {
+        for (int i = 0; i < 5; ++i)
+            closed(false, 4000, 4900);
+        for (int i = 0; i < 34; ++i)
+            closed(false, 4000, 3900);
+        CHECK(state() == PoolState::exposed);
+        for (int i = 0; i < 6; ++i)
+            closed(false, 4000, 3900);
+        CHECK(state() == PoolState::safe);
+        closed(true, 5000, 3900);
+        CHECK(state() == PoolState::exposed);
+    }
+    SECTION("the upstream waits for longer")
+    {
+        for (int i = 0; i < 19; ++i)
+            closed(false, 60'000, 30'000);
+        CHECK(upstream().idle_timeout.timeout());
+        closed(false, 60'000, 30'000);
+        CHECK_FALSE(upstream().idle_timeout.timeout());
+        CHECK(state() == PoolState::safe);
+    }
 }
 
 TEST_CASE("an upstream that closes by RST and changes its timer is learned anew", "[classify]")
