@@ -198,7 +198,7 @@ private:
             for (const std::string& name : names_in(path)) {
                 if (::fnmatch(pattern.c_str(), name.c_str(), FNM_PERIOD) != 0)
                     continue;
-                longer.push_back(path.empty() ? name : path + '/' + name);
+                longer.push_back(path.empty() ? name : fmt::format("{}/{}", path, name));
                 if (bytes += longer.back().size(); bytes > most_names)
                     return longer;
             }
