@@ -108,7 +108,9 @@ def problem_with_server_end(row, verdict):
     found = verdict.at("finrace.server_end.unread_bytes")
     coming_in = request == 0 and found is not None and found > unread  # a body in full flow: more may come before the close
     if not unread and not taken:
-        return ("wrong", f"the server's end has {found} bytes unread, where all had been read") if found and not coming_in else None
+        if found and not coming_in and row["server_close_how"] != "none":  # else the lab did not see that end
+            return "wrong", f"the server's end has {found} bytes unread, where all had been read"
+        return None
     if found != unread and not coming_in:
         return "wrong", f"the server's end has {found} bytes unread, not {unread}"
     if (0 < request <= unread or cause == "request_rejected" or taken) and verdict.at("finrace.certainty") != "proven":
