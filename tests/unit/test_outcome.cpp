@@ -891,6 +891,17 @@ TEST_CASE("proxy_timeout and client_abort, and what is neither", "[outcome][clas
     is(judged({left(answered(4000, next, 400))}), Cause::client_abort, Certainty::likely);
     is(judged({left(answered(4000, next, 499))}), Cause::client_abort, Certainty::likely);
     is(judged({left(answered(4000, next, 500))}), Cause::proxy_timeout, Certainty::likely); // it had not noticed
+    // So soon it has not waited: whom the process answers then had asked for something else.
+    const auto judged_after = [&](std::uint64_t waited_ns, std::uint16_t status) {
+        event soon = end;
+        soon.timestamp_ns = soon.connection.local_close_ns = request_at + waited_ns;
+        return classify(
+            soon, upstream,
+            told({released(soon, soon.timestamp_ns), answered(4000, soon.timestamp_ns + 1, status)}).of(soon));
+    };
+    is(judged_after(500 * ms, 408), Cause::proxy_timeout, Certainty::possible);
+    CHECK(!judged_after(499 * ms, 408).verdict);
+    is(judged_after(499 * ms, 504), Cause::proxy_timeout, Certainty::likely);
     // Neither answered nor left: the proxy itself went.
     event dropped = let_go(4000, next, CONNECTION_CLIENT_WAITS);
     dropped.new_state = TCP_STATE_ESTABLISHED;

@@ -702,6 +702,8 @@ Classification judge_local_close(const Evidence& evidence, const Outcome& outcom
     const bool error = client.status == 0 || client.status >= 500;
     if (auto silence = judge_local_silence(evidence, error))
         return *std::move(silence);
+    if (!error && evidence.after_ms * ns_per_ms < shortest_patience_ns) // so soon it has not waited: another's answer
+        return unclassified();
     return verdict(evidence, Cause::proxy_timeout, Variant::none, error ? client.certainty : Certainty::possible,
                    fmt::format("This host stopped waiting for the upstream {} after the request and answered the "
                                "client itself{}.",
