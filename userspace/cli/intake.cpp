@@ -37,10 +37,10 @@ std::uint64_t Intake::connections_ended(const loss_counters& losses) const
 bool Intake::admits(const event& e)
 {
     ++events_;
-    if (e.connection.id != 0 && (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED))
+    if (e.connection.id != 0 && (e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED)) {
         ++ended_;
-    if ((e.kind == EVENT_CLOSED || e.kind == EVENT_OPEN_FAILED) && has(e, CONNECTION_ADOPTED))
-        ++adopted_ended_;
+        adopted_ended_ += has(e, CONNECTION_ADOPTED) ? 1 : 0;
+    }
     // What tells of outcomes is about others as well: a client's connection, another upstream's. And the server at the
     // other end is another process.
     const bool tells_outcome = e.kind >= EVENT_RELEASED;

@@ -19,6 +19,7 @@
 #include "cli/process_names.h"
 #include "core/classify.h"
 #include "core/software.h"
+#include "core/units.h"
 #include "sink/facts.h"
 #include "source/descriptor.h"
 
@@ -366,10 +367,14 @@ std::string Reporter::metrics()
     for (const ProgramRuns& program : meter_->loop.program_runs())
         programs.push_back({.name = program.name, .runs = program.runs, .time = std::chrono::nanoseconds(program.ns)});
     const std::uint64_t now_ns = feed_.now_ns();
+    if (!meter_->open || now_ns >= meter_->opened_ns + ns_per_second) { // however often it is asked for
+        meter_->open = open_now(now_ns);
+        meter_->opened_ns = now_ns;
+    }
     return meter_->metrics.text({.health = health(false),
                                  .upstreams = meter_->loop.intake().upstreams(),
                                  .now_ns = now_ns,
-                                 .open = open_now(now_ns),
+                                 .open = [this](const UpstreamKey& key) { return meter_->open(key); },
                                  .programs = std::move(programs),
                                  .process = use_of_this_process(meter_->started_s)});
 }

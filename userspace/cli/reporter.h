@@ -57,7 +57,9 @@ private:
     struct Meter {
         LiveLoop& loop;
         Metrics metrics;
-        double started_s; ///< since the epoch
+        double started_s;                                          ///< since the epoch
+        std::function<OpenConnections(const UpstreamKey&)> open{}; ///< open_now(), as of opened_ns
+        std::uint64_t opened_ns = 0;
     };
 
     void answer_if_it_listens();

@@ -187,7 +187,7 @@ struct Candidate {
     Present present;
 };
 
-/// Those that fit best, each once; the first few of many.
+/// Those that fit best, each once; a few of many.
 std::vector<Present> best(const std::vector<Candidate>& candidates)
 {
     std::vector<Present> found;

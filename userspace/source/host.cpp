@@ -500,12 +500,16 @@ Ends Host::ends(const UpstreamKey& upstream, const Owner& owner) const
         return ends;
     for (std::size_t i = 0; i < std::min(there->holders.size(), most_holders); ++i) {
         const std::uint32_t pid = there->holders[i];
+        if (strangers_.count(pid) != 0)
+            continue;
         const auto server = asked(pid);
         if (!server)
             break;
         const IdleSetting* software = setting_of_server(server->process.name, server->process.arguments);
-        if (software == nullptr)
+        if (software == nullptr) {
+            strangers_.insert(pid);
             continue;
+        }
         asked_.emplace(pid, server);
         ends.upstream = {.software = software,
                          .pid = server->process.pid,

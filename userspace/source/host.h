@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -68,7 +69,8 @@ private:
 
     std::vector<Listener> listeners_;
     mutable std::map<std::uint32_t, std::shared_ptr<const Asked>> asked_; ///< by process id
-    std::shared_ptr<std::size_t> room_;                                   ///< bytes that may be kept of their files
+    mutable std::set<std::uint32_t> strangers_;      ///< holders of listeners that are no known software's
+    std::shared_ptr<std::size_t> room_;              ///< bytes that may be kept of their files
     std::map<UpstreamKey, std::uint32_t> addresses_; ///< of this host, without port: which namespace has it
 };
 
