@@ -56,7 +56,7 @@ def test_tally(options):
     before = there()
     done = subprocess.run(command(options), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT)
     must(done.returncode == 0, f"exit {done.returncode}: {done.stdout[-3000:]} {done.stderr[-3000:]}")
-    rows = [line.split("  ") for line in done.stdout.splitlines() if re.match(r"  \d\d:\d\d:\d\d\.\d{3}  ", line)]
+    rows = [re.split("  +", line.strip()) for line in done.stdout.splitlines() if re.match(r"  \d\d:\d\d:\d\d\.\d{3}  ", line)]
     must(rows and all(row[-1] == "yes" for row in rows), f"rows: {rows}")
     words = done.stdout.split("finrace watch:", 1)
     must(len(words) == 2 and "keepalive_race" in words[1].split("4/4", 1)[0], f"no race was drawn live: {done.stdout[-3000:]}")
