@@ -97,7 +97,7 @@ def expect(attempt, began, at_timer, ask, backend, killed=False):
     if kind == "reset_bare":
         return Expected([(RESET, "")] if attempt.fresh else [(RACE, "reset_closed")])
     if kind == "reset_late":
-        return Expected([(RESET, "")], demanded=False)
+        return Expected([("request_rejected" if attempt.size > wire.SMALLEST_FLIGHT else RESET, "")], demanded=False)
     if kind == "given_up":
         if ask is not None and ask.left and ask.left <= attempt.ended:
             name = "client_abort"

@@ -240,6 +240,7 @@ def evidence(connection: Connection, request: Request) -> Evidence:
 # RFC 6928's initial window in bytes of Ethernet's segments: so much of a request may be on its way before the first
 # acknowledgement.
 ONE_FLIGHT = 10 * 1448
+SMALLEST_FLIGHT = 4 * 1340  # RFC 6928, section 2, of 1,340 bytes a segment; what is larger may have been taken in part
 # A request without an acknowledgement for so long has been retransmitted (RFC 6298's initial timeout).
 SILENCE = 1.0
 

@@ -826,8 +826,17 @@ TEST_CASE("a bare RST", "[classify]")
         check(s, Ending::unclassified);
         DrivenSocket upload = requested(2000, one_flight + 1);
         upload.acknowledge(1U);
+        DrivenSocket in_vain = upload;
         upload.reset();
-        check(upload, Ending::unclassified);
+        check(upload, rejected, upstream_with_timer(5000));
+        check(upload, with(rejected, Certainty::possible), upstream_with_timer(2000));
+        in_vain.retransmits = 1;
+        in_vain.reset();
+        check(in_vain, Ending::unclassified);
+        DrivenSocket taken = requested(2000, one_flight + 1);
+        taken.acknowledge(one_flight + 1);
+        taken.reset();
+        check(taken, Ending::unclassified);
     }
     SECTION("after a silence")
     {

@@ -596,9 +596,11 @@ Classification judge_peer_reset(const Evidence& evidence)
             return unclassified();
         return judge_unanswered(evidence, Variant::reset_unread, Cause::upstream_reset);
     }
-    // A bare RST answers a segment that met no socket; but if any of the request was acknowledged, it met one.
+    // A bare RST answers a segment that met no socket; but if any of the request was acknowledged, it met one. That has
+    // closed since: its own RST, with ACK, comes after a bare one where that segment met it between its steps to CLOSE
+    // and to send it (__tcp_close(), 6.18). Sent again and again, it may as well be another host by now.
     if (e.unacked_bytes < e.request_bytes)
-        return unclassified();
+        return e.retransmits == 0 ? judge_rejected(evidence, e.unacked_bytes, "RST") : unclassified();
     if (!evidence.in_race_window())
         return judge_silence(evidence, Variant::none).value_or(unclassified());
     if (evidence.fresh())
