@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // Records against golden texts and against docs/record.schema.json, by Debian's python3-jsonschema.
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -13,6 +15,7 @@
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "sink/facts.h"
@@ -89,6 +92,23 @@ TEST_CASE("a crossing's record, word for word")
           R"("evidence":{"event":"peer_fin","state":"CLOSE_WAIT","peer_fin_ms":20.113,"fin_unacked_bytes":176,)"
           R"("quiet_before_close_ms":20,"srtt_us":40210,"retransmits":0,"unread_bytes":0},)"
           R"("lost_events":0,"incomplete":false}})");
+}
+
+TEST_CASE("a record's time is what the calendar says, to the nanosecond")
+{
+    const WallClock clock(0);
+    CHECK(clock.rfc3339(0) == "1970-01-01T00:00:00.000000000Z");
+    CHECK(clock.rfc3339(1'709'210'096'000'000'007) == "2024-02-29T12:34:56.000000007Z");
+    constexpr std::uint64_t step_ns = 8'765'432'109'876'543; // a hundred days and a few hours
+    for (std::uint64_t ns = 999'999'999; ns < 8'000'000'000'000'000'000; ns += step_ns) {
+        const auto seconds = static_cast<std::time_t>(ns / 1'000'000'000);
+        std::tm utc{};
+        REQUIRE(::gmtime_r(&seconds, &utc) != nullptr);
+        std::array<char, 32> day{};
+        REQUIRE(std::strftime(day.data(), day.size(), "%Y-%m-%dT%H:%M:%S", &utc) > 0);
+        if (const std::string due = fmt::format("{}.{:09}Z", day.data(), ns % 1'000'000'000); clock.rfc3339(ns) != due)
+            FAIL(due);
+    }
 }
 
 TEST_CASE("a record's line has no control characters, and reads back as it was")

@@ -140,10 +140,10 @@ void Outputs::put(const Json& record)
 {
     const Json flat = flat_ ? flattened(record) : Json();
     const Json& shown = flat_ ? flat : record;
-    const std::string line = to_line(shown);
+    write_line(line_, shown);
     for (Output& output : outputs_) {
         if (auto* stream = std::get_if<Stream>(&output.to)) {
-            stream->write(line);
+            stream->write(line_);
             continue;
         }
         auto& datagrams = std::get<Datagrams>(output.to);
@@ -155,11 +155,11 @@ void Outputs::put(const Json& record)
             datagrams.write(journal_entry(record));
             break;
         default:
-            datagrams.write(line);
+            datagrams.write(line_);
             break;
         }
     }
-    unflushed_bytes_ += line.size();
+    unflushed_bytes_ += line_.size();
 }
 
 void Outputs::flush()

@@ -109,6 +109,7 @@ private:
 
     std::vector<Output> outputs_;
     bool flat_;
+    std::string line_; ///< the last record's
     std::size_t unflushed_bytes_ = 0;
     std::chrono::steady_clock::time_point retried_at_{};
 };

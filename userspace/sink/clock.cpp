@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 #include "sink/clock.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <ctime>
 #include <limits>
@@ -50,19 +51,20 @@ void WallClock::measure()
 
 std::string WallClock::rfc3339(std::uint64_t monotonic_ns) const
 {
-    const std::int64_t ns = static_cast<std::int64_t>(monotonic_ns) + offset_ns_;
-    const std::time_t seconds = ns / second_ns;
-    std::tm utc{};
-    ::gmtime_r(&seconds, &utc);
-    // By hand: six of them are in the record of a connection.
+    using namespace std::chrono;
+    const sys_time<nanoseconds> time(nanoseconds(static_cast<std::int64_t>(monotonic_ns) + offset_ns_));
+    const sys_days day = floor<days>(time);
+    const year_month_day date(day);
+    const hh_mm_ss<nanoseconds> of_day(time - day);
+    // By hand, and without gmtime_r(), which takes the time zone's lock: six of them are in the record of a connection.
     std::string text = "0000-00-00T00:00:00.000000000Z";
-    write_digits(text, 0, 4, utc.tm_year + 1900);
-    write_digits(text, 5, 2, utc.tm_mon + 1);
-    write_digits(text, 8, 2, utc.tm_mday);
-    write_digits(text, 11, 2, utc.tm_hour);
-    write_digits(text, 14, 2, utc.tm_min);
-    write_digits(text, 17, 2, utc.tm_sec);
-    write_digits(text, 20, 9, ns % second_ns);
+    write_digits(text, 0, 4, static_cast<int>(date.year()));
+    write_digits(text, 5, 2, static_cast<unsigned>(date.month()));
+    write_digits(text, 8, 2, static_cast<unsigned>(date.day()));
+    write_digits(text, 11, 2, of_day.hours().count());
+    write_digits(text, 14, 2, of_day.minutes().count());
+    write_digits(text, 17, 2, of_day.seconds().count());
+    write_digits(text, 20, 9, of_day.subseconds().count());
     return text;
 }
 

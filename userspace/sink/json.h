@@ -113,5 +113,7 @@ Json flattened(const Json& record);
 /// One line without its newline; bytes that are no UTF-8 become U+FFFD. Control characters are escaped, those too that
 /// JSON may have as they are (U+007F to U+009F): a terminal obeys them.
 std::string to_line(const Json& record);
+/// The same in `line`, whose room is used again.
+void write_line(std::string& line, const Json& record);
 
 } // namespace finrace
