@@ -271,7 +271,7 @@ def compare(stage, failures, attempts, by_name, down):
     refused = [one for one in verdicts if one.at("finrace.cause") == "connect_refused"]
     verdicts = [one for one in verdicts if one not in refused]
     problems, missed = [], []
-    found_clients = found_statuses = 0
+    found_clients = found_statuses = without_status = 0
     for attempt, cause in failures:
         asked = by_name[attempt["name"]]
         matching = [one for one in verdicts if one.local[1] == attempt["port"] and
@@ -301,10 +301,11 @@ def compare(stage, failures, attempts, by_name, down):
             if status != asked.status:
                 problems.append(f"{what}: status {status}, but the client got {asked.status}")
         if status is None and not asked.left and asked.status is not None:
+            without_status += 1
             print(f"          {what}: no status; {outcome}", flush=True)
     problems += [f"a verdict on no failure: {one.local[1]} {one.verdict} {one.at('finrace.message')}" for one in verdicts]
     statuses = [one.at("http.response.status_code") for one in refused]
-    if not refused or any(one not in (None, down.status) for one in statuses):
+    if down.status is None or down.status not in statuses or any(one not in (None, down.status) for one in statuses):
         problems.append(f"down: {len(refused)} refused, statuses {statuses}, the client got {down.status}")
     print(f"          {len(stage.asked)} requests, {len(failures)} failed attempts, {found_clients} clients and "
           f"{found_statuses} statuses found; down: {statuses}", flush=True)
@@ -312,6 +313,7 @@ def compare(stage, failures, attempts, by_name, down):
     if not stage.load:
         without = len(failures) - len(missed) - found_clients
         must(without == 0, f"{without} failures without their client")
+        must(without_status == 0, f"{without_status} failures without the status that their client got")
     return missed
 
 
