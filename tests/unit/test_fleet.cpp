@@ -8,6 +8,7 @@
 #include "sink/facts.h"
 #include "sink/json.h"
 #include "sink/record_reader.h"
+#include "sink/report.h"
 #include "sink/story.h"
 #include "source/clickhouse.h"
 #include "test_sink_events.h"
@@ -201,6 +202,33 @@ TEST_CASE("of several hosts' timers the learned one counts; of those that were t
     CHECK(timer_of({worst, other}) == 5000);
     CHECK(timer_of({other, worst}) == 5000);
     CHECK(timer_of({worst, other, pool_with("c", PoolState::safe, 2000, 8)}) == 2000);
+}
+
+TEST_CASE("a host's pool that is exposed without a learned timer closes when its upstream does", "[fleet]")
+{
+    Fleet fleet;
+    Pool tied = pool_of("a", PoolState::exposed, 100);
+    tied.upstream.own_idle_limit =
+        IdleTimeoutLearner({.ms = 60'000, .lowest_ms = 59'990, .highest_ms = 60'010, .samples = 8});
+    Pool longer = tied;
+    longer.hosts = {{"b", PoolState::exposed}};
+    longer.requests = 10;
+    longer.upstream.own_idle_limit =
+        IdleTimeoutLearner({.ms = 75'000, .lowest_ms = 75'000, .highest_ms = 75'000, .samples = 8});
+    fleet.add(tied);
+    fleet.add(longer);
+    const Diagnosis diagnosis = std::move(fleet).diagnosis();
+    REQUIRE(diagnosis.pools().size() == 1);
+    const Pool& pool = *diagnosis.pools().front();
+    CHECK(pool.exposure.state == PoolState::exposed);
+    REQUIRE(pool.timeout());
+    CHECK(pool.timeout()->ms == 60'000);
+    CHECK(pool.upstream.own_idle_limit.timeout()->ms == 75'000); // the upstream has to outwait all of them
+    CHECK(report_text(diagnosis, Watched{}, Paint(false), 120).find("--timeout-keep-alive 80") != std::string::npos);
+
+    Fleet unknown;
+    unknown.add(pool_of("a", PoolState::exposed, 100));
+    CHECK(std::move(unknown).diagnosis().pools().front()->exposure.state == PoolState::unknown);
 }
 
 TEST_CASE("a verdict's record, read back, tells the same story")

@@ -58,7 +58,10 @@ Pool merged(std::vector<Pool> pools)
         const auto its_timeout = pool->upstream.idle_timeout.timeout();
         if (!known_timeout || (known_timeout->samples == 0 && its_timeout && its_timeout->samples > 0))
             all.upstream.idle_timeout = pool->upstream.idle_timeout;
-        if (!all.upstream.own_idle_limit.timeout())
+        const auto known_limit =
+            all.upstream.own_idle_limit.timeout(); // the longest is what the upstream has to outwait
+        const auto its_limit = pool->upstream.own_idle_limit.timeout();
+        if (its_limit && (!known_limit || its_limit->highest_ms > known_limit->highest_ms))
             all.upstream.own_idle_limit = pool->upstream.own_idle_limit;
         all.upstream.longest_reused_idle_ms =
             std::max(all.upstream.longest_reused_idle_ms, pool->upstream.longest_reused_idle_ms);
@@ -117,6 +120,16 @@ void Fleet::add(FleetGroup group)
 
 void Fleet::add(Pool pool)
 {
+    const bool counts_on_timer =
+        pool.exposure.state == PoolState::exposed || pool.exposure.state == PoolState::kept_clear;
+    if (counts_on_timer && !pool.timeout()) {
+        // Too few idle closes to learn from, but they came when its host closes as well (tied_timeout()): a record
+        // tells of that limit alone.
+        if ((pool.exposure.tied_timeout = pool.upstream.own_idle_limit.timeout()))
+            pool.exposure.tied_timeout->samples = 1;
+        else
+            pool.exposure.state = PoolState::unknown;
+    }
     pools_[pool.where].push_back(std::move(pool));
 }
 
