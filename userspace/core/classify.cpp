@@ -920,6 +920,14 @@ std::uint32_t rest_at_local_close_ms(const event& e)
                : 0;
 }
 
+/// How long it had rested, and was open yet: before its last request, which was answered, or as this host closed it.
+std::uint32_t outlived_ms(const event& e, Ending ending)
+{
+    const std::uint32_t used_ms = is_reused(e.connection) ? answered_idle_ms(e) : 0;
+    const bool closed_first = ending == Ending::idle_close_by_local && !has(e, CONNECTION_LOCAL_RESET);
+    return closed_first ? std::max(used_ms, rest_at_local_close_ms(e)) : used_ms;
+}
+
 } // namespace
 
 Classification account(const event& e, Upstreams& upstreams, const Outcome& outcome)
@@ -953,12 +961,13 @@ Classification account(const event& e, Upstreams& upstreams, const Outcome& outc
         if (is_reused(c) && !upstreams.is_other(upstream)) {
             upstream.longest_reused_idle_ms = std::max(upstream.longest_reused_idle_ms, c.longest_idle_ms);
             upstream.own_closes.rest(c.longest_idle_ms);
-            upstream.idle_timeout.outlived(answered_idle_ms(e), e.srtt_us / 1000, e.timestamp_ns);
             upstream.longest_answered_idle_ms = std::max(upstream.longest_answered_idle_ms, answered_idle_ms(e));
             // A farewell is no request; what else there was is not known if its rest was the longest.
             if (!ends_with_farewell(e) || (c.exchange > 2 && c.longest_idle_ms > c.idle_ms))
                 upstream.rests.add(c.longest_idle_ms);
         }
+        if (!upstreams.is_other(upstream))
+            upstream.idle_timeout.outlived(outlived_ms(e, result.ending), e.srtt_us / 1000, e.timestamp_ns);
         break;
     default:
         break;

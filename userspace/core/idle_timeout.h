@@ -48,10 +48,10 @@ public:
     void tell(std::optional<std::uint32_t> ms) { told_ms_ = ms; }
     /// Samples come about in the order of `closed_ns`.
     void learn(std::uint32_t idle_ms, std::uint64_t closed_ns);
-    /// A connection that had rested for as long was used, and answered, as seen from a round-trip time away, and ended
-    /// at `ended_ns`. So many of them in a row, without an idle close at the timeout for as long, and that is
-    /// forgotten: the upstream waits for longer now. Few or for a while they may be WebSockets, which have other
-    /// timers.
+    /// A connection that had rested for as long was used, and answered, or closed by this host, as seen from a
+    /// round-trip time away, and ended at `ended_ns`. So many of them in a row, without an idle close at the timeout
+    /// for as long, and that is forgotten: the upstream waits for longer now. Few or for a while they may be
+    /// WebSockets, which have other timers.
     void outlived(std::uint32_t rested_ms, std::uint64_t rtt_ms, std::uint64_t ended_ns);
     /// The timeout, if the samples cluster: of at least 3 instants and most of those kept, the more the wider the
     /// cluster. Else the one that was told.
