@@ -390,6 +390,15 @@ TEST_CASE("what the ends have been told counts where nothing has shown", "[expos
             ends.upstream.present.front().pending = true;
             CHECK(state() == PoolState::unknown);
         }
+        SECTION("but connections outlived it: it has been told otherwise somewhere else")
+        {
+            std::uint32_t& outlived =
+                GENERATE(false, true) ? upstream.longest_answered_idle_ms : upstream.longest_kept_ms;
+            outlived = 8500; // as late as a sweep may be
+            CHECK(state() == PoolState::exposed);
+            ++outlived;
+            CHECK(state() == PoolState::unknown);
+        }
         SECTION("but what the proxy is told is not known")
         {
             ends.proxy.present.clear();

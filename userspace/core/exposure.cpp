@@ -36,6 +36,8 @@ constexpr std::uint64_t enough_kept = 3;
 constexpr std::uint32_t late_ms = 100;
 /// What has been told is no measurement: one end's limit is below the other's only if it is so by this much.
 constexpr std::uint32_t told_apart_ms = 500;
+/// Some look for what is idle once in a while (gunicorn's gthread: once a second), and half as late again.
+constexpr std::uint32_t told_late_ms = 1000;
 
 /// Whether no connection can rest until the upstream's timer, which has not shown, by what the ends have been told and
 /// what was seen.
@@ -188,7 +190,10 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
         }
         // Whether this host would keep connections for so long must be known as well.
         const bool outlives = own_told_ms && (*own_told_ms == 0 || *own_told_ms + told_apart_ms > timeout_ms);
-        if (!outlives || (own && own->highest_ms < timeout_ms) || (!used_again && open.resting == 0))
+        // A timer that connections outlived is another one: a file says less than it seems to.
+        const std::uint64_t latest_ms = timeout_ms + timeout_ms / 2 + told_late_ms;
+        const bool refuted = std::max(upstream.longest_answered_idle_ms, upstream.longest_kept_ms) > latest_ms;
+        if (!outlives || refuted || (own && own->highest_ms < timeout_ms) || (!used_again && open.resting == 0))
             return exposure;
     }
 
