@@ -63,6 +63,12 @@ TEST_CASE("a proxy is known by its process", "[advice]")
     // As the thread that connects is named.
     CHECK(setting_of_proxy("cache-worker")->software == "Varnish");
     CHECK(setting_of_proxy("wrk:worker_3")->software == "Envoy");
+    CHECK(setting_of_proxy("httpd-prefork")->software == "Apache httpd");
+    CHECK(setting_of_server("gunicorn: maste", {})->software == "gunicorn");
+    CHECK(setting_of_server("gunicorn3", {})->software == "gunicorn");
+    CHECK(setting_of_server("node_exporter", {}) == nullptr);
+    CHECK(setting_of_proxy("nginx-prometheu") == nullptr);
+    CHECK(setting_of_proxy("traefik-forward") == nullptr);
     CHECK(setting_of_proxy("python3") == nullptr);
     CHECK(setting_of_proxy("") == nullptr);
 }
@@ -121,6 +127,17 @@ TEST_CASE("the rule: the proxy a second before, or the upstream five seconds beh
         CHECK(settings(ways, Remedy::End::upstream).front() == "uvicorn --timeout-keep-alive 260");
         CHECK(settings(ways, Remedy::End::proxy) == Settings{"ttl=129"});
     }
+    SECTION("the proxy closes first, as it is told: another process keeps these connections")
+    {
+        Ends ends = proxy("nginx");
+        ends.proxy.present = {{.ms = 3000, .text = "keepalive_timeout 3s", .place = "there"}};
+        const auto ways = remedies(timer(5000), std::nullopt, ends);
+        CHECK(settings(ways, Remedy::End::proxy).empty());
+        CHECK(ways.back().why.find("another process") != std::string::npos);
+        ends.proxy.present.front().ms = 4001;
+        CHECK(settings(remedies(timer(5000), std::nullopt, ends), Remedy::End::proxy) ==
+              Settings{"keepalive_timeout 4s;"});
+    }
     SECTION("a process that is not known")
     {
         const auto ways = remedies(timer(5000), std::nullopt, proxy("python3"));
@@ -154,6 +171,7 @@ TEST_CASE("advice names what is there, and what holds now", "[advice]")
     SECTION("a server without a setting leaves the proxy's")
     {
         ends.upstream = {.software = setting_of_server("daphne", {}), .pid = 1, .present = {}};
+        ends.proxy.present = told(75'000, "keepalive_timeout 75s;");
         const auto ways = remedies(timer(60'000), std::nullopt, ends);
         CHECK(ways.front().end == Remedy::End::proxy);
         CHECK(settings(ways, Remedy::End::proxy) == Settings{"keepalive_timeout 59s;"});

@@ -27,9 +27,9 @@ constexpr std::array proxies{
                 .configuration = Configuration::haproxy,
                 .source = "haproxy mux_h1.c, h1_refresh_timeout(); issue 1236; configuration.txt, pool-max-conn"},
     IdleSetting{.software = "Apache httpd",
-                .processes = {"apache2", "httpd"},
+                .processes = {"apache2", "httpd", "httpd-"},
                 .setting = "ttl={}",
-                .where = "in its ProxyPass or BalancerMember; without it there is no limit",
+                .where = "in its ProxyPass or BalancerMember; without it, and under the prefork MPM, there is no limit",
                 .configuration = Configuration::apache,
                 .looked_at_on_use = true,
                 .source = "httpd.apache.org/docs/2.4/mod/mod_proxy.html#proxypass"},
@@ -95,7 +95,7 @@ constexpr std::array servers{
                     "TIMEOUT; --max-requests and a reload end workers as well",
                 .dies_of_source = "docs.gunicorn.org, settings: timeout, max_requests"},
     IdleSetting{.software = "Node.js",
-                .processes = {"node"},
+                .processes = {"node", "nodejs"},
                 .setting = "server.keepAliveTimeout = {}",
                 .where = "with server.headersTimeout above it",
                 .unit = Unit::milliseconds,
@@ -135,7 +135,7 @@ constexpr std::array servers{
                 .default_ms = 20'000,
                 .source = "tomcat.apache.org/tomcat-10.1-doc/config/http.html, and the server.xml that it comes with"},
     IdleSetting{.software = "Apache httpd",
-                .processes = {"apache2", "httpd"},
+                .processes = {"apache2", "httpd", "httpd-"},
                 .setting = "KeepAliveTimeout {}",
                 .default_ms = 5000,
                 .source = "httpd.apache.org/docs/2.4/mod/core.html#keepalivetimeout",
@@ -160,12 +160,24 @@ constexpr std::array servers{
                 .source = "caddyserver.com/docs/caddyfile/options#timeouts"},
 };
 
+/// Behind its name a process may say more ("gunicorn: master", "gunicorn3", "cache-main", "wrk:worker_0");
+/// "nginx-prometheus" and "node_exporter" are others.
+bool is_called(std::string_view process, std::string_view name)
+{
+    if (!process.starts_with(name) || process.size() == name.size())
+        return process == name;
+    const auto is_word = [](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '_';
+    };
+    return name.find_first_of("-:") != std::string_view::npos || !is_word(process[name.size()]);
+}
+
 template <typename Table>
 const IdleSetting* named(const Table& table, std::string_view process)
 {
     const auto* found = std::find_if(table.begin(), table.end(), [&](const IdleSetting& one) {
         return std::any_of(one.processes.begin(), one.processes.end(),
-                           [&](std::string_view name) { return !name.empty() && process.starts_with(name); });
+                           [&](std::string_view name) { return !name.empty() && is_called(process, name); });
     });
     return found != table.end() ? found : nullptr;
 }

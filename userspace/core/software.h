@@ -28,7 +28,7 @@ enum class Configuration {
 /// One software's setting, at one end of a pool.
 struct IdleSetting {
     std::string_view software{};
-    std::array<std::string_view, 2> processes{}; ///< its names as the kernel has them (comm), or how these begin
+    std::array<std::string_view, 3> processes{}; ///< its names as the kernel has them (comm), or how these begin
     std::string_view word{};                     ///< in the command line of an interpreter that runs it; may be empty
     std::string_view setting{};                  ///< with {} for the value; empty if there is none
     std::string_view beside{};                   ///< what has to be set as well, as it is written; may be empty
