@@ -268,6 +268,9 @@ TEST_CASE("a server that is known is told of, and its limit where that fits", "[
     CHECK(!says(report("gunicorn", told, 5001), fits));
     CHECK(says(report("gunicorn", told, 2625), "the longest of these requests had taken about as long when it died"));
     CHECK(!says(report("gunicorn", told, 2624), "about as long"));
+    const std::vector<Present> none{{.ms = 0, .text = "--timeout 0", .place = "command line of process 7"}};
+    CHECK(says(report("gunicorn", none, 500), "now --timeout 0: command line of process 7."));
+    CHECK(!says(report("gunicorn", none, 500), "about as long"));
 }
 
 TEST_CASE("of several that died at one instant a process's end is told", "[diagnosis]")
@@ -966,7 +969,7 @@ TEST_CASE("who refuses is looked up, and what it was told", "[diagnosis]")
     }
     CHECK(!says(hints(std::nullopt, ""), "there now"));
     CHECK(says(hints(true, ""), "uvicorn listens there now"));
-    CHECK(says(hints(false, ""), "Nobody listens there now"));
+    CHECK(says(hints(false, ""), "Nobody on this host listens there now"));
     CHECK(says(hints(true, "--limit-max-requests 400: command line of process 7"),
                "requests, --limit-max-requests 400: command"));
 }

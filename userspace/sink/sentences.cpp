@@ -539,7 +539,7 @@ namespace {
 std::string_view explained_by(const Present& limit, const Finding& finding)
 {
     const auto fits = [&limit](std::uint64_t ms) { return ms >= limit.ms && ms <= limit.ms + worker_limit_late_ms; };
-    if (!finding.waits)
+    if (limit.ms == 0 || !finding.waits) // 0 is no limit
         return {};
     const auto timer = finding.waits->timer();
     if ((fits(finding.waits->lowest_ms) && fits(finding.waits->highest_ms)) ||
@@ -587,7 +587,7 @@ std::vector<std::string> own_hints(const Diagnosis& diagnosis, const Watched& wa
     if (const auto listens = server.listens; finding.cause == Cause::connect_refused && listens)
         all.push_back(*listens ? fmt::format("{} listens there now: it was away for a while, or came late.",
                                              server.software != nullptr ? server.software->software : "Somebody")
-                               : "Nobody listens there now.");
+                               : "Nobody on this host listens there now.");
     if (server.listens.value_or(false) && watched.turned_away > 0 &&
         (finding.cause == Cause::connect_timeout || finding.cause == Cause::accept_stalled))
         all.push_back(
