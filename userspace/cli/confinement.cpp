@@ -142,8 +142,15 @@ void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>
     mount_processes(processes);
     require(::chdir(covered) == 0, "chdir()");
     // Both are mounted at the same place then, the old one above: pivot_root(2), "pivot_root(".", ".")".
-    require(::syscall(SYS_pivot_root, ".", ".") == 0, "pivot_root()");
-    require(::umount2(".", MNT_DETACH) == 0, "umount(the old root)");
+    if (::syscall(SYS_pivot_root, ".", ".") == 0) {
+        require(::umount2(".", MNT_DETACH) == 0, "umount(the old root)");
+    } else {
+        // Docker's and containerd's filters let nobody do that. Moved over the old root, it covers that as well: nobody
+        // comes out from below without CAP_SYS_CHROOT, which goes with the others.
+        const Refused refused{"pivot_root()", errno};
+        if (::mount(".", "/", nullptr, MS_MOVE, nullptr) != 0 || ::chroot(".") != 0)
+            throw refused;
+    }
     require(::chdir("/") == 0, "chdir()");
     require(::mount(nullptr, "/", nullptr, MS_BIND | MS_REMOUNT | MS_RDONLY | harmless, nullptr) == 0,
             "mount(/, read-only)");
@@ -391,8 +398,12 @@ Confinement confine(const Needed& needed, const std::function<bool()>& counts)
         std::set<fs::path> not_written = folders_of(not_written_in(needed));
         not_written.insert(listed.begin(), listed.end());
         leave_files(needed, std::move(not_written));
-        leave_other_processes(folders_of(needed.files), folders_of(needed.read), listed);
     });
+    // Also where the old root stays: what Landlock lets it open there are the same folders.
+    const bool apart = attempt("other processes' files stay in its reach", [&] {
+        leave_other_processes(folders_of(needed.files), folders_of(needed.read), folders_that_are_there(needed.listed));
+    });
+    confinement.files = confinement.files && apart;
     if (needed.with_rights)
         needed.with_rights();
     const bool opens = !needed.files.empty() || !needed.sockets.empty();
