@@ -56,7 +56,7 @@ SLOW_ON = {("fentry", "6.12")}
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node", ("kprobe", "5.10"): "nginx,haproxy"}
 ENCRYPTED_ON = {("fentry", "6.12"), ("kprobe", "5.10")}
-BOTH_BACKENDS_ON = {("fentry", "6.1"), ("kprobe", "5.10")}
+BOTH_BACKENDS_ON = ("fentry", "6.1")
 PROVEN_ON = ("fentry", "6.1")
 PEERS_ON = ("fentry", "5.10")
 OUTPUTS = "all at once"  # they know nothing of how the kernel is watched; what confines them there, "confinement" tries
@@ -100,7 +100,7 @@ def exact(options, name):
         ], here == PROVEN_ON
         yield "beside cgroup", [
             f"{HERE}/both_backends.py", *BACKENDS[name][2:], *tools(options), "--runs", "3",
-        ], here in BOTH_BACKENDS_ON
+        ], here == BOTH_BACKENDS_ON
 
 
 def smp(options, name):
