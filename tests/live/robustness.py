@@ -1829,9 +1829,9 @@ BPF_FOR_ALL = (5, 19)  # since then the counters can be read without CAP_BPF, wh
 
 def call_in(finrace, calls):
     """What these C calls return in that process, which gdb stops for a moment, and errno after each. They are this test's, the refusals the
-    kernel's: nothing of finrace has a say in them."""
+    kernel's: nothing of finrace has a say in them. libc's symbols will do: debug information takes an emulated machine minutes."""
     gdb = harness.need("gdb", "gdb")
-    command = [gdb, "-nx", "-batch", "-iex", "set sysroot /", "-iex", "set auto-load off", "-p", str(finrace.process.pid)]
+    command = [gdb, "-nx", "--readnever", "-batch", "-iex", "set sysroot /", "-iex", "set auto-load off", "-p", str(finrace.process.pid)]
     for call in calls:
         command += ["-ex", f"print {call}", "-ex", "print *(int *)__errno_location()"]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT * 3)
