@@ -148,7 +148,8 @@ void build_root(const std::set<fs::path>& folders, const std::vector<Descriptor>
         // Docker's and containerd's filters let nobody do that. Moved over the old root, it covers that as well: nobody
         // comes out from below without CAP_SYS_CHROOT, which goes with the others.
         const Refused refused{"pivot_root()", errno};
-        if (::mount(".", "/", nullptr, MS_MOVE, nullptr) != 0 || ::chroot(".") != 0)
+        const bool may = ::chroot("/") == 0; // asked first: it can't be undone
+        if (!may || ::mount(".", "/", nullptr, MS_MOVE, nullptr) != 0 || ::chroot(".") != 0)
             throw refused;
     }
     require(::chdir("/") == 0, "chdir()");
@@ -187,8 +188,9 @@ void leave_files(const Needed& needed, std::set<fs::path> folders)
                 throw Refused{"what it needs is not found again", ENOENT};
         }
     } catch (const Refused&) {
-        if (::setns(back.get(), CLONE_NEWNS) == 0) [[maybe_unused]]
-            const int there = ::fchdir(here.get());
+        if (::setns(back.get(), CLONE_NEWNS) != 0) // takes CAP_SYS_CHROOT; without it, the old root is there below
+            ::umount2(covered, MNT_DETACH);
+        [[maybe_unused]] const int there = ::fchdir(here.get());
         throw;
     }
 }
