@@ -873,8 +873,9 @@ std::string remedy_text(const Remedy& way, bool first)
 std::string present_text(const Present& present)
 {
     if (present.pending)
-        return printable(fmt::format("{} ({}) was changed after the process had begun: reload it", present.place,
-                                     present.text.empty() ? "no such setting" : present.text));
+        return printable(
+            fmt::format("{} ({}) was changed after the process had begun: reload it, unless that was done since",
+                        present.place, present.text.empty() ? "no such setting" : present.text));
     std::string_view text = present.text;
     if (text.ends_with(';')) // nginx's: a sentence goes on behind it
         text.remove_suffix(1);
