@@ -169,6 +169,8 @@ void leave_files(const Needed& needed, std::set<fs::path> folders)
     const Descriptor back(::open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC));
     const Descriptor here(::open(".", O_PATH | O_DIRECTORY | O_CLOEXEC));
     require(back && here && ::unshare(CLONE_NEWNS) == 0, "unshare(CLONE_NEWNS)");
+    const Descriptor here_now(::open(".", O_PATH | O_DIRECTORY | O_CLOEXEC)); // the same, in the new namespace
+    bool is_covered = false;
     try {
         // Slaves, so that what is unmounted elsewhere is not kept here.
         require(::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) == 0, "mount(/, slave)");
@@ -181,6 +183,7 @@ void leave_files(const Needed& needed, std::set<fs::path> folders)
         for (const std::string& name : needed.read)
             opened_to_read.emplace_back(::open(name.c_str(), O_PATH | O_CLOEXEC));
         require(::mount("finrace", covered, "tmpfs", harmless, "mode=0755,size=1m") == 0, "mount(tmpfs)");
+        is_covered = true;
         build_root(folders, opened, writable, needed.read, opened_to_read);
         for (std::size_t i = 0; i < files.size(); ++i) {
             const struct stat now = status_of(files[i]);
@@ -188,9 +191,10 @@ void leave_files(const Needed& needed, std::set<fs::path> folders)
                 throw Refused{"what it needs is not found again", ENOENT};
         }
     } catch (const Refused&) {
-        if (::setns(back.get(), CLONE_NEWNS) != 0) // takes CAP_SYS_CHROOT; without it, the old root is there below
+        const bool is_back = ::setns(back.get(), CLONE_NEWNS) == 0; // takes CAP_SYS_CHROOT
+        if (!is_back && is_covered)
             ::umount2(covered, MNT_DETACH);
-        [[maybe_unused]] const int there = ::fchdir(here.get());
+        [[maybe_unused]] const int there = ::fchdir(is_back ? here.get() : here_now.get());
         throw;
     }
 }
