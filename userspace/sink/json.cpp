@@ -361,7 +361,7 @@ Json connection_record(const Origin& origin, const event& e, std::span<const Sta
     add_process(record, c, process_name);
     add_network(record, e);
 
-    Json& finrace = begin_finrace(record);
+    Json& finrace = begin_finrace(record, finrace_members_of_connection);
     add(finrace, "side", is_client(e) ? "client" : "server");
 
     Json& of_connection = add(finrace, "connection", connection_identity(e));
