@@ -228,7 +228,9 @@ TEST_CASE("a host's pool that is exposed without a learned timer closes when its
 
     Fleet unknown;
     unknown.add(pool_of("a", PoolState::exposed, 100));
-    CHECK(std::move(unknown).diagnosis().pools().front()->exposure.state == PoolState::unknown);
+    const Diagnosis nothing = std::move(unknown).diagnosis();
+    CHECK(nothing.pools().front()->exposure.state == PoolState::unknown);
+    CHECK(nothing.pools().front()->hosts.at("a") == PoolState::unknown);
 }
 
 TEST_CASE("a verdict's record, read back, tells the same story")

@@ -129,6 +129,8 @@ void Fleet::add(Pool pool)
             pool.exposure.tied_timeout->samples = 1;
         else
             pool.exposure.state = PoolState::unknown;
+        for (auto& [host, state] : pool.hosts)
+            state = pool.exposure.state;
     }
     pools_[pool.where].push_back(std::move(pool));
 }
