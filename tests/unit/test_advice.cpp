@@ -67,6 +67,10 @@ TEST_CASE("a proxy is known by its process", "[advice]")
     CHECK(setting_of_server("gunicorn: maste", {})->software == "gunicorn");
     CHECK(setting_of_server("gunicorn3", {})->software == "gunicorn");
     CHECK(setting_of_server("node_exporter", {}) == nullptr);
+    CHECK(setting_of_server("node-MainThread", {})->software == "Node.js");
+    CHECK(setting_of_server("MainThread", {"/usr/bin/node", "app.js"})->software == "Node.js");
+    CHECK(setting_of_proxy("nginx-debug")->software == "nginx");
+    CHECK(setting_of_proxy("caddy_linux_amd")->software == "Caddy");
     CHECK(setting_of_proxy("nginx-prometheu") == nullptr);
     CHECK(setting_of_proxy("traefik-forward") == nullptr);
     CHECK(setting_of_proxy("python3") == nullptr);
@@ -134,6 +138,9 @@ TEST_CASE("the rule: the proxy a second before, or the upstream five seconds beh
         const auto ways = remedies(timer(5000), std::nullopt, ends);
         CHECK(settings(ways, Remedy::End::proxy).empty());
         CHECK(ways.back().why.find("another process") != std::string::npos);
+        Ends apache = proxy("apache2");
+        apache.proxy.present = ends.proxy.present;
+        CHECK(remedies(timer(5000), std::nullopt, apache).back().why.find("prefork") != std::string::npos);
         ends.proxy.present.front().ms = 4001;
         CHECK(settings(remedies(timer(5000), std::nullopt, ends), Remedy::End::proxy) ==
               Settings{"keepalive_timeout 4s;"});

@@ -86,10 +86,11 @@ std::vector<Remedy> remedies(const IdleTimeout& timeout, const std::optional<Idl
     if (lowered_ms == 0) {
         lower.why = fmt::format("no limit there is worth it, for the upstream closes after {}", seconds(timeout.ms));
     } else if (told_ms && *told_ms != 0 && *told_ms <= lowered_ms) {
-        lower.why =
-            fmt::format("{} is told to close them after {} already: another process keeps these, and must close "
-                        "them after {} at most",
-                        proxy->software, seconds(*told_ms), seconds(lowered_ms));
+        lower.why = fmt::format("{} is told to close them after {} already{} another process keeps these, and must "
+                                "close them after {} at most",
+                                proxy->software, seconds(*told_ms),
+                                proxy->looked_at_on_use ? ", which does nothing under its prefork MPM, or" : ":",
+                                seconds(lowered_ms));
     } else if (proxy == nullptr) {
         lower.why =
             fmt::format("whatever keeps these connections on this host must close them after {} of rest, before "

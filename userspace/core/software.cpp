@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::array proxies{
     IdleSetting{.software = "nginx",
-                .processes = {"nginx"},
+                .processes = {"nginx", "nginx-debug"},
                 .setting = "keepalive_timeout {}s;",
                 .where = "in its upstream block, beside keepalive",
                 .default_ms = 60'000,
@@ -34,7 +34,7 @@ constexpr std::array proxies{
                 .looked_at_on_use = true,
                 .source = "httpd.apache.org/docs/2.4/mod/mod_proxy.html#proxypass"},
     IdleSetting{.software = "Caddy",
-                .processes = {"caddy"},
+                .processes = {"caddy", "caddy_linux"},
                 .setting = "keepalive {}s",
                 .where = "in reverse_proxy's transport http block",
                 .default_ms = 120'000,
@@ -58,7 +58,7 @@ constexpr std::array proxies{
                 .default_ms = 3'600'000,
                 .source = "envoyproxy.io, faq/configuration/timeouts"},
     IdleSetting{.software = "Traefik",
-                .processes = {"traefik"},
+                .processes = {"traefik", "traefik_linux"},
                 .setting = "idleConnTimeout: {}s",
                 .where = "in the serversTransport's forwardingTimeouts",
                 .default_ms = 90'000,
@@ -95,7 +95,8 @@ constexpr std::array servers{
                     "TIMEOUT; --max-requests and a reload end workers as well",
                 .dies_of_source = "docs.gunicorn.org, settings: timeout, max_requests"},
     IdleSetting{.software = "Node.js",
-                .processes = {"node", "nodejs"},
+                .processes = {"node", "nodejs", "node-MainThread"},
+                .word = "node", // of which the main thread has been called just so
                 .setting = "server.keepAliveTimeout = {}",
                 .where = "with server.headersTimeout above it",
                 .unit = Unit::milliseconds,
@@ -142,7 +143,7 @@ constexpr std::array servers{
                 .dies_of = "its error log tells of a child that ended: \"exit signal\"",
                 .dies_of_source = "httpd server/mpm_unix.c, ap_process_child_status(), AH00051 and AH00052"},
     IdleSetting{.software = "nginx",
-                .processes = {"nginx"},
+                .processes = {"nginx", "nginx-debug"},
                 .setting = "keepalive_timeout {}s;",
                 .where = "in its http or server block",
                 .default_ms = 75'000,
@@ -153,7 +154,7 @@ constexpr std::array servers{
                 .where = "in its frontend or defaults",
                 .source = "haproxy configuration.txt, timeout http-keep-alive"},
     IdleSetting{.software = "Caddy",
-                .processes = {"caddy"},
+                .processes = {"caddy", "caddy_linux"},
                 .setting = "idle {}s",
                 .where = "in the global options: servers, timeouts",
                 .default_ms = 300'000,
@@ -169,7 +170,7 @@ bool is_called(std::string_view process, std::string_view name)
     const auto is_word = [](char c) {
         return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '_';
     };
-    return name.find_first_of("-:") != std::string_view::npos || !is_word(process[name.size()]);
+    return name.find_first_of("-_:") != std::string_view::npos || !is_word(process[name.size()]);
 }
 
 template <typename Table>
