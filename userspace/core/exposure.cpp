@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <utility>
 
@@ -190,9 +191,11 @@ Exposure exposure_of(const Upstream& upstream, std::uint64_t observed_ns, const 
         }
         // Whether this host would keep connections for so long must be known as well.
         const bool outlives = own_told_ms && (*own_told_ms == 0 || *own_told_ms + told_apart_ms > timeout_ms);
-        // A timer that connections outlived is another one: a file says less than it seems to.
-        const std::uint64_t latest_ms = timeout_ms + timeout_ms / 2 + told_late_ms;
-        const bool refuted = std::max(upstream.longest_answered_idle_ms, upstream.longest_kept_ms) > latest_ms;
+        // A timer that several connections outlived is another one: a file says less than it seems to. One may be a
+        // WebSocket.
+        const std::uint32_t latest_ms = timeout_ms + timeout_ms / 2 + told_late_ms;
+        const bool refuted = upstream.longest_answered_idle_ms > latest_ms &&
+                             upstream.rests.between(latest_ms, std::numeric_limits<std::uint32_t>::max()) >= habit;
         if (!outlives || refuted || (own && own->highest_ms < timeout_ms) || (!used_again && open.resting == 0))
             return exposure;
     }
