@@ -2363,6 +2363,26 @@ TEST_CASE("what is mended at either end shows while a run goes on", "[classify][
         closed(true, 5000, 3900);
         CHECK(state() == PoolState::exposed);
     }
+    SECTION("the upstream waits for longer, and connections in use rest only before this host closes them")
+    {
+        for (int i = 0; i < 19; ++i)
+            closed(false, 60'000, 10);
+        CHECK(upstream().idle_timeout.timeout());
+        closed(false, 60'000, 10);
+        CHECK_FALSE(upstream().idle_timeout.timeout());
+    }
+    SECTION("what was never used, or for one answer, rested by another timer perhaps")
+    {
+        for (int i = 0; i < 40; ++i) {
+            DrivenSocket s = used(i % 2, Backend::trace, after_ms += 60'000); // of none, or of one request
+            s.wait_ms(60'000);
+            s.close();
+            s.fin();
+            s.local_fin_acknowledged();
+            told(s);
+        }
+        CHECK(upstream().idle_timeout.timeout());
+    }
     SECTION("the upstream waits for longer")
     {
         for (int i = 0; i < 19; ++i)

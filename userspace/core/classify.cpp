@@ -921,10 +921,12 @@ std::uint32_t rest_at_local_close_ms(const event& e)
 }
 
 /// How long it had rested, and was open yet: before its last request, which was answered, or as this host closed it.
+/// One that was never used, or for one answer alone (perhaps a stream of events), may have rested by another timer.
 std::uint32_t outlived_ms(const event& e, Ending ending)
 {
-    const std::uint32_t used_ms = is_reused(e.connection) ? answered_idle_ms(e) : 0;
-    const bool closed_first = ending == Ending::idle_close_by_local && !has(e, CONNECTION_LOCAL_RESET);
+    const std::uint32_t used_ms = answered_idle_ms(e);
+    const bool closed_first = ending == Ending::idle_close_by_local && !has(e, CONNECTION_LOCAL_RESET) &&
+                              is_reused(e.connection) && e.response_bytes > 0;
     return closed_first ? std::max(used_ms, rest_at_local_close_ms(e)) : used_ms;
 }
 
