@@ -208,9 +208,6 @@ def check_same(found):
 
 
 NEAR_MS, NEAR_SHARE = 10, 0.01  # two ticks of the kernel's clock, in which cgroup knows when an answer came; and jitter
-# The clock of ticks stands still while the hypervisor runs somebody else: one rest alone may be off by as much. Of many, their
-# middle is not.
-LATE_TICK_MS = 50
 
 
 def near(one, other, spread=0):
@@ -251,7 +248,7 @@ def pools_differ(recorded, report, unseen=(), seen_better=(), counted_apart=(), 
                                   ("unclassified", len(seen_better), len(unseen) + riding)):
             if not -fewer <= begun[1][name] - begun[0][name] <= more:
                 differ.append(f"{begun[0][name]} and {begun[1][name]} {name}")
-        if not unseen and not near(one["longest_reused_idle_ms"], other["longest_reused_idle_ms"], 2 * LATE_TICK_MS):
+        if not unseen and not near(one["longest_reused_idle_ms"], other["longest_reused_idle_ms"]):
             differ.append(f"used again after {one['longest_reused_idle_ms']} and {other['longest_reused_idle_ms']} ms")
     return differ
 
