@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import container  # noqa: E402
 import harness  # noqa: E402
 import robustness  # noqa: E402
-from harness import LIMIT, Pair, listen, must, need, network, wait_for  # noqa: E402
+from harness import LIMIT, Pair, listen, must, need, network  # noqa: E402
 from robustness import in_child  # noqa: E402
 
 UNIT = "finrace.service"
@@ -80,6 +80,11 @@ def changed_configuration(change):
             file.write(good)
 
 
+def wait_for(condition, what, limit=LIMIT, pause=0.3):
+    """harness.wait_for, with more time between: most conditions here start a process, which an emulated machine is long at."""
+    return harness.wait_for(condition, what, limit, pause)
+
+
 def must_be_gone(objects):
     """These BPF programs, maps and links, of which there were some, are not in the kernel any more."""
     must(objects, "it held no BPF objects")
@@ -129,7 +134,7 @@ def repacked(options, version):
         lines = [f"Version: {version}\n" if line.startswith("Version:") else line for line in file]
     with open(control, "w", encoding="utf-8") as file:
         file.writelines(lines)
-    call("dpkg-deb", "--root-owner-group", "--build", folder, folder + ".deb", limit=SLOW)
+    call("dpkg-deb", "-Znone", "--root-owner-group", "--build", folder, folder + ".deb", limit=SLOW)
     return folder + ".deb"
 
 
