@@ -610,13 +610,18 @@ def test_two_hosts_and_one_connection(options):
         for process in running:
             process.terminate()
             process.wait(STOP_LIMIT)
+    with open(truth, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    # Of a run that slipped the lab closes the client's end at once, and anything may be said of it.
+    slipped = {(row["client_address"], row["client_port"]) for row in rows if row.get("slipped")}
+    rows = [row for row in rows if (row["expected"] or {}).get("cause")]
     lines = {}
     for name, path in files.items():
+        client, server = ("peer", "local") if name == "app-1" else ("local", "peer")
         with open(path, "rb") as file:
-            lines[name] = [line for line in file.read().splitlines() if b'"finrace.verdict"' in line
-                           and ports <= json.loads(line)["network.local.port" if name == "app-1" else "network.peer.port"] < ports + 100]
-    with open(truth, encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if (row["expected"] or {}).get("cause")]
+            verdicts = [(line, json.loads(line)) for line in file.read().splitlines() if b'"finrace.verdict"' in line]
+        lines[name] = [line for line, one in verdicts if ports <= one[f"network.{server}.port"] < ports + 100
+                       and (one[f"network.{client}.address"], one[f"network.{client}.port"]) not in slipped]
     due = Counter(row["expected"]["cause"] for row in rows)
     said = Counter(json.loads(line)["finrace.cause"] for line in lines["proxy-1"])
     must(said == due, lambda: f"the proxy's host says {said}, not {due}")
