@@ -36,7 +36,7 @@ UPSTREAMS = {
     "local-uvicorn": {("fentry", "5.10"), ("kprobe", "6.1")},
     "lingering": {("kprobe", "6.1"), ("fentry", "6.12")},
 }
-FEWER = 120  # requests near the timer; more, if not enough of them race
+FEWER = 100  # requests near the timer; more, if not enough of them race
 # Of the robustness tests those whose outcome depends on how a program reads the kernel: tables by socket, by helper and by
 # cast, its own storage, packets.
 READS = "sends*,moved sockets,who closed and how,older connections,listener that is gone,table full"
@@ -55,7 +55,7 @@ SLOW = "signals,churn at start,start stop,many connections"
 SLOW_ON = {("fentry", "6.12")}
 # What became of a request shows in a proxy's system calls, which are its own; and in the kernel's send path, by its version.
 PROXIES = {("fentry", "6.12"): "nginx,haproxy,apache,lighttpd,varnish,caddy,node", ("kprobe", "5.10"): "nginx,haproxy"}
-ENCRYPTED_ON = {("fentry", "6.12"), ("kprobe", "5.10")}
+ENCRYPTED_ON = ("fentry", "6.12")  # a record is bytes to the kernel; natively as well
 BOTH_BACKENDS_ON = ("fentry", "6.1")
 PROVEN_ON = ("fentry", "6.1")
 PEERS_ON = ("fentry", "5.10")
@@ -93,7 +93,7 @@ def exact(options, name):
             f"{TESTS}/e2e/proxies.py", *alone, "--rounds", "1", "--proxies", PROXIES.get(here, "nginx,haproxy"),
         ], here in PROXIES
         yield "no live upstreams", [f"{TESTS}/e2e/no_live_upstreams.py", *alone], here in PROXIES
-        yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *alone], here in ENCRYPTED_ON
+        yield "TLS and HTTP/2", [f"{TESTS}/e2e/protocols.py", *alone], here == ENCRYPTED_ON
         yield "two hosts in one store", [f"{TESTS}/pipelines/fleet.py", *with_line], here == TWO_HOSTS_ON
         yield "the proving ground, a part", [
             f"{TESTS}/e2e/prove.py", *with_line, "--pairs", "nginx+uvicorn", "--timers", "short", "--exchanges", "30",
@@ -162,13 +162,13 @@ def main():
     parser.add_argument("--backends", default=",".join(BACKENDS), help="of fentry, kprobe, cgroup (default: all)")
     parser.add_argument("group", choices=("exact", "smp"))
     parser.add_argument("--whole", action="store_true", help="what runs on some kernels only, on this one as well")
-    parser.add_argument("--runs", type=int, help="of each of the lab's scenarios (default: 5; with --whole 100)")
-    parser.add_argument("--requests", type=int, default=300, help="near the timer, through nginx")
+    parser.add_argument("--runs", type=int, help="of each of the lab's scenarios (default: 3; with --whole 100)")
+    parser.add_argument("--requests", type=int, default=200, help="near the timer, through nginx")
     parser.add_argument("--only", default="", help="only commands with this word in their title")
     parser.add_argument("--build", default=os.path.join(os.path.dirname(TESTS), "build"), help="folder with the binaries")
     parser.add_argument("--logs", help="folder for what failed tests leave")
     options = parser.parse_args()
-    options.runs = options.runs or (100 if options.whole else 5)
+    options.runs = options.runs or (100 if options.whole else 3)
     names = options.backends.split(",")
     for name in names:
         if name not in BACKENDS:
