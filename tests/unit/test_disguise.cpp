@@ -43,6 +43,7 @@ TEST_CASE("a masked address is its network's")
     const Disguise mask(Disguise::Way::mask, clients);
     CHECK(mask.of("192.0.2.77") == "192.0.2.0");
     CHECK(mask.of("2001:db8:1:2::9") == "2001:db8:1::");
+    CHECK(mask.of("2002:c000:24d:2::9") == "2002:c000:200::"); // 192.0.2.77's, by 6to4
     CHECK(mask.of("no address") == "no address");
     for (const char* loopback : {"127.0.0.1", "127.1.2.3", "::1"})
         CHECK(mask.of(loopback) == loopback);

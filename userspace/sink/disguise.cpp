@@ -20,6 +20,7 @@ constexpr std::size_t v4_bytes = 4;
 constexpr std::size_t v6_bytes = 16;
 constexpr std::size_t v4_shown = 3;
 constexpr std::size_t v6_shown = 6;
+constexpr std::size_t v6to4_shown = 2 + v4_shown;
 
 bool is_loopback(const Address& address)
 {
@@ -65,7 +66,8 @@ std::string Disguise::of(std::string_view address) const
     const bool is_6 = parsed->family == 6;
     const std::size_t size = is_6 ? v6_bytes : v4_bytes;
     if (way_ == Way::mask) {
-        std::fill(bytes.begin() + (is_6 ? v6_shown : v4_shown), bytes.end(), std::uint8_t{0});
+        const bool is_6to4 = is_6 && bytes[0] == 0x20 && bytes[1] == 0x02; // RFC 3056: an IPv4 address follows
+        std::fill(bytes.begin() + (is_6to4 ? v6to4_shown : is_6 ? v6_shown : v4_shown), bytes.end(), std::uint8_t{0});
         return address_text(bytes.data(), parsed->family);
     }
     const std::uint64_t hash = pseudonym({reinterpret_cast<const char*>(bytes.data()), size});
