@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 // The metrics' text: what it says of a run, and that no number of upstreams makes it grow without end.
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <sstream>
 #include <string>
@@ -71,7 +72,8 @@ UpstreamKey key_of(unsigned number)
 }
 
 /// A race with that upstream, at that time.
-void count_race(Metrics& metrics, unsigned number, std::uint64_t at_ns, const Outcome& outcome = {})
+void count_race(Metrics& metrics, unsigned number, std::uint64_t at_ns, const Outcome& outcome = {},
+                Certainty certainty = race().certainty)
 {
     event e = crossing();
     const UpstreamKey key = key_of(number);
@@ -79,7 +81,9 @@ void count_race(Metrics& metrics, unsigned number, std::uint64_t at_ns, const Ou
     e.peer_port = key.port;
     e.family = 4;
     e.timestamp_ns = at_ns;
-    const Classification classification{.ending = Ending::verdict, .verdict = race(), .learned_idle_ms = {}};
+    Verdict verdict = race();
+    verdict.certainty = certainty;
+    const Classification classification{.ending = Ending::verdict, .verdict = verdict, .learned_idle_ms = {}};
     const Upstream upstream;
     metrics.count({.e = e,
                    .last = e,
@@ -266,6 +270,39 @@ TEST_CASE("what a server answers can't make a series each")
          at = text.find("\nfinrace_verdicts_total{", at + 1))
         ++series;
     CHECK(series == 15); // nine by number, five classes, and unknown
+}
+
+TEST_CASE("outcomes of one upstream are told apart up to a number of them")
+{
+    Metrics metrics(label_of);
+    constexpr std::array statuses{400, 408, 413, 429, 499, 500, 502, 503, 504, 200, 301, 418, 599};
+    constexpr std::array certainties{Certainty::proven, Certainty::likely, Certainty::possible};
+    std::uint64_t counted = 0;
+    for (const int status : statuses)
+        for (const Certainty certainty : certainties)
+            for (const bool known : {false, true}) {
+                Outcome outcome;
+                outcome.known = known;
+                outcome.client = Client{};
+                outcome.client->answered = true;
+                outcome.client->status = static_cast<std::uint16_t>(status);
+                count_race(metrics, 1, ++counted, outcome, certainty);
+            }
+    const std::string text = text_of(metrics, standing_health(), Upstreams());
+    std::istringstream lines(text);
+    std::uint64_t told = 0;
+    std::size_t series = 0;
+    std::size_t others = 0;
+    for (std::string line; std::getline(lines, line);) {
+        if (!line.starts_with("finrace_verdicts_total{"))
+            continue;
+        ++series;
+        others += line.find("retried=\"other\",client_status=\"other\"") != std::string::npos ? 1 : 0;
+        told += std::stoull(line.substr(line.rfind(' ')));
+    }
+    CHECK(series <= 40 + certainties.size());
+    CHECK(others == certainties.size());
+    CHECK(told == counted);
 }
 
 TEST_CASE("where metrics are served")

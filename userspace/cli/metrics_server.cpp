@@ -183,7 +183,7 @@ MHD_Response* MetricsServer::response()
     if (response_ != nullptr)
         MHD_destroy_response(response_); // whoever is still at it keeps it
     response_ = fresh.release();
-    made_ = now;
+    made_ = std::chrono::steady_clock::now(); // a long text takes a while
     return response_;
 }
 

@@ -29,6 +29,8 @@ using prometheus::MetricType;
 using Label = ClientMetric::Label;
 
 constexpr double milliseconds_a_second = 1000;
+/// Sets of an upstream's labels, from which on outcomes are not told apart.
+constexpr std::size_t most_told_apart = 40;
 /// In seconds: around the timers that servers have by default (1, 2, 5, 15, 20, 60, 65, 75, 115 s).
 constexpr std::array idle_bounds{0.1,  0.5,  1.0,  2.0,  3.0,  5.0,   7.5,   10.0,
                                  15.0, 20.0, 30.0, 60.0, 75.0, 120.0, 300.0, 900.0};
@@ -280,13 +282,17 @@ Metrics::Slot& Metrics::slot_of(const UpstreamKey& key, std::uint64_t now_ns)
 void Metrics::count(const Judged& judged)
 {
     const Verdict& verdict = *judged.classification.verdict;
-    const Labels labels{verdict.cause,
-                        verdict.variant,
-                        verdict.certainty,
-                        is_client(judged.e) ? "client" : "server",
-                        retried_text(judged.outcome),
-                        status_text(judged.outcome)};
-    ++slot_of(UpstreamKey::judged_at(judged.e), judged.e.timestamp_ns).verdicts[labels];
+    const auto labels = [&](std::string retried, std::string status) {
+        return Labels{verdict.cause,      verdict.variant,
+                      verdict.certainty,  is_client(judged.e) ? "client" : "server",
+                      std::move(retried), std::move(status)};
+    };
+    std::map<Labels, std::uint64_t>& verdicts =
+        slot_of(UpstreamKey::judged_at(judged.e), judged.e.timestamp_ns).verdicts;
+    const Labels whole = labels(retried_text(judged.outcome), status_text(judged.outcome));
+    // What a client got is chosen by those whose traffic this is: it must not take all of a scrape's room.
+    const bool is_told_apart = verdicts.size() < most_told_apart || verdicts.contains(whole);
+    ++verdicts[is_told_apart ? whole : labels("other", "other")];
 }
 
 std::string Metrics::text(const Standing& standing)
