@@ -774,6 +774,20 @@ def test_for(options):
     must(done.returncode == 2 and "--for" in done.stderr, f"exit {done.returncode}: {done.stderr}")
 
 
+def test_closed_standard_streams(options):
+    """What would be said to a standard stream that was closed before the start is not written between the records."""
+    deeper = os.path.join(options.folder, "deeper")
+    os.mkdir(deeper)
+    for folder in (options.folder, deeper):  # a path is opened step by step: the number that its file gets depends on them
+        path = os.path.join(folder, "closed-stream.jsonl")
+        command = [options.finrace, "run", *options.backend_flags, *options.unconfined, "--for", "1s", "--output", path]
+        done = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], timeout=LIMIT, check=False)
+        with open(path, "rb") as file:
+            lines = file.read().splitlines()
+        must(done.returncode == 0 and lines, f"exit {done.returncode}, {len(lines)} lines")
+        must(all(line.startswith(b"{") for line in lines), f"{lines}")
+
+
 def test_told_to_end_in_a_flood(options):
     """More events than it takes in at one go wait in the ring when it is told to end: it hands on all of them first."""
     count = 300 if options.small else 1500
@@ -2308,7 +2322,7 @@ def test_healthy_requests(options):
 # ---- all of them ---------------------------------------------------------------------------------------------------------
 
 TESTS = [
-    test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_no_btf, test_doctor, test_healthy_requests, test_signals, test_for, test_upstreams_that_rest,
+    test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_no_btf, test_doctor, test_healthy_requests, test_signals, test_for, test_closed_standard_streams, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_told_timer, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
     test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_closes_that_meet, test_requests_in_use,

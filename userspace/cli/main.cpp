@@ -12,6 +12,9 @@
 #include <string_view>
 #include <vector>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -32,6 +35,17 @@ int written_out(int status)
         return status;
     finrace::say(fmt::format("cannot write to standard output: {}", std::strerror(errno)));
     return finrace::exit_unusable;
+}
+
+/// What is opened later must not take a standard stream's number that whoever started this left closed: what is said
+/// would go there.
+void hold_standard_descriptors()
+{
+    int fd = 0;
+    while (fd >= 0 && fd <= STDERR_FILENO)
+        fd = ::open("/dev/null", O_RDWR);
+    if (fd > STDERR_FILENO)
+        ::close(fd);
 }
 
 /// CLI11's own words, but for "--for excludes file".
@@ -65,6 +79,7 @@ bool is_for_the_user(const std::exception& error)
 int main(int argc, char** argv)
 {
     using namespace finrace;
+    hold_standard_descriptors();
 
     CLI::App program(
         "Watches TCP in the kernel and names why a proxied request died: above all the keep-alive race, in "
