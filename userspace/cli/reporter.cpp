@@ -107,9 +107,15 @@ void Reporter::serve_metrics(LiveLoop& loop, MetricsListener listener)
     if (listener_->problem() == 0)
         answer_if_it_listens();
     else
-        say(fmt::format("warning: --metrics {}: {}; nobody is answered there until it can be had, which is tried again",
-                        listener_->address(), std::strerror(listener_->problem())));
+        say(fmt::format("warning: --metrics{}: {}; nobody is answered there until it can be had, which is tried again",
+                        told_address(" "), std::strerror(listener_->problem())));
     tried_to_listen_ = std::chrono::steady_clock::now();
+}
+
+/// Where metrics are served, behind `before`; nothing where this host's addresses are hidden.
+std::string Reporter::told_address(const char* before) const
+{
+    return options_.addresses.hides_all() ? "" : before + listener_->address();
 }
 
 void Reporter::answer_if_it_listens()
@@ -180,7 +186,7 @@ bool Reporter::on_tick()
         try {
             answer_if_it_listens();
             if (server_)
-                say(fmt::format("metrics are served at {} now", listener_->address()));
+                say(fmt::format("metrics are served{} now", told_address(" at ")));
         } catch (const UsageError& error) {
             if (!std::exchange(library_refused_, true))
                 say(fmt::format("{}; that is tried again", error.what()));
@@ -354,7 +360,7 @@ Health Reporter::health(bool last) const
     if (recorder_ != nullptr)
         health.beside.push_back(recorder_->state());
     if (unserved()) // where it listens, the library will start yet
-        health.beside.push_back({.name = options_.addresses.hides_all() ? "metrics" : "metrics:" + listener_->address(),
+        health.beside.push_back({.name = "metrics" + told_address(":"),
                                  .problem = listener_->problem() != 0 ? listener_->problem() : EAGAIN});
     for (const Hook& hook : facts.missing)
         health.missing_hooks.push_back({.name = hook.name, .purpose = hook.purpose, .problem = hook.problem});

@@ -62,6 +62,7 @@ private:
         std::uint64_t opened_ns = 0;
     };
 
+    [[nodiscard]] std::string told_address(const char* before) const;
     void answer_if_it_listens();
     /// Metrics are asked for, and nobody is answered yet.
     [[nodiscard]] bool unserved() const { return listener_ && !server_; }
