@@ -379,7 +379,9 @@ def test_reader_leaves(options):
             wait_for(lambda: has_said(finrace, f"nobody reads {fifo} any more"), finrace.words)
             due = [unanswered(net, listener)]
             wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == due, "the verdict")
-            must(finrace.next_health().at("finrace.outputs")[1]["dropped"] > 0, "what nobody reads is not counted")
+            of_fifo = finrace.next_health().at("finrace.outputs")[1]
+            must(of_fifo["dropped"] > 0, "what nobody reads is not counted")
+            must(of_fifo.get("problem") == "EPIPE", f"nobody is said to read: {of_fifo}")
             fifo_reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
             finrace.send(signal.SIGHUP)
             wait_for(lambda: has_said(finrace, f"{fifo} is opened anew"), finrace.words)

@@ -3,7 +3,6 @@
 #include "cli/fleet.h"
 
 #include <algorithm>
-#include <csignal>
 #include <map>
 #include <optional>
 #include <tuple>
@@ -19,6 +18,7 @@
 #include "core/units.h"
 #include "sink/clock.h"
 #include "sink/record_reader.h"
+#include "sink/stream.h"
 #include "sink/text.h"
 #include "source/clickhouse.h"
 
@@ -552,7 +552,7 @@ void check_filter(const Filter& filter)
 FleetReport ask_fleet(const std::string& url, std::chrono::nanoseconds since, const Filter& filter)
 {
     check_filter(filter);
-    ::signal(SIGPIPE, SIG_IGN); // a store that goes away is told by an error
+    let_writes_fail(); // also to a store that goes away
     try {
         const ClickHouse store(url);
         const auto now_s = static_cast<std::uint64_t>(

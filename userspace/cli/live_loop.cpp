@@ -18,6 +18,7 @@
 #include <fmt/format.h>
 
 #include "cli/privileges.h"
+#include "sink/stream.h"
 #include "source/descriptor.h"
 
 namespace finrace {
@@ -63,7 +64,7 @@ LiveLoop::LiveLoop(const WatchOptions& options, std::chrono::nanoseconds tick, R
     require_privileges();
     tick_every(tick);
 
-    ::signal(SIGPIPE, SIG_IGN); // a reader that leaves is told by EPIPE
+    let_writes_fail();
     sigset_t stop{};
     sigemptyset(&stop);
     sigaddset(&stop, SIGINT);

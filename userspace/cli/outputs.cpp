@@ -357,7 +357,9 @@ std::vector<OutputState> Outputs::states() const
                                    .written = to.written(),
                                    .dropped = to.dropped(),
                                    .bytes_waiting = to.waiting(),
-                                   .problem = to.problem() != 0 ? to.problem() : output.reopen_problem};
+                                   .problem = has_ended(output)   ? EPIPE
+                                              : to.problem() != 0 ? to.problem()
+                                                                  : output.reopen_problem};
             },
             output.to));
     return all;

@@ -298,19 +298,26 @@ void Recorder::rotate_if_due()
         static_cast<std::uint64_t>(status.st_size) < options_.rotate_bytes)
         return;
     rotate_after_ns_ = now_ns + rotation_retried_ns; // unless it works
-    stream_.flush_for(longest_wait_to_rotate);
-    if (stream_.waiting() > 0) // the disk is full, or slow
+    const auto grows_on = [&](const char* why) {
+        if (!std::exchange(rotation_refused_, true))
+            say(fmt::format("cannot rotate the recording: {}; it grows on, and that is tried again", why));
+    };
+    const auto is_all_out = [&] {
+        stream_.flush_for(longest_wait_to_rotate);
+        if (stream_.waiting() > 0 && stream_.problem() == 0) // else that problem is told
+            grows_on("its disk takes less than there is to write");
+        return stream_.waiting() == 0;
+    };
+    if (!is_all_out())
         return;
     if (!std::exchange(part_ended_, true))
         put(RecordedEnd{false});
-    stream_.flush_for(longest_wait_to_rotate);
-    if (stream_.waiting() > 0)
+    if (!is_all_out())
         return;
     try {
         shift_files();
     } catch (const OutputError& error) {
-        if (!std::exchange(rotation_refused_, true))
-            say(fmt::format("cannot rotate the recording: {}; it grows on, and that is tried again", error.what()));
+        grows_on(error.what());
         return;
     }
     go_on_in_new_file();

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -36,7 +35,7 @@ namespace {
 
 int replay(const RunOptions& options)
 {
-    ::signal(SIGPIPE, SIG_IGN); // a reader that leaves is told by EPIPE
+    let_writes_fail();
     const std::unique_ptr<StoredFeed> feed = open_stored(options.watch.filter, options.connections, options.replayed);
     for (const OutputTarget& target : options.outputs) {
         // Asked first: to open it for records ends a line in it.

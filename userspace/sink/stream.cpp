@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <csignal>
 #include <cstring>
 #include <system_error>
 #include <utility>
@@ -58,6 +59,12 @@ constexpr std::chrono::milliseconds refused_for(100);
 constexpr std::size_t most_behind = 1U << 20U;
 
 } // namespace
+
+void let_writes_fail()
+{
+    ::signal(SIGPIPE, SIG_IGN);
+    ::signal(SIGXFSZ, SIG_IGN);
+}
 
 Stream::Stream(int fd, std::size_t limit) : fd_(fd), limit_(limit) {}
 
@@ -194,6 +201,7 @@ void Stream::drop_torn_line()
 void Stream::reopen(const std::string& path, bool discard)
 {
     flush_for(longest_wait_to_reopen); // before: the path may still be the same file, and its last line a part of one
+    end_write(longest_wait_to_reopen);
     if (writer_ && writer_->busy())
         throw OutputError(fmt::format("{} is not opened anew: what was written before is not taken yet", path), EBUSY);
     struct stat before {};
@@ -291,6 +299,19 @@ void Stream::write_on()
     }
     if (now >= tried_again_at_ && waiting() > 0 && !writer_->busy())
         writer_->begin(fd_, std::string_view(backlog_).substr(sent_, most_behind));
+}
+
+/// Waits for the write that is under way, and begins none: a disk that takes less than there is never has nothing to
+/// do.
+void Stream::end_write(std::chrono::milliseconds limit)
+{
+    if (!writer_ || !writer_->busy())
+        return;
+    pollfd ended = awaited();
+    ::poll(&ended, 1, static_cast<int>(limit.count()));
+    if (const auto result = writer_->result())
+        take_in(result->count, result->error);
+    trim();
 }
 
 /// What a write gave. Returns whether another may follow at once.

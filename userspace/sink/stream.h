@@ -25,6 +25,10 @@ struct OutputError : std::runtime_error {
     int error;
 };
 
+/// From now on a write fails, by EPIPE or EFBIG, that would end the process by SIGPIPE (nobody reads) or SIGXFSZ (the
+/// file would exceed the limit of this process).
+void let_writes_fail();
+
 class Stream {
 public:
     static constexpr std::size_t default_backlog = 8U << 20U;
@@ -51,8 +55,8 @@ public:
     void write_behind();
 
     /// Goes on in a file opened anew under `path`; what waits goes there too, or, with `discard`, counts as dropped.
-    /// Throws OutputError, and then goes on as before: also where the old file's disk has not taken yet what was
-    /// written.
+    /// Throws OutputError, and then goes on as before: also where the old file's disk does not end the write that it is
+    /// at.
     void reopen(const std::string& path, bool discard = false);
 
     /// Queues a line (without its newline); flush() writes it.
@@ -90,6 +94,7 @@ private:
     Stream(int fd, std::size_t limit);
     void write_behind_if_regular();
     void write_on();
+    void end_write(std::chrono::milliseconds limit);
     bool take_in(std::int64_t count, int error);
     void trim();
     void drop_torn_line();
