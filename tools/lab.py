@@ -939,6 +939,7 @@ def silence_until_client_shuts_down(run):
     if run.number % 2:
         run.client.close()
     run.becomes(lambda: unread_bytes(run.server) > 0, "the path did not heal")
+    run.truth["client_ended_at"] = now_ns()  # until a retransmission came through, its kernel went on
     run.client.close()
 
 
