@@ -290,15 +290,24 @@ void Stream::flush()
 /// this.
 void Stream::write_on()
 {
-    const auto now = std::chrono::steady_clock::now();
-    if (const auto result = writer_->result()) {
-        problem_ = 0;
-        if (!take_in(result->count, result->error))
-            tried_again_at_ = now + refused_for;
-        trim();
-    }
-    if (now >= tried_again_at_ && waiting() > 0 && !writer_->busy())
-        writer_->begin(fd_, std::string_view(backlog_).substr(sent_, most_behind));
+    take_result();
+    if (std::chrono::steady_clock::now() < tried_again_at_ || waiting() == 0 || writer_->busy())
+        return;
+    // Between two lines another file may take over.
+    const std::string_view next = std::string_view(backlog_).substr(sent_);
+    writer_->begin(fd_, next.substr(0, whole_lines(next, most_behind)));
+}
+
+/// Of a write behind that has ended.
+void Stream::take_result()
+{
+    const auto result = writer_->result();
+    if (!result)
+        return;
+    problem_ = 0;
+    if (!take_in(result->count, result->error))
+        tried_again_at_ = std::chrono::steady_clock::now() + refused_for;
+    trim();
 }
 
 /// Waits for the write that is under way, and begins none: a disk that takes less than there is never has nothing to
@@ -309,9 +318,7 @@ void Stream::end_write(std::chrono::milliseconds limit)
         return;
     pollfd ended = awaited();
     ::poll(&ended, 1, static_cast<int>(limit.count()));
-    if (const auto result = writer_->result())
-        take_in(result->count, result->error);
-    trim();
+    take_result();
 }
 
 /// What a write gave. Returns whether another may follow at once.

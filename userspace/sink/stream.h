@@ -95,6 +95,7 @@ private:
     void write_behind_if_regular();
     void write_on();
     void end_write(std::chrono::milliseconds limit);
+    void take_result();
     bool take_in(std::int64_t count, int error);
     void trim();
     void drop_torn_line();
