@@ -788,6 +788,17 @@ def test_closed_standard_streams(options):
         must(all(line.startswith(b"{") for line in lines), f"{lines}")
 
 
+def test_file_size_limit(options):
+    """A file that may not grow beyond this process's limit (RLIMIT_FSIZE) is as a full disk: nothing ends by SIGXFSZ."""
+    with network() as net, Finrace(options, interval="100ms") as finrace:
+        before = resource.prlimit(finrace.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(finrace.process.pid, resource.RLIMIT_FSIZE, (4096, before[1]))
+        wait_for(lambda: any("File too large" in line for line in finrace.said), finrace.words)
+        due = unanswered(net, listen(net))
+        resource.prlimit(finrace.process.pid, resource.RLIMIT_FSIZE, before)
+        wait_for(lambda: [one.ends for one in finrace.verdicts(net)] == [due], "the verdict, once there is room")
+
+
 def test_told_to_end_in_a_flood(options):
     """More events than it takes in at one go wait in the ring when it is told to end: it hands on all of them first."""
     count = 300 if options.small else 1500
@@ -2322,7 +2333,7 @@ def test_healthy_requests(options):
 # ---- all of them ---------------------------------------------------------------------------------------------------------
 
 TESTS = [
-    test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_no_btf, test_doctor, test_healthy_requests, test_signals, test_for, test_closed_standard_streams, test_upstreams_that_rest,
+    test_refusals, test_check_config, test_shipped_configuration, test_not_root, test_no_cgroup_root, test_no_btf, test_doctor, test_healthy_requests, test_signals, test_for, test_closed_standard_streams, test_file_size_limit, test_upstreams_that_rest,
     test_told_to_end_in_a_flood, test_log_rotation, test_told_timer, test_reload, test_containers, test_recording, test_page, test_filter_that_nothing_matches,
     test_recording_lives_on, test_recorder_through_a_pipe, test_accept_queue_full, test_two_at_once, test_process_names, test_text_for_people,
     test_endless_configuration, test_moved_sockets, test_who_closed_and_how, test_rest_at_close, test_closes_that_meet, test_requests_in_use,
