@@ -71,14 +71,15 @@ void add_record(CLI::App& program, Action& action)
     command->add_flag("--connections", options->connections,
                       "what run --connections needs as well: states, and what this host accepts");
     add_confinement_option(*command, options->unconfined);
-    command->footer("A recording holds addresses, ports, times and process names, and no payload. What you tell of "
-                    "idle timers\n"
-                    "(--idle-timeout) is not in it: tell it again where it is read.\n"
-                    "\n"
-                    "Examples:\n"
-                    "  finrace record --output /var/tmp/finrace.rec --for 10m\n"
-                    "  finrace diagnose /var/tmp/finrace.rec\n"
-                    "  finrace run --replay /var/tmp/finrace.rec");
+    command->footer(
+        "A recording holds addresses, ports, times, the host's name, processes' names and control groups\n"
+        "(container, pod, unit), statuses that clients got, and no other payload. What you tell of idle timers\n"
+        "(--idle-timeout) is not in it: tell it again where it is read.\n"
+        "\n"
+        "Examples:\n"
+        "  finrace record --output /var/tmp/finrace.rec --for 10m\n"
+        "  finrace diagnose /var/tmp/finrace.rec\n"
+        "  finrace run --replay /var/tmp/finrace.rec");
     command->callback([options, &action] { action = [options] { return record(*options); }; });
 }
 

@@ -97,7 +97,7 @@ void add_address_options(CLI::App& command, AddressOptions& options)
         [&options](const std::string& text) { options.names.add(text); })
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     add_parsed(command, "--mask-addresses", "clients|all",
-               "records tell networks alone (/24, of IPv6 /48): of clients, or of everybody",
+               "records tell networks alone (/24, of IPv6 /48, of 6to4 /40): of clients, or of everybody",
                [&options](const std::string& text) { options.masked = parse_scope(text); });
     add_parsed(command, "--hash-addresses", "clients|all",
                "records tell pseudonyms, addresses in 100::/64: of clients, or of everybody",
